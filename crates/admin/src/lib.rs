@@ -1,0 +1,1 @@
+//! The REST admin API: types, server and client

@@ -1,0 +1,1 @@
+//! Connections, topics, subscriptions, dispatchers, namespaces

@@ -1,0 +1,1 @@
+//! A Pulsar client: lookup, producer, consumer, reader

@@ -1,0 +1,1 @@
+//! The worker: function catalogue, scheduler, instances, runtimes and language hosts

@@ -1,0 +1,3 @@
+//! Serverless event streaming in one binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The nouns of Geminga: names, ids, positions, function and mesh specs

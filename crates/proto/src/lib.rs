@@ -1,0 +1,1 @@
+//! The Pulsar binary protocol: messages, frames, checksums, batches, compression

@@ -1,0 +1,1 @@
+//! Ledgers, segment files, managed ledgers, cursors and the metadata store
