@@ -1,0 +1,203 @@
+//! The real disk: one directory, `std::fs` with direct I/O where the file system takes it.
+//!
+//! A log file is opened twice: for writing with O_DIRECT and O_DSYNC, so that a commit is one
+//! system call and does not pass the page cache, and for reading through the page cache. Where
+//! O_DIRECT is refused (at open or by the first write, as some file systems do) the log is written
+//! through the page cache and synced by `fdatasync`.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{Advice, OFlags};
+use rustix::io::Errno;
+
+use super::{BLOCK_BYTES, Disk, DiskFile, Open};
+
+#[derive(Debug)]
+pub struct DirectoryDisk {
+    path: PathBuf,
+}
+
+impl DirectoryDisk {
+    /// The directory must exist.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Disk for DirectoryDisk {
+    fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn DiskFile>> {
+        let path = self.path.join(name);
+        let file = match how {
+            Open::Read => File::open(&path)?,
+            Open::Create => File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&path)?,
+            Open::Log { .. } => File::options().read(true).write(true).open(&path)?,
+        };
+        let direct = match how {
+            Open::Log { durable: true } => open_direct(&path)?,
+            _ => None,
+        };
+        Ok(Arc::new(DirectoryFile {
+            file,
+            direct_works: AtomicBool::new(direct.is_some()),
+            direct,
+        }))
+    }
+
+    fn list(&self) -> io::Result<Vec<(String, u64)>> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if let (true, Ok(name)) = (metadata.is_file(), entry.file_name().into_string()) {
+                files.push((name, metadata.len()));
+            }
+        }
+        Ok(files)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path.join(name))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.path)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn describe(&self, name: &str) -> String {
+        self.path.join(name).display().to_string()
+    }
+}
+
+/// `None` where the file system has no direct I/O.
+fn open_direct(path: &Path) -> io::Result<Option<File>> {
+    let flags = (OFlags::DIRECT | OFlags::DSYNC).bits() as i32;
+    match OpenOptions::new()
+        .write(true)
+        .custom_flags(flags)
+        .open(path)
+    {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if is_refusal(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    [Errno::INVAL, Errno::OPNOTSUPP]
+        .iter()
+        .any(|errno| code == Some(errno.raw_os_error()))
+}
+
+#[derive(Debug)]
+struct DirectoryFile {
+    file: File,
+    direct: Option<File>,
+    direct_works: AtomicBool,
+}
+
+impl DiskFile for DirectoryFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let aligned = offset.is_multiple_of(BLOCK_BYTES as u64)
+            && buf.len().is_multiple_of(BLOCK_BYTES)
+            && buf.as_ptr().align_offset(BLOCK_BYTES) == 0;
+        if let (true, Some(direct)) = (self.direct_works.load(Ordering::Relaxed), &self.direct) {
+            if aligned {
+                match direct.write_all_at(buf, offset) {
+                    // Nothing was written: the file system takes the flag and refuses the write.
+                    Err(error) if is_refusal(&error) => {
+                        self.direct_works.store(false, Ordering::Relaxed);
+                    }
+                    other => return other,
+                }
+            } else {
+                self.file.write_all_at(buf, offset)?;
+                return self.file.sync_data();
+            }
+        }
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn syncs_itself(&self) -> bool {
+        self.direct_works.load(Ordering::Relaxed)
+    }
+
+    fn will_read(&self) {
+        // Only a hint: a file system without it reads as well, more slowly.
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::WillNeed);
+        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::Sequential);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::AlignedBuf;
+    use super::*;
+
+    #[test]
+    fn a_log_file_is_written_in_place_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DirectoryDisk::new(dir.path());
+        let mut block = AlignedBuf::default();
+        block.resize(2 * BLOCK_BYTES);
+        let created = disk.open("log", Open::Create).unwrap();
+        created.write_at(block.as_slice(), 0).unwrap();
+        created.sync().unwrap();
+        disk.sync_dir().unwrap();
+
+        for durable in [true, false] {
+            let file = disk.open("log", Open::Log { durable }).unwrap();
+            block.as_mut_slice().fill(7 + u8::from(durable));
+            block.resize(BLOCK_BYTES);
+            file.write_at(block.as_slice(), BLOCK_BYTES as u64).unwrap();
+            if !file.syncs_itself() {
+                file.sync().unwrap();
+            }
+            let mut read = vec![1; 2 * BLOCK_BYTES];
+            file.read_at(&mut read, 0).unwrap();
+            assert!(read[..BLOCK_BYTES].iter().all(|byte| *byte == 0));
+            assert_eq!(&read[BLOCK_BYTES..], block.as_slice());
+            let past_the_end = file.read_at(&mut read, 1).unwrap_err();
+            assert_eq!(past_the_end.kind(), io::ErrorKind::UnexpectedEof);
+        }
+        assert_eq!(
+            disk.list().unwrap(),
+            [("log".to_owned(), 2 * BLOCK_BYTES as u64)]
+        );
+    }
+}

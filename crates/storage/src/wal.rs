@@ -1,0 +1,4 @@
+//! The write-ahead log: one for all ledgers and for the state machine, so that one sync covers all
+//! that arrived together.
+
+pub mod record;
