@@ -2,8 +2,18 @@
 //!
 //! Pure: no I/O, no async, no clock. Text is parsed once, at the edge, into these types.
 
+mod config_struct;
+pub mod connector;
+pub mod function;
+pub mod io_config;
 pub mod name;
 pub mod position;
 
+pub use connector::{BatchSourceConfig, SinkConfig, SourceConfig};
+pub use function::{
+    ExecInput, ExecMode, Framing, FunctionConfig, ProcessingGuarantees, Resources, Runtime,
+    RuntimeOptions, SubscriptionPosition, WindowConfig,
+};
+pub use io_config::{BatchBuilder, CompressionType, ConsumerConfig, CryptoConfig, ProducerConfig};
 pub use name::{NameError, NamespaceName, TopicDomain, TopicName};
 pub use position::{EntryId, LedgerId, Position};
