@@ -1,4 +1,19 @@
-//! Ledgers, segment files, managed ledgers, cursors and the metadata store
+//! Ledgers, segment files, managed ledgers, cursors and the metadata store. Entries are opaque bytes.
+//!
+//! Reading order: `ledger` is the contract below (a store of ledgers, and a log for small records),
+//! `disk` and `wal` are the engine behind it, `metadata` and `managed` are built on it and are what
+//! the broker uses.
 
+pub mod config;
 pub mod disk;
+pub mod error;
+pub mod ledger;
+pub mod metadata;
 pub mod wal;
+
+pub use config::ManagedConfig;
+pub use error::{AppendError, ManagedError, MetadataError, StoreError};
+pub use ledger::{
+    AppendObserver, BoxFuture, Entry, LedgerEnd, LedgerStore, LedgerWriter, ReadLimits, Space,
+    SpaceLevel, StateLog, StateMachine, Ticket,
+};
