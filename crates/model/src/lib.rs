@@ -8,6 +8,7 @@ pub mod function;
 pub mod io_config;
 pub mod name;
 pub mod position;
+pub mod validate;
 
 pub use connector::{BatchSourceConfig, SinkConfig, SourceConfig};
 pub use function::{

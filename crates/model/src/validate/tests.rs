@@ -1,0 +1,201 @@
+use super::*;
+
+fn function(text: &str) -> FunctionConfig {
+    serde_json::from_str(text).expect(text)
+}
+
+/// Each row: what is changed in a function that is well, and what is said then.
+#[test]
+fn each_rule_for_functions() {
+    let well = r#""name":"f","inputs":["in"],"output":"out","py":"f.py""#;
+    assert_eq!(validate_function(&function(&format!("{{{well}}}"))), []);
+    let rows: &[(&str, &str, &str)] = &[
+        (
+            "",
+            r#""parallelism":0"#,
+            "`parallelism` must be positive, it is 0",
+        ),
+        (
+            "",
+            r#""timeoutMs":-1"#,
+            "`timeoutMs` must be positive, it is -1",
+        ),
+        (
+            "",
+            r#""timeoutMs":5,"processingGuarantees":"ATMOST_ONCE""#,
+            "a time limit needs the guarantee ATLEAST_ONCE",
+        ),
+        ("", r#""resources":{"cpu":0}"#, "`cpu` must be positive"),
+        ("", r#""resources":{"ram":-5}"#, "`ram` must be positive"),
+        (
+            "",
+            r#""maxMessageRetries":1,"processingGuarantees":"EFFECTIVELY_ONCE""#,
+            "`maxMessageRetries` and EFFECTIVELY_ONCE do not go together",
+        ),
+        (
+            "",
+            r#""deadLetterTopic":"dead""#,
+            "retries have no end, so nothing ever reaches the dead letter topic",
+        ),
+        (
+            "",
+            r#""retainOrdering":true,"retainKeyOrdering":true"#,
+            "`retainOrdering` and `retainKeyOrdering` exclude each other",
+        ),
+        (
+            "",
+            r#""retainKeyOrdering":true,"processingGuarantees":"EFFECTIVELY_ONCE""#,
+            "order per key and EFFECTIVELY_ONCE do not go together",
+        ),
+        (
+            "",
+            r#""autoAck":false,"processingGuarantees":"ATMOST_ONCE""#,
+            "`autoAck: false` contradicts ATMOST_ONCE, which acknowledges before the call",
+        ),
+        ("", r#""jar":"a.jar""#, "`jar` and `py` exclude each other"),
+        (
+            "",
+            r#""runtime":"GO""#,
+            "`runtime` is go, but `py` is given",
+        ),
+        (
+            "",
+            r#""logTopic":"a/b""#,
+            "topic name `a/b` is not of the form `persistent://tenant/namespace/topic`",
+        ),
+        (
+            "",
+            r#""inputSpecs":{"in":{"receiverQueueSize":-1}}"#,
+            "`receiverQueueSize` must not be negative",
+        ),
+        (
+            "",
+            r#""inputSpecs":{"in":{"schemaType":"JSON","serdeClassName":"x"}}"#,
+            "`schemaType` and `serdeClassName` exclude each other",
+        ),
+        (
+            "",
+            r#""producerConfig":{"cryptoConfig":{"cryptoKeyReaderClassName":"k"}}"#,
+            "encryption needs the names of its keys",
+        ),
+        ("", r#""tenant":"a b""#, "`a b` is not a legal tenant"),
+        (
+            "",
+            r#""customRuntimeOptions":"{\"mode\":\"fast\"}""#,
+            "`customRuntimeOptions` is not what it should be: unknown variant `fast`, expected one of `spawn`, `stream`, `batch` at line 1 column 14",
+        ),
+        (
+            "",
+            r#""windowConfig":{}"#,
+            "a window needs a length: `windowLengthCount` or `windowLengthDurationMs`",
+        ),
+        (
+            "",
+            r#""windowConfig":{"windowLengthCount":0}"#,
+            "`windowLengthCount` must be positive",
+        ),
+        (
+            "",
+            r#""windowConfig":{"windowLengthCount":3},"processingGuarantees":"MANUAL""#,
+            "a window function is ATLEAST_ONCE or ATMOST_ONCE",
+        ),
+        (r#""inputs":["in"],"#, "", "there is no input topic"),
+        (r#","py":"f.py""#, "", "there is no code to run"),
+        (
+            r#""name":"f","#,
+            r#""name":"f/g""#,
+            "`f/g` is not a legal name",
+        ),
+    ];
+    for (without, with, want) in rows {
+        let comma = if with.is_empty() { "" } else { "," };
+        let text = format!("{{{}{comma}{with}}}", well.replace(without, ""));
+        let text = if without.is_empty() {
+            format!("{{{well},{with}}}")
+        } else {
+            text
+        };
+        let said: Vec<_> = validate_function(&function(&text))
+            .into_iter()
+            .map(|v| v.message)
+            .collect();
+        assert_eq!(said, [*want], "{text}");
+    }
+}
+
+#[test]
+fn output_equals_input_by_full_name() {
+    for (input, output, loops) in [
+        ("a", "a", true),
+        ("a", "persistent://public/default/a", true),
+        ("public/default/a", "a", true),
+        ("non-persistent://public/default/a", "a", false),
+        ("t/n/a", "a", false),
+    ] {
+        let text =
+            format!(r#"{{"name":"f","sh":"f.sh","inputs":["{input}"],"output":"{output}"}}"#);
+        assert_eq!(
+            !validate_function(&function(&text)).is_empty(),
+            loops,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn sources_and_sinks() {
+    let source: SourceConfig =
+        serde_json::from_str(r#"{"name":"s","parallelism":0}"#).expect("reads");
+    let said: Vec<_> = validate_source(&source)
+        .into_iter()
+        .map(|v| v.message)
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "a source needs a topic to write to",
+            "`parallelism` must be positive, it is 0",
+            "the source does not say what it is",
+        ]
+    );
+    let sink: SinkConfig =
+        serde_json::from_str(r#"{"name":"s","sinkType":"file","negativeAckRedeliveryDelayMs":-1}"#)
+            .expect("reads");
+    let said: Vec<_> = validate_sink(&sink)
+        .into_iter()
+        .map(|v| v.message)
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "there is no input topic",
+            "`negativeAckRedeliveryDelayMs` must not be negative"
+        ]
+    );
+}
+
+#[test]
+fn an_update_lays_fields_over_the_stored_ones() {
+    let stored = function(r#"{"name":"f","inputs":["in"],"py":"f.py","parallelism":1}"#);
+    let merged = merge_function(&stored, &function(r#"{"parallelism":3,"output":"out"}"#));
+    assert_eq!(
+        merged,
+        Ok(function(
+            r#"{"name":"f","inputs":["in"],"py":"f.py","parallelism":3,"output":"out"}"#
+        ))
+    );
+    for (change, want) in [
+        (r#"{"name":"g"}"#, "`name` cannot change from `f` to `g`"),
+        (
+            r#"{"inputs":["in","more"]}"#,
+            "input `more` cannot be added by an update",
+        ),
+        (
+            r#"{"processingGuarantees":"MANUAL"}"#,
+            "`processingGuarantees` cannot change from its default to \"MANUAL\"",
+        ),
+    ] {
+        let found = merge_function(&stored, &function(change)).expect_err(change);
+        assert_eq!(found[0].message, want);
+    }
+}
