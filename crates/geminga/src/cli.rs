@@ -1,0 +1,170 @@
+//! The command line: what can be typed, and which module does it.
+//!
+//! Data goes to stdout, everything else to stderr. A command returns an `Outcome`; this module alone
+//! turns it into text and an exit code.
+
+pub(crate) mod explain;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::failure::{Exit, Failure, Outcome};
+use crate::output::{self, Format};
+use crate::telemetry;
+
+/// Serverless event streaming in one binary.
+#[derive(Debug, Parser)]
+#[command(
+    name = "geminga",
+    version,
+    about,
+    disable_help_subcommand = true,
+    after_help = "Examples:\n  \
+        geminga run examples/earthquakes/mesh.yaml\n  \
+        printf 'hello\\n' | geminga run reverse.sh\n  \
+        geminga standalone --ephemeral"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Global {
+    /// The broker's address
+    #[arg(
+        long,
+        global = true,
+        env = "GEMINGA_SERVICE_URL",
+        value_name = "URL",
+        help_heading = "Global options"
+    )]
+    pub(crate) service_url: Option<String>,
+    /// The admin API's address
+    #[arg(
+        long,
+        global = true,
+        env = "GEMINGA_ADMIN_URL",
+        value_name = "URL",
+        help_heading = "Global options"
+    )]
+    pub(crate) admin_url: Option<String>,
+    /// How data is printed
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        help_heading = "Global options"
+    )]
+    pub(crate) output: Option<Format>,
+    /// More log lines on stderr; repeat for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Global options")]
+    pub(crate) verbose: u8,
+}
+
+impl Global {
+    pub(crate) fn format(&self) -> Format {
+        self.output.unwrap_or_default()
+    }
+
+    pub(crate) fn service_url(&self) -> &str {
+        self.service_url
+            .as_deref()
+            .unwrap_or("pulsar://127.0.0.1:6650")
+    }
+
+    pub(crate) fn admin_url(&self) -> &str {
+        self.admin_url.as_deref().unwrap_or("http://127.0.0.1:8080")
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say more about an error code
+    Explain(explain::ExplainArgs),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the command line, runs the command, prints its error.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap prints help and version on stdout and its errors on stderr, with usage.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(Exit::Usage as u8)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(&failure);
+            failure.code()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome {
+    let global = cli.global;
+    telemetry::start(global.verbose, "warn");
+    match cli.command {
+        Command::Explain(args) => explain::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "geminga",
+                &mut std::io::stdout(),
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Runs an async command on a runtime of its own.
+pub(crate) fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let outcome = runtime.block_on(future);
+    // What still runs (a blocked read of stdin, say) must not hold the exit.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn report(failure: &Failure) {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    for diagnostic in &failure.diagnostics {
+        let text = diagnostic.to_string();
+        if colour && diagnostic.is_error() {
+            output::note(&text.replacen("error", "\x1b[1;31merror\x1b[0m", 1));
+        } else {
+            output::note(&text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,100 @@
+//! The error codes of the command line, with what `geminga explain` says of each.
+//!
+//! The first two digits are the place: 00 the command line, 01 the server and its data, 02 topics and
+//! the admin API, 03 files and meshes, 04 functions, 05 clients.
+
+/// Code, title, text.
+pub(crate) type Code = (&'static str, &'static str, &'static str);
+
+/// All codes, in order.
+pub(crate) fn all() -> impl Iterator<Item = Code> {
+    CODES.iter().copied()
+}
+
+const CODES: &[Code] = &[
+    (
+        "G0001",
+        "an operation of the system failed",
+        "Reading, writing or starting something failed, and the system's own words are in the message.",
+    ),
+    (
+        "G0003",
+        "no such error code",
+        "`geminga explain` without a code lists all of them.",
+    ),
+    (
+        "G0101",
+        "a port is in use",
+        "Another process listens on the port. Take another one with `--port` and `--http-port`; 0 means a \
+         free one, and with `-o json` the first line on stdout tells which.",
+    ),
+    (
+        "G0102",
+        "the data directory is in use",
+        "A data directory belongs to one server at a time, by a lock that ends with the server. Stop the \
+         other server, or name another directory with `--data`.",
+    ),
+    (
+        "G0103",
+        "the data directory can't be used",
+        "It can't be made, read or written. The message has the system's reason. Check its owner and \
+         permissions, and that the disk is not mounted read-only.",
+    ),
+    (
+        "G0104",
+        "the data directory was written by a newer Geminga",
+        "This version does not know its format and changes nothing in it. Run the newer version, or name \
+         another directory with `--data`.",
+    ),
+    (
+        "G0105",
+        "the data is damaged",
+        "A checksum does not fit in the middle of the data, at the file and offset in the message. Geminga \
+         never skips damage in silence. `geminga storage repair --data DIR` keeps what is good and lists \
+         what was lost; copy the directory first.",
+    ),
+    (
+        "G0106",
+        "the disk is full",
+        "Below a threshold of free space producers get a retriable error while consumers and \
+         acknowledgements go on. Free some space: the server recovers by itself.",
+    ),
+    (
+        "G0107",
+        "a setting is not known or not legal",
+        "Settings are honoured or refused, never ignored. The message names the setting.",
+    ),
+    (
+        "G0501",
+        "the broker can't be reached",
+        "Nothing answers at the service URL. Start a server with `geminga standalone`, or name another one \
+         with `--service-url` (or GEMINGA_SERVICE_URL).",
+    ),
+    (
+        "G0502",
+        "the broker refused",
+        "The broker answered with the error in the message.",
+    ),
+    (
+        "G0503",
+        "no answer in time",
+        "The broker took the request and did not answer within the time-out. It may be overloaded, or the \
+         network between may be cut.",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_in_order_and_have_a_text() {
+        let codes: Vec<Code> = all().collect();
+        assert!(codes.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(
+            codes
+                .iter()
+                .all(|(code, title, text)| code.len() == 5 && !title.is_empty() && text.len() > 20)
+        );
+    }
+}

@@ -1,0 +1,3 @@
+//! The roles that a process can play, and their wiring.
+
+pub(crate) mod standalone;
