@@ -3,6 +3,10 @@
 //! Owns no bytes; every store (embedded, in memory, later BookKeeper) must hold what is written
 //! here, and `ledger/contract.rs` checks it for each of them.
 
+#[cfg(test)]
+pub(crate) mod contract;
+pub mod memory;
+
 use crate::error::{AppendError, StoreError};
 use bytes::Bytes;
 use geminga_model::{EntryId, LedgerId, Position};
