@@ -1,0 +1,132 @@
+"""A Geminga server of our own: started, killed and started again by the tests.
+
+Where the binary is: $GEMINGA_BIN, else target/release/geminga, else target/debug/geminga.
+"""
+
+import json
+import os
+import pathlib
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+READY_SECONDS = 20
+
+
+def binary():
+    named = os.environ.get("GEMINGA_BIN")
+    if named:
+        if not os.access(named, os.X_OK):
+            raise RuntimeError(f"GEMINGA_BIN={named} is not an executable file")
+        return os.path.abspath(named)
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    for profile in ("release", "debug"):
+        path = target / profile / "geminga"
+        if os.access(path, os.X_OK):
+            return str(path)
+    raise RuntimeError(f"no geminga in {target}: run `cargo build --release`, or set GEMINGA_BIN or SERVICE_URL and ADMIN_URL")
+
+
+class Server:
+    """One `geminga standalone` process and its data directory. Ports are free ones at the first start
+    and stay the same afterwards, so that clients find the server again."""
+
+    def __init__(self, *options, data=None):
+        self._folder = None if data else tempfile.TemporaryDirectory(prefix="geminga-conformance-")
+        self.data = data or os.path.join(self._folder.name, "data")
+        self.log_path = os.path.join(self._folder.name if self._folder else self.data + ".d", "server.log")
+        os.makedirs(os.path.dirname(self.log_path), exist_ok=True)
+        self.options = options
+        self.process = None
+        self.port = self.http_port = 0
+        self.ready_seconds = None
+
+    def start(self):
+        began = time.monotonic()
+        command = [binary(), "standalone", "--port", str(self.port), "--http-port", str(self.http_port),
+                   "--data", self.data, "-o", "json", *self.options]
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL)
+        line = self._first_line(began + READY_SECONDS)
+        self.ready_seconds = time.monotonic() - began
+        told = json.loads(line)
+        self.service_url, self.admin_url = told["serviceUrl"], told["adminUrl"].rstrip("/")
+        self.port = int(self.service_url.rsplit(":", 1)[1])
+        self.http_port = int(self.admin_url.rsplit(":", 1)[1])
+        return self
+
+    def _first_line(self, until):
+        pipe = self.process.stdout
+        with selectors.DefaultSelector() as ready:
+            ready.register(pipe, selectors.EVENT_READ)
+            line = b""
+            while not line.endswith(b"\n"):
+                if not ready.select(max(0, until - time.monotonic())):
+                    self.kill()
+                    raise RuntimeError(f"the server was not ready in {READY_SECONDS} s: {self.log_tail()}")
+                byte = os.read(pipe.fileno(), 1)
+                if not byte:
+                    raise RuntimeError(f"the server ended with {self.process.wait()} before it was ready: {self.log_tail()}")
+                line += byte
+        return line
+
+    def kill(self):
+        """`kill -9`: what a crash of the process looks like to the disk and to the clients."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.process.stdout.close()
+
+    def restart(self):
+        self.kill()
+        return self.start()
+
+    def stop(self, seconds=10):
+        """Clean stop; the exit status and how long it took."""
+        began = time.monotonic()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the server did not stop {seconds} s after SIGTERM: {self.log_tail()}") from None
+        self.process.stdout.close()
+        return status, time.monotonic() - began
+
+    def close(self):
+        try:
+            if self.process and self.process.poll() is None:
+                self.stop()
+        finally:
+            if self._folder:
+                self._folder.cleanup()
+
+    def rss_kib(self):
+        with open(f"/proc/{self.process.pid}/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
+
+    def log_tail(self, size=4000):
+        with open(self.log_path, "rb") as log:
+            log.seek(max(0, os.path.getsize(self.log_path) - size))
+            return log.read().decode(errors="replace")
+
+
+class OutsideServer:
+    """A server that somebody else runs: SERVICE_URL and ADMIN_URL."""
+
+    def __init__(self):
+        self.service_url = os.environ["SERVICE_URL"]
+        self.admin_url = os.environ["ADMIN_URL"].rstrip("/")
+
+    def log_tail(self):
+        return "(the log of an outside server is not ours)"
+
+    def close(self):
+        pass
+
+
+def is_outside():
+    return "SERVICE_URL" in os.environ
