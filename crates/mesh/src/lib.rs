@@ -1,1 +1,6 @@
-//! Pure plans: the mesh graph, its checks, the diff of wanted and actual
+//! Pure plans: the mesh graph, its checks, the diff of wanted and actual.
+
+pub mod decode;
+pub mod json;
+pub mod node;
+pub mod yaml;
