@@ -50,6 +50,8 @@ const READ_BUT_NOT_OFFERED: [&str; 1] = ["isRegexPattern"];
 struct Problem {
     code: &'static str,
     message: String,
+    /// The field whose value it is.
+    field: Option<String>,
     help: Option<String>,
     mark: Option<Mark>,
 }
@@ -59,6 +61,7 @@ impl Problem {
         Problem {
             code,
             message,
+            field: None,
             help: None,
             mark: None,
         }
@@ -70,8 +73,21 @@ impl Problem {
         self
     }
 
+    /// Names the field, when its own value is wrong and not one deeper.
+    fn of_field(self, field: &str, value: Mark) -> Problem {
+        let mut problem = self.at(value);
+        if problem.code == "G0302" && problem.mark == Some(value) {
+            problem.field.get_or_insert_with(|| field.to_owned());
+        }
+        problem
+    }
+
     fn diagnostic(self, file: &Path, otherwise: Mark) -> Diagnostic {
-        let mut diagnostic = Diagnostic::error(self.code, self.message);
+        let message = match self.field {
+            Some(field) => format!("`{field}`: {}", self.message),
+            None => self.message,
+        };
+        let mut diagnostic = Diagnostic::error(self.code, message);
         diagnostic.help = self.help;
         at(diagnostic, file, self.mark.unwrap_or(otherwise))
     }
@@ -387,22 +403,7 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
             return Err(de::Error::custom("a value is read before its key"));
         };
         seed.deserialize(self.reader.of(node))
-            .map_err(|mut problem| {
-                // A bare "unknown value" says little; the field it stands in is the half of it.
-                if problem.mark == Some(node.mark) && !problem.message.contains(" of `") {
-                    problem.message = problem.message.replacen(
-                        "unknown value `",
-                        &format!("unknown value of `{}`: `", key.text),
-                        1,
-                    );
-                    problem.message = problem.message.replacen(
-                        "expected ",
-                        &format!("`{}`: expected ", key.text),
-                        1,
-                    );
-                }
-                problem.at(node.mark)
-            })
+            .map_err(|problem| problem.of_field(&key.text, node.mark))
     }
 }
 

@@ -98,7 +98,7 @@ config_struct! {
         cleanup_subscription: bool,
         /// Extra arguments of the interpreter.
         runtime_flags: String,
-        /// Settings of the runtime, as JSON text; see [`RuntimeOptions`].
+        /// Settings of the runtime, as JSON text. What they are is the worker's to say.
         custom_runtime_options: String,
         /// How many asynchronous calls may be in flight; 1000 when absent.
         max_pending_async_requests: i32,
@@ -223,68 +223,6 @@ config_struct! {
         /// Guarantee of the window.
         processing_guarantees: ProcessingGuarantees,
     }
-}
-
-config_struct! {
-    /// What `customRuntimeOptions` may hold for `exec` and `bash` functions.
-    #[derive(Eq)]
-    pub struct RuntimeOptions {
-        /// How processes and messages meet.
-        mode: ExecMode,
-        /// How messages are told apart on a pipe.
-        framing: Framing,
-        /// How a spawned process gets its message.
-        input: ExecInput,
-        /// Send an empty message when the process printed nothing.
-        empty_output: bool,
-        /// Exit status that drops a message; 99 when absent.
-        drop_exit_code: i32,
-        /// Arguments of the executable.
-        args: Vec<String>,
-        /// Environment on top of the cleared one.
-        env: BTreeMap<String, String>,
-        /// Most bytes one message may print.
-        max_output_bytes: u64,
-    }
-}
-
-/// How processes and messages meet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ExecMode {
-    /// A process a message: stdin is the message, stdout the output.
-    #[default]
-    Spawn,
-    /// One warm process that is sent message after message.
-    Stream,
-    /// A process a batch.
-    Batch,
-}
-
-/// How messages are told apart on a pipe.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Framing {
-    /// A line each.
-    #[default]
-    Line,
-    /// Ended by a NUL byte.
-    Nul,
-    /// A JSON object a line.
-    Json,
-    /// Decimal length, newline, bytes.
-    Len,
-}
-
-/// How a spawned process gets its message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ExecInput {
-    /// On standard input.
-    #[default]
-    Stdin,
-    /// As the first argument.
-    Arg1,
 }
 
 impl FunctionConfig {

@@ -12,8 +12,7 @@ pub mod validate;
 
 pub use connector::{BatchSourceConfig, SinkConfig, SourceConfig};
 pub use function::{
-    ExecInput, ExecMode, Framing, FunctionConfig, ProcessingGuarantees, Resources, Runtime,
-    RuntimeOptions, SubscriptionPosition, WindowConfig,
+    FunctionConfig, ProcessingGuarantees, Resources, Runtime, SubscriptionPosition, WindowConfig,
 };
 pub use io_config::{BatchBuilder, CompressionType, ConsumerConfig, CryptoConfig, ProducerConfig};
 pub use name::{NameError, NamespaceName, TopicDomain, TopicName};

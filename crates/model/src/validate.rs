@@ -451,12 +451,6 @@ fn check_code(config: &FunctionConfig, found: &mut Vec<Violation>) {
             found.push(Violation::new(&[field], format!("`{field}` is empty")));
         }
     }
-    if let Some(text) = &config.custom_runtime_options
-        && let Err(error) = serde_json::from_str::<crate::RuntimeOptions>(text)
-    {
-        let message = format!("`customRuntimeOptions` is not what it should be: {error}");
-        found.push(Violation::new(&["customRuntimeOptions"], message));
-    }
 }
 
 fn check_connector(

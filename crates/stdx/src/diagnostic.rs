@@ -47,7 +47,8 @@ pub struct Diagnostic {
     /// `G` and four digits; `geminga explain CODE` says more.
     pub code: &'static str,
     pub message: String,
-    pub place: Option<Place>,
+    /// Boxed: a `Result` with a diagnostic stays small.
+    pub place: Option<Box<Place>>,
     pub cause: Option<String>,
     /// What to do, if possible a command that works.
     pub help: Option<String>,
@@ -84,11 +85,11 @@ impl Diagnostic {
 
     #[must_use]
     pub fn at(mut self, file: impl Into<PathBuf>, line: usize, column: usize) -> Self {
-        self.place = Some(Place {
+        self.place = Some(Box::new(Place {
             file: file.into(),
             line,
             column,
-        });
+        }));
         self
     }
 

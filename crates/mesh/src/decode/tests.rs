@@ -46,7 +46,7 @@ fn what_is_wrong_and_where() {
         ),
         (
             "processingGuarantees: atleast_once\n",
-            "error[G0302]: unknown value of `processingGuarantees`: `atleast_once`\n  \
+            "error[G0302]: `processingGuarantees`: unknown value `atleast_once`\n  \
              --> f.yaml:1:23\n  = help: did you mean `ATLEAST_ONCE`? Known values are \
              `ATLEAST_ONCE`, `ATMOST_ONCE`, `EFFECTIVELY_ONCE`, `MANUAL`",
         ),

@@ -136,11 +136,8 @@ fn hostile_input_is_bounded() {
     );
     assert!(failure(&long).contains("more than 200000 values"));
 
-    let nested = format!(
-        "{}{}",
-        "&n [".repeat(60),
-        format!("{}{}", "x, ".repeat(20_000), "]".repeat(60))
-    );
+    let inner = "x, ".repeat(20_000);
+    let nested = format!("{}{inner}{}", "&n [".repeat(60), "]".repeat(60));
     assert!(failure(&nested).contains("more than 200000 values"));
 
     assert!(

@@ -81,11 +81,6 @@ fn each_rule_for_functions() {
         ("", r#""tenant":"a b""#, "`a b` is not a legal tenant"),
         (
             "",
-            r#""customRuntimeOptions":"{\"mode\":\"fast\"}""#,
-            "`customRuntimeOptions` is not what it should be: unknown variant `fast`, expected one of `spawn`, `stream`, `batch` at line 1 column 14",
-        ),
-        (
-            "",
             r#""windowConfig":{}"#,
             "a window needs a length: `windowLengthCount` or `windowLengthDurationMs`",
         ),
