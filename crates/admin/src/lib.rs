@@ -1,1 +1,14 @@
-//! The REST admin API: types, server and client
+//! The REST admin API: the server that `pulsar-admin` and our own commands speak to, and a client.
+//!
+//! `server` is the HTTP listener, `rest` the endpoints, `client` the other end. The paths and JSON
+//! documents are Pulsar 4.0.8's; this is the only crate that knows axum.
+
+pub mod client;
+mod endpoint;
+mod error;
+mod multipart;
+mod request;
+pub mod server;
+
+pub use error::ApiError;
+pub use server::Server;

@@ -1,0 +1,286 @@
+//! The admin client: what the command line uses to ask a running server, Geminga or Pulsar.
+//!
+//! Owns one HTTP connection pool. What must hold: an answer with a failure status is an error that
+//! carries the server's reason, and a server that cannot be reached is told apart from one that
+//! refuses.
+
+mod form;
+mod functions;
+mod topics;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use form::Form;
+pub use functions::{Code, Component, Fqfn};
+pub use topics::MessageId;
+
+/// How long one request may take.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest answer that is read.
+const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Why a request did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("`{url}` is not an admin URL of the form `http://host:port`")]
+    Url { url: String },
+    #[error("`{url}` needs TLS, which the admin client does not speak yet")]
+    Tls { url: String },
+    #[error("no admin API answers at `{url}`")]
+    Unreachable {
+        url: String,
+        #[source]
+        source: legacy::Error,
+    },
+    #[error("`{url}` did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    TimedOut { url: String },
+    #[error("{reason}")]
+    Refused { status: StatusCode, reason: String },
+    #[error("the answer of `{path}` is not what was expected: {reason}")]
+    Answer { path: String, reason: String },
+}
+
+impl ClientError {
+    /// The HTTP status of a refusal.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Refused { status, .. } => Some(status.as_u16()),
+            _ => None,
+        }
+    }
+}
+
+/// An answer that was not a refusal.
+#[derive(Debug)]
+pub struct Reply {
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// A handle to one server's admin API. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AdminClient {
+    http: legacy::Client<HttpConnector, Full<Bytes>>,
+    /// `http://host:port`, without a slash at the end.
+    base: String,
+}
+
+impl AdminClient {
+    /// A client of the server at `url`; connects at the first request.
+    ///
+    /// # Errors
+    /// When `url` is not `http://host[:port]`.
+    pub fn new(url: &str) -> Result<Self, ClientError> {
+        let base = url.trim_end_matches('/').to_owned();
+        if base.starts_with("https://") {
+            return Err(ClientError::Tls { url: base });
+        }
+        let parsed: Option<Uri> = base.parse().ok();
+        let fits = parsed.is_some_and(|uri| {
+            uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty())
+        });
+        if !fits {
+            return Err(ClientError::Url { url: base });
+        }
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(Duration::from_secs(10)));
+        connector.set_nodelay(true);
+        Ok(Self {
+            http: legacy::Client::builder(TokioExecutor::new()).build(connector),
+            base,
+        })
+    }
+
+    /// The server's address, as it was given.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.base
+    }
+
+    /// Sends one request; the body is a media type and bytes.
+    ///
+    /// # Errors
+    /// When the server is not there, does not answer in time, or refuses.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(String, Bytes)>,
+    ) -> Result<Reply, ClientError> {
+        let url = format!("{}{path}", self.base);
+        let mut request = Request::builder().method(method).uri(&url);
+        let mut bytes = Bytes::new();
+        if let Some((kind, content)) = body {
+            request = request.header(CONTENT_TYPE, kind);
+            bytes = content;
+        }
+        let request = request
+            .body(Full::new(bytes))
+            .map_err(|_| ClientError::Url { url: url.clone() })?;
+        let exchange =
+            async {
+                let response = self.http.request(request).await.map_err(|source| {
+                    ClientError::Unreachable {
+                        url: self.base.clone(),
+                        source,
+                    }
+                })?;
+                let (head, body) = response.into_parts();
+                let body = Limited::new(body, ANSWER_BYTES_MAX)
+                    .collect()
+                    .await
+                    .map_err(|error| ClientError::Answer {
+                        path: path.to_owned(),
+                        reason: error.to_string(),
+                    })?;
+                Ok((head, body.to_bytes()))
+            };
+        let (head, body) = tokio::time::timeout(REQUEST_TIMEOUT, exchange)
+            .await
+            .map_err(|_| ClientError::TimedOut {
+                url: self.base.clone(),
+            })??;
+        if head.status.is_success() {
+            return Ok(Reply {
+                headers: head.headers,
+                body,
+            });
+        }
+        Err(ClientError::Refused {
+            status: head.status,
+            reason: reason(head.status, &body),
+        })
+    }
+
+    /// GET, read as JSON.
+    ///
+    /// # Errors
+    /// As `send`, and when the answer is not of the form expected.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let reply = self.send(Method::GET, path, None).await?;
+        answer(path, &reply.body)
+    }
+
+    /// PUT or POST of a JSON body; the answer is ignored.
+    ///
+    /// # Errors
+    /// As `send`.
+    pub async fn change(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + ?Sized)>,
+    ) -> Result<Reply, ClientError> {
+        let body = match body {
+            None => None,
+            Some(body) => {
+                let json = serde_json::to_vec(body).map_err(|error| ClientError::Answer {
+                    path: path.to_owned(),
+                    reason: error.to_string(),
+                })?;
+                Some(("application/json".to_owned(), json.into()))
+            }
+        };
+        self.send(method, path, body).await
+    }
+
+    /// A change without a body.
+    ///
+    /// # Errors
+    /// As `send`.
+    pub async fn act(&self, method: Method, path: &str) -> Result<(), ClientError> {
+        self.send(method, path, None).await.map(drop)
+    }
+}
+
+pub(crate) fn answer<T: DeserializeOwned>(path: &str, body: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(body).map_err(|error| ClientError::Answer {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
+}
+
+/// The server's `reason`, or what stands for it.
+fn reason(status: StatusCode, body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Refusal {
+        reason: String,
+    }
+    match serde_json::from_slice::<Refusal>(body) {
+        Ok(refusal) if !refusal.reason.is_empty() => refusal.reason,
+        _ => {
+            let text = String::from_utf8_lossy(body);
+            let text = text.trim();
+            if text.is_empty() || text.starts_with('<') || text.len() > 500 {
+                format!("the server answered {status}")
+            } else {
+                text.to_owned()
+            }
+        }
+    }
+}
+
+/// Percent-encodes one segment of a path.
+#[must_use]
+pub fn segment(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_checked_before_anything_is_sent() {
+        for (url, ok) in [
+            ("http://127.0.0.1:8080", true),
+            ("http://localhost:8080/", true),
+            ("localhost:8080", false),
+            ("pulsar://localhost:6650", false),
+            ("https://localhost", false),
+            ("http://", false),
+            ("", false),
+        ] {
+            assert_eq!(AdminClient::new(url).is_ok(), ok, "{url}");
+        }
+    }
+
+    #[test]
+    fn segments_are_encoded() {
+        assert_eq!(segment("a b/c%d"), "a%20b%2Fc%25d");
+        assert_eq!(segment("plain-1.x_~"), "plain-1.x_~");
+    }
+
+    #[test]
+    fn the_reason_is_the_servers_own() {
+        let status = StatusCode::NOT_FOUND;
+        assert_eq!(
+            reason(status, br#"{"reason":"Tenant does not exist"}"#),
+            "Tenant does not exist"
+        );
+        assert_eq!(
+            reason(status, b"<html>"),
+            "the server answered 404 Not Found"
+        );
+        assert_eq!(reason(status, b"no such thing"), "no such thing");
+    }
+}

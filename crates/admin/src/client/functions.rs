@@ -1,0 +1,252 @@
+//! Functions, sources and sinks: one shape under three paths.
+
+use std::fmt;
+
+use bytes::Bytes;
+use hyper::Method;
+use serde_json::Value;
+
+use super::{AdminClient, ClientError, Form, answer, segment};
+
+/// Which of the three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Component {
+    Function,
+    Source,
+    Sink,
+}
+
+impl Component {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Function => "/admin/v3/functions",
+            Self::Source => "/admin/v3/sources",
+            Self::Sink => "/admin/v3/sinks",
+        }
+    }
+
+    /// The form part that holds the configuration.
+    fn part(self) -> &'static str {
+        match self {
+            Self::Function => "functionConfig",
+            Self::Source => "sourceConfig",
+            Self::Sink => "sinkConfig",
+        }
+    }
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Function => "function",
+            Self::Source => "source",
+            Self::Sink => "sink",
+        })
+    }
+}
+
+/// Where a component's code comes from.
+#[derive(Debug, Clone, Default)]
+pub enum Code {
+    /// The configuration alone, as for an update that keeps the code.
+    #[default]
+    None,
+    /// A file that is sent along.
+    File { name: String, content: Bytes },
+    /// A URL, or a built-in's name as `builtin://name`.
+    Url(String),
+}
+
+impl AdminClient {
+    fn component(&self, kind: Component, fqfn: &Fqfn<'_>, rest: &str) -> String {
+        let Fqfn {
+            tenant,
+            namespace,
+            name,
+        } = fqfn;
+        let (tenant, namespace, name) = (segment(tenant), segment(namespace), segment(name));
+        format!("{}/{tenant}/{namespace}/{name}{rest}", kind.path())
+    }
+
+    /// Registers (POST) or updates (PUT) a component.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there.
+    pub async fn send_component(
+        &self,
+        kind: Component,
+        update: bool,
+        name: Fqfn<'_>,
+        config: &Value,
+        code: Code,
+    ) -> Result<(), ClientError> {
+        let mut form = Form::new().json(kind.part(), &config.to_string());
+        match &code {
+            Code::None => {}
+            Code::File { name, content } => form = form.file("data", name, content),
+            Code::Url(url) => form = form.text("url", url),
+        }
+        let method = if update { Method::PUT } else { Method::POST };
+        let path = self.component(kind, &name, "");
+        self.send(method, &path, Some(form.finish()))
+            .await
+            .map(drop)
+    }
+
+    /// The names in a namespace.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there.
+    pub async fn components(
+        &self,
+        kind: Component,
+        tenant: &str,
+        namespace: &str,
+    ) -> Result<Vec<String>, ClientError> {
+        self.get(&format!(
+            "{}/{}/{}",
+            kind.path(),
+            segment(tenant),
+            segment(namespace)
+        ))
+        .await
+    }
+
+    /// What a component is configured to be.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there.
+    pub async fn component_config(
+        &self,
+        kind: Component,
+        name: Fqfn<'_>,
+    ) -> Result<Value, ClientError> {
+        self.get(&self.component(kind, &name, "")).await
+    }
+
+    /// `status` or `stats`, of all instances or of one.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there.
+    pub async fn component_report(
+        &self,
+        kind: Component,
+        name: Fqfn<'_>,
+        instance: Option<u32>,
+        report: &str,
+    ) -> Result<Value, ClientError> {
+        let rest = match instance {
+            Some(instance) => format!("/{instance}/{report}"),
+            None => format!("/{report}"),
+        };
+        self.get(&self.component(kind, &name, &rest)).await
+    }
+
+    /// `start`, `stop` or `restart`, all instances or one.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there.
+    pub async fn component_act(
+        &self,
+        kind: Component,
+        name: Fqfn<'_>,
+        instance: Option<u32>,
+        action: &str,
+    ) -> Result<(), ClientError> {
+        let rest = match instance {
+            Some(instance) => format!("/{instance}/{action}"),
+            None => format!("/{action}"),
+        };
+        self.act(Method::POST, &self.component(kind, &name, &rest))
+            .await
+    }
+
+    /// Removes a component.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there.
+    pub async fn delete_component(
+        &self,
+        kind: Component,
+        name: Fqfn<'_>,
+    ) -> Result<(), ClientError> {
+        self.act(Method::DELETE, &self.component(kind, &name, ""))
+            .await
+    }
+
+    /// A value of a function's state.
+    ///
+    /// # Errors
+    /// When there is none, or the server refuses or is not there.
+    pub async fn function_state(&self, name: Fqfn<'_>, key: &str) -> Result<Value, ClientError> {
+        let path = self.component(
+            Component::Function,
+            &name,
+            &format!("/state/{}", segment(key)),
+        );
+        self.get(&path).await
+    }
+
+    /// Sets a value of a function's state: a `FunctionState`.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there.
+    pub async fn put_function_state(
+        &self,
+        name: Fqfn<'_>,
+        key: &str,
+        state: &Value,
+    ) -> Result<(), ClientError> {
+        let path = self.component(
+            Component::Function,
+            &name,
+            &format!("/state/{}", segment(key)),
+        );
+        let form = Form::new().json("state", &state.to_string());
+        self.send(Method::POST, &path, Some(form.finish()))
+            .await
+            .map(drop)
+    }
+
+    /// Sends one message through a function and returns what it made of it.
+    ///
+    /// # Errors
+    /// When the server refuses, or no output came in time.
+    pub async fn trigger_function(
+        &self,
+        name: Fqfn<'_>,
+        topic: Option<&str>,
+        payload: &[u8],
+    ) -> Result<Bytes, ClientError> {
+        let path = self.component(Component::Function, &name, "/trigger");
+        let mut form = Form::new().file("dataStream", "payload", payload);
+        if let Some(topic) = topic {
+            form = form.text("topic", topic);
+        }
+        Ok(self
+            .send(Method::POST, &path, Some(form.finish()))
+            .await?
+            .body)
+    }
+
+    /// GET of any path as JSON, for listings that have no method of their own.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there.
+    pub async fn document(&self, path: &str) -> Result<Value, ClientError> {
+        let reply = self.send(Method::GET, path, None).await?;
+        if reply.body.is_empty() {
+            Ok(Value::Null)
+        } else {
+            answer(path, &reply.body)
+        }
+    }
+}
+
+/// A component's full name.
+#[derive(Debug, Clone, Copy)]
+pub struct Fqfn<'a> {
+    pub tenant: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+}

@@ -1,0 +1,262 @@
+//! Reading requests: bodies with a limit and a deadline, strict JSON, forms, topics in paths.
+//!
+//! What must hold: no request makes the server hold more than its limit or wait longer than its
+//! deadline, and a field that nobody knows is an error that names the nearest one.
+
+use std::path::Path;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use bytes::{Bytes, BytesMut};
+use geminga_model::{NamespaceName, TopicDomain, TopicName};
+use geminga_stdx::nearest::nearest;
+use http_body_util::BodyExt;
+use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
+
+use crate::error::{Answer, ApiError};
+use crate::multipart::{Event, FormError, Splitter};
+
+/// Largest body that is held in memory: JSON documents and the text parts of forms.
+pub const JSON_BYTES_MAX: usize = 1024 * 1024;
+/// Largest form: a function package with its dependencies.
+pub const FORM_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// How long a whole JSON body may take.
+const JSON_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a form may send nothing.
+const FORM_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The body of a request that is not a form.
+pub(crate) async fn bytes(request: Request) -> Answer<Bytes> {
+    let mut body = request.into_body();
+    let read = async {
+        let mut all = BytesMut::new();
+        while let Some(chunk) = chunk(&mut body).await? {
+            if all.len() + chunk.len() > JSON_BYTES_MAX {
+                return Err(ApiError::too_large(format!(
+                    "the request body is longer than {JSON_BYTES_MAX} bytes"
+                )));
+            }
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all.freeze())
+    };
+    tokio::time::timeout(JSON_READ_TIMEOUT, read)
+        .await
+        .map_err(|_| ApiError::timeout("the request body did not arrive in time"))?
+}
+
+async fn chunk(body: &mut Body) -> Answer<Option<Bytes>> {
+    loop {
+        let Some(frame) = body.frame().await else {
+            return Ok(None);
+        };
+        let frame =
+            frame.map_err(|e| ApiError::bad_request(format!("the request body was cut: {e}")))?;
+        if let Ok(data) = frame.into_data() {
+            return Ok(Some(data));
+        }
+    }
+}
+
+/// The body as JSON; an empty body is an error.
+pub(crate) async fn json<T: DeserializeOwned>(request: Request) -> Answer<T> {
+    from_json(&bytes(request).await?)
+}
+
+/// The body as JSON, or none when there is no body.
+pub(crate) async fn json_or_none<T: DeserializeOwned>(request: Request) -> Answer<Option<T>> {
+    let bytes = bytes(request).await?;
+    if bytes.trim_ascii().is_empty() {
+        Ok(None)
+    } else {
+        from_json::<Option<T>>(&bytes)
+    }
+}
+
+/// Reads JSON; the error says what was wrong, and which field was probably meant.
+pub(crate) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::bad_request(explain(&error.to_string())))
+}
+
+/// Adds the nearest name to serde's message about a name that it does not know.
+pub(crate) fn explain(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
+    let (true, Some(word)) = (unknown, quoted.next()) else {
+        return format!("the JSON is not valid: {message}");
+    };
+    match nearest(word, quoted) {
+        Some(name) => {
+            let what = message.split(',').next().unwrap_or(message);
+            format!("{what}; did you mean `{name}`?")
+        }
+        None => message.to_owned(),
+    }
+}
+
+/// A part of a form that has been read.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) name: String,
+    pub(crate) file_name: Option<String>,
+    pub(crate) content: Content,
+}
+
+/// Where a part's bytes are.
+#[derive(Debug)]
+pub(crate) enum Content {
+    Text(Bytes),
+    /// In a file of the directory given to `form`.
+    File(std::path::PathBuf),
+}
+
+impl Part {
+    /// The part as text.
+    pub(crate) fn text(&self) -> Answer<&str> {
+        match &self.content {
+            Content::Text(bytes) => std::str::from_utf8(bytes)
+                .map_err(|_| ApiError::bad_request(format!("part `{}` is not UTF-8", self.name))),
+            Content::File(_) => Err(ApiError::bad_request(format!(
+                "part `{}` must not be a file",
+                self.name
+            ))),
+        }
+    }
+}
+
+/// Reads a form. Parts that `is_file` names go to files in `directory`, the rest to memory. A part
+/// given twice is an error.
+pub(crate) async fn form(
+    request: Request,
+    directory: &Path,
+    is_file: impl Fn(&str) -> bool,
+) -> Answer<Vec<Part>> {
+    let content_type = content_type(request.headers());
+    let mut splitter = Splitter::new(&content_type)
+        .map_err(|error| ApiError::unsupported_media(error.to_string()))?;
+    let mut body = request.into_body();
+    let mut parts: Vec<Part> = Vec::new();
+    let mut file: Option<tokio::fs::File> = None;
+    let mut text = BytesMut::new();
+    let (mut total, mut text_total) = (0u64, 0usize);
+    loop {
+        let next = tokio::time::timeout(FORM_IDLE_TIMEOUT, chunk(&mut body))
+            .await
+            .map_err(|_| ApiError::timeout("the form stopped arriving"))??;
+        let Some(bytes) = next else { break };
+        total += bytes.len() as u64;
+        if total > FORM_BYTES_MAX {
+            return Err(ApiError::too_large(format!(
+                "the form is longer than {FORM_BYTES_MAX} bytes"
+            )));
+        }
+        splitter.push(&bytes);
+        while let Some(event) = splitter.next().map_err(bad_form)? {
+            match event {
+                Event::Part(head) => {
+                    let content = if is_file(&head.name) {
+                        let path = directory.join(format!("part-{}", parts.len()));
+                        file = Some(tokio::fs::File::create(&path).await.map_err(not_kept)?);
+                        Content::File(path)
+                    } else {
+                        Content::Text(Bytes::new())
+                    };
+                    if parts.iter().any(|part| part.name == head.name) && head.name != "file" {
+                        return Err(ApiError::bad_request(format!(
+                            "part `{}` is given twice",
+                            head.name
+                        )));
+                    }
+                    parts.push(Part {
+                        name: head.name,
+                        file_name: head.file_name,
+                        content,
+                    });
+                }
+                Event::Data(bytes) => match &mut file {
+                    Some(file) => file.write_all(&bytes).await.map_err(not_kept)?,
+                    None => {
+                        text_total += bytes.len();
+                        if text_total > JSON_BYTES_MAX {
+                            return Err(ApiError::too_large(format!(
+                                "the text parts of the form are longer than {JSON_BYTES_MAX} bytes"
+                            )));
+                        }
+                        text.extend_from_slice(&bytes);
+                    }
+                },
+                Event::PartEnd => match (file.take(), parts.last_mut()) {
+                    (Some(mut file), _) => file.flush().await.map_err(not_kept)?,
+                    (None, Some(part)) => part.content = Content::Text(text.split().freeze()),
+                    (None, None) => {}
+                },
+                Event::End => {}
+            }
+        }
+    }
+    splitter.finish().map_err(bad_form)?;
+    Ok(parts)
+}
+
+fn bad_form(error: FormError) -> ApiError {
+    ApiError::bad_request(error.to_string())
+}
+
+fn not_kept(error: std::io::Error) -> ApiError {
+    ApiError::internal(format!("the upload could not be stored: {error}"))
+}
+
+pub(crate) fn content_type(headers: &HeaderMap) -> String {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// A topic from the decoded segments of a path.
+pub(crate) fn topic(
+    domain: TopicDomain,
+    tenant: &str,
+    namespace: &str,
+    local: &str,
+) -> Answer<TopicName> {
+    let namespace = namespace_name(tenant, namespace)?;
+    TopicName::new(domain, &namespace, local)
+        .map_err(|error| ApiError::precondition_failed(error.to_string()))
+}
+
+/// A namespace from the decoded segments of a path.
+pub(crate) fn namespace_name(tenant: &str, namespace: &str) -> Answer<NamespaceName> {
+    NamespaceName::new(tenant, namespace)
+        .map_err(|error| ApiError::precondition_failed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields, rename_all = "camelCase")]
+    struct Info {
+        #[expect(dead_code, reason = "read by serde only")]
+        admin_roles: Vec<String>,
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused_with_the_nearest_name() {
+        let refused = from_json::<Info>(br#"{"adminRole":[]}"#).unwrap_err();
+        assert_eq!(refused.status.as_u16(), 400);
+        assert_eq!(
+            refused.reason,
+            "unknown field `adminRole`; did you mean `adminRoles`?"
+        );
+        let refused = from_json::<Info>(br#"{"zebra":[]}"#).unwrap_err();
+        assert!(refused.reason.contains("`zebra`"), "{refused}");
+        assert_eq!(from_json::<Info>(b"{").unwrap_err().status.as_u16(), 400);
+    }
+}

@@ -1,0 +1,111 @@
+//! The HTTP listener: connections, their limits and their end.
+//!
+//! Owns the socket. What must hold: a client that sends garbage, sends slowly or reads slowly costs
+//! one connection for a bounded time and disturbs nobody; an idle server does nothing.
+
+mod patient;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use geminga_stdx::Tasks;
+use geminga_stdx::tasks::OnError;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use patient::Patient;
+
+/// Connections at once; more wait in the listen queue of the system.
+const CONNECTIONS_MAX: usize = 1024;
+/// How long the headers of a request may take; also how long a connection may idle between two.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest request head: hyper answers 431 or 414 beyond it.
+const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Pause after a failed accept: out of file descriptors does not end by trying again at once.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// A bound socket.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Binds; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// When the address is not free or not ours.
+    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `tasks` is cancelled; requests that run then are finished.
+    pub fn spawn(self, tasks: &Tasks, router: Router) {
+        let connections = tasks.clone();
+        tasks.spawn("admin-listener", OnError::FailOwner, async move {
+            let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+            loop {
+                let next = async {
+                    let permit = Arc::clone(&permits).acquire_owned().await;
+                    (permit, self.listener.accept().await)
+                };
+                let (permit, accepted) = tokio::select! {
+                    () = connections.cancelled() => return Ok::<(), io::Error>(()),
+                    next = next => next,
+                };
+                match accepted {
+                    Ok((stream, _)) => {
+                        let serve = connection(stream, router.clone(), connections.clone());
+                        connections.spawn("admin-connection", OnError::Log, async move {
+                            serve.await;
+                            drop(permit);
+                            Ok::<(), io::Error>(())
+                        });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "could not accept an admin connection");
+                        tokio::time::sleep(ACCEPT_BACKOFF).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, tasks: Tasks) {
+    // Answers are small and go at once.
+    let _ = stream.set_nodelay(true);
+    let serve = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .serve_connection(
+            TokioIo::new(Patient::new(stream)),
+            TowerToHyperService::new(router),
+        );
+    tokio::pin!(serve);
+    let ended = tokio::select! {
+        ended = &mut serve => ended,
+        () = tasks.cancelled() => {
+            serve.as_mut().graceful_shutdown();
+            serve.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "admin connection ended");
+    }
+}
