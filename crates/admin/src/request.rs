@@ -20,9 +20,9 @@ use crate::error::{Answer, ApiError};
 use crate::multipart::{Event, FormError, Splitter};
 
 /// Largest body that is held in memory: JSON documents and the text parts of forms.
-pub const JSON_BYTES_MAX: usize = 1024 * 1024;
+pub(crate) const JSON_BYTES_MAX: usize = 1024 * 1024;
 /// Largest form: a function package with its dependencies.
-pub const FORM_BYTES_MAX: u64 = 512 * 1024 * 1024;
+pub(crate) const FORM_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// How long a whole JSON body may take.
 const JSON_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a form may send nothing.

@@ -3,7 +3,16 @@
 //! Data goes to stdout, everything else to stderr. A command returns an `Outcome`; this module alone
 //! turns it into text and an exit code.
 
+mod admin;
+mod component;
 pub(crate) mod explain;
+mod functions;
+mod namespaces;
+mod sinks;
+mod sources;
+mod subscriptions;
+mod tenants;
+mod topics;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -87,6 +96,27 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make, look at and remove topics
+    #[command(visible_alias = "topic")]
+    Topics(topics::TopicsArgs),
+    /// Make, move, look into and remove subscriptions
+    #[command(visible_alias = "subscription")]
+    Subscriptions(subscriptions::SubscriptionsArgs),
+    /// Make, look at, feed, change and remove functions
+    #[command(visible_alias = "function")]
+    Functions(functions::FunctionsArgs),
+    /// Make, look at, change and remove sources
+    #[command(visible_alias = "source")]
+    Sources(sources::SourcesArgs),
+    /// Make, look at, change and remove sinks
+    #[command(visible_alias = "sink")]
+    Sinks(sinks::SinksArgs),
+    /// Make, list and remove namespaces
+    #[command(visible_alias = "namespace")]
+    Namespaces(namespaces::NamespacesArgs),
+    /// Make, list and remove tenants
+    #[command(visible_alias = "tenant")]
+    Tenants(tenants::TenantsArgs),
     /// Say more about an error code
     Explain(explain::ExplainArgs),
     /// Print completions for a shell
@@ -98,7 +128,7 @@ enum Command {
 
 /// Parses the command line, runs the command, prints its error.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(arguments()) {
         Ok(cli) => cli,
         Err(error) => {
             // clap prints help and version on stdout and its errors on stderr, with usage.
@@ -119,10 +149,33 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
+/// What was typed, in the spelling that clap can express.
+fn arguments() -> Vec<std::ffi::OsString> {
+    let typed: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    let texts: Option<Vec<String>> = typed
+        .iter()
+        .map(|arg| arg.to_str().map(str::to_owned))
+        .collect();
+    match texts {
+        Some(texts) => functions::respell(texts)
+            .into_iter()
+            .map(Into::into)
+            .collect(),
+        None => typed,
+    }
+}
+
 fn dispatch(cli: Cli) -> Outcome {
     let global = cli.global;
     telemetry::start(global.verbose, "warn");
     match cli.command {
+        Command::Topics(args) => topics::run(args, &global),
+        Command::Subscriptions(args) => subscriptions::run(args, &global),
+        Command::Functions(args) => functions::run(args, &global),
+        Command::Sources(args) => sources::run(args, &global),
+        Command::Sinks(args) => sinks::run(args, &global),
+        Command::Namespaces(args) => namespaces::run(args, &global),
+        Command::Tenants(args) => tenants::run(args, &global),
         Command::Explain(args) => explain::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(

@@ -65,6 +65,78 @@ const CODES: &[Code] = &[
         "Settings are honoured or refused, never ignored. The message names the setting.",
     ),
     (
+        "G0201",
+        "the admin API can't be reached",
+        "Nothing answers at the admin URL. Start a server with `geminga standalone`, or name another one with \
+         `--admin-url` (or GEMINGA_ADMIN_URL).",
+    ),
+    (
+        "G0202",
+        "there is no such thing",
+        "The server does not know the tenant, namespace, topic, subscription, function, source or sink that was \
+         named. Names without a tenant and namespace mean `public/default`.",
+    ),
+    (
+        "G0203",
+        "it conflicts with what is there",
+        "It exists already, is not empty, is not partitioned, or was changed by somebody else at the same time. \
+         The message says which.",
+    ),
+    (
+        "G0204",
+        "the server refused",
+        "What was asked for is not possible now: connected producers or consumers without `--force`, say. The \
+         message is the server's own.",
+    ),
+    (
+        "G0205",
+        "not authorised",
+        "The server knows who asks, or does not, and does not allow it.",
+    ),
+    (
+        "G0206",
+        "the admin API did not answer in time",
+        "The server took the request and did not answer within a minute, or what it waited for did not happen.",
+    ),
+    (
+        "G0208",
+        "what was typed does not fit",
+        "An option is missing, or two exclude each other, or a name is not legal. `--help` shows an example.",
+    ),
+    (
+        "G0209",
+        "not implemented",
+        "Pulsar has this and Geminga has not yet. Nothing was changed.",
+    ),
+    (
+        "G0210",
+        "the request is not valid",
+        "The server read the request and found a mistake in it, which the message names. Nothing was changed.",
+    ),
+    (
+        "G0211",
+        "the admin URL is not usable",
+        "An admin URL is `http://host:port`; the broker's own port 6650 speaks another protocol. TLS is not \
+         supported yet.",
+    ),
+    (
+        "G0212",
+        "the answer was not understood",
+        "What answers at the admin URL is not the admin API of Geminga or Pulsar, or of a version that differs.",
+    ),
+    (
+        "G0301",
+        "a field is not known or its value not legal",
+        "Settings are honoured or refused, never ignored. The message names the field and its place in the file, \
+         and the nearest known name.",
+    ),
+    (
+        "G0401",
+        "the code can't be sent",
+        "The file that a function, source or sink names as its code can't be read here. A path is relative to the \
+         directory that the command runs in.",
+    ),
+    (
         "G0501",
         "the broker can't be reached",
         "Nothing answers at the service URL. Start a server with `geminga standalone`, or name another one \

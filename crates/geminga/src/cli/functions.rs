@@ -1,0 +1,172 @@
+//! `geminga functions`: make, look at, feed, change and remove functions.
+
+mod flags;
+mod state;
+
+use geminga_admin::client::{AdminClient, Code, Component};
+use geminga_model::FunctionConfig;
+use serde_json::Value;
+
+use super::Global;
+use super::admin::{self, usage};
+use super::component::{self, Action, InstanceArgs, NameArgs, Prepared, failed};
+use super::topics::fields_table;
+use crate::failure::{Failure, Outcome};
+use crate::output;
+
+use flags::FunctionFlags;
+pub(crate) use flags::respell;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+        geminga functions create --sh reverse.sh --inputs words --output-topic reversed\n  \
+        geminga functions status reverse")]
+pub(crate) struct FunctionsArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Create a function from flags, a file, or both
+    #[command(after_help = "Examples:\n  \
+            geminga functions create --sh reverse.sh --inputs words --output-topic reversed\n  \
+            geminga functions create --py count.py --classname count.Count --inputs words\n  \
+            geminga functions create --function-config-file count.yaml")]
+    Create(Box<FunctionFlags>),
+    /// Change a function: what is not given stays
+    #[command(after_help = "Example:\n  geminga functions update --name reverse --parallelism 4")]
+    Update {
+        #[command(flatten)]
+        flags: Box<FunctionFlags>,
+        /// Refresh stored credentials
+        #[arg(long)]
+        update_auth_data: bool,
+    },
+    /// Show counts and latencies
+    #[command(after_help = "Example:\n  geminga functions stats reverse -o json")]
+    Stats(InstanceArgs),
+    /// Read a value of a function's state
+    #[command(after_help = "Example:\n  geminga functions querystate count --key words")]
+    Querystate(state::QueryArgs),
+    /// Set a value of a function's state
+    #[command(after_help = "Example:\n  geminga functions putstate count \
+            --state '{\"key\":\"words\",\"numberValue\":7}'")]
+    Putstate(state::PutArgs),
+    /// Send one message through a function and print what it makes of it
+    #[command(after_help = "Example:\n  geminga functions trigger reverse --trigger-value hello")]
+    Trigger(TriggerArgs),
+    #[command(flatten)]
+    Action(Action),
+}
+
+#[derive(Debug, clap::Args)]
+struct TriggerArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// The message as text
+    #[arg(long, alias = "triggerValue", conflicts_with = "trigger_file")]
+    trigger_value: Option<String>,
+    /// The message as a file
+    #[arg(long, alias = "triggerFile")]
+    trigger_file: Option<std::path::PathBuf>,
+    /// The input topic; needed when there are several
+    #[arg(long)]
+    topic: Option<String>,
+}
+
+pub(crate) fn run(args: FunctionsArgs, global: &Global) -> Outcome {
+    let format = global.format();
+    admin::with_client(global, |client| async move {
+        let kind = Component::Function;
+        match args.command {
+            Command::Create(flags) => {
+                let prepared = prepare(&flags, false)?;
+                component::send(&client, kind, false, prepared).await
+            }
+            Command::Update {
+                flags,
+                update_auth_data,
+            } => {
+                if update_auth_data {
+                    return Err(usage(
+                        "--update-auth-data is not supported: there are no stored credentials yet",
+                    ));
+                }
+                component::send(&client, kind, true, prepare(&flags, true)?).await
+            }
+            Command::Stats(args) => {
+                let name = args.name.resolve()?;
+                let stats = client
+                    .component_report(kind, name.fqfn(), args.instance_id, "stats")
+                    .await
+                    .map_err(|error| failed(kind, error))?;
+                output::print(
+                    format,
+                    &stats,
+                    |_| fields_table(&stats),
+                    || vec![name.to_string()],
+                )
+            }
+            Command::Querystate(args) => state::query(&client, &args, format).await,
+            Command::Putstate(args) => state::put(&client, &args).await,
+            Command::Trigger(args) => trigger(&client, &args).await,
+            Command::Action(action) => component::act(&client, kind, action, format).await,
+        }
+    })
+}
+
+/// Flags and file made ready to be sent.
+fn prepare(flags: &FunctionFlags, update: bool) -> Outcome<Prepared> {
+    let kind = Component::Function;
+    let mut config = flags.config()?;
+    let typed: FunctionConfig = serde_json::from_value(Value::Object(config.clone()))
+        .map_err(|error| usage(error.to_string()))?;
+    let codes = ["jar", "py", "go", "sh", "exec", "wasm", "functionType"];
+    let given: Vec<&str> = codes
+        .into_iter()
+        .filter(|field| config.contains_key(*field))
+        .collect();
+    let code = match given[..] {
+        [] if update => Code::None,
+        [] => {
+            return Err(usage(
+                "no code: give one of --sh, --exec, --py, --go, --jar, --wasm",
+            ));
+        }
+        ["functionType"] => Code::Url(format!(
+            "builtin://{}",
+            typed.function_type.as_deref().unwrap_or_default()
+        )),
+        [_] => component::code(typed.code().map_or("", |(_, path)| path))?,
+        [first, second, ..] => {
+            return Err(usage(format!(
+                "`{first}` and `{second}` are both given: give one of them"
+            )));
+        }
+    };
+    let name = component::full_name(kind, &config, typed.name().map(str::to_owned))?;
+    component::set_name(&mut config, &name);
+    Ok(Prepared {
+        name,
+        config: Value::Object(config),
+        code,
+    })
+}
+
+async fn trigger(client: &AdminClient, args: &TriggerArgs) -> Outcome {
+    let name = args.name.resolve()?;
+    let payload = match (&args.trigger_value, &args.trigger_file) {
+        (Some(text), _) => text.clone().into_bytes(),
+        (None, Some(path)) => std::fs::read(path).map_err(Failure::from)?,
+        (None, None) => return Err(usage("give --trigger-value or --trigger-file")),
+    };
+    let answer = client
+        .trigger_function(name.fqfn(), args.topic.as_deref(), &payload)
+        .await
+        .map_err(|error| failed(Component::Function, error))?;
+    output::line(&String::from_utf8_lossy(&answer))
+}
+
+#[cfg(test)]
+mod tests;
