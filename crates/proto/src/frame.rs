@@ -165,6 +165,15 @@ impl<'a> Frame<'a> {
         &self.bytes[self.command_start..self.block_start]
     }
 
+    /// The type number of the command where it stands first, as every known client writes it.
+    #[inline]
+    pub fn command_number(&self) -> Option<i32> {
+        match self.command_bytes() {
+            [0x08, number, ..] if *number < 0x80 => Some(i32::from(*number)),
+            _ => None,
+        }
+    }
+
     /// The command, decoded.
     pub fn command(&self) -> Result<Command, FrameError> {
         Command::decode(self.command_bytes())

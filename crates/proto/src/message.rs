@@ -116,6 +116,11 @@ pub fn encode_headers(metadata: &MessageMetadata, payload: &[u8]) -> BytesMut {
     out
 }
 
+/// The length of the headers of a block with a checksum.
+pub fn headers_len(metadata: &MessageMetadata) -> usize {
+    PREFIX + metadata.encoded_len()
+}
+
 /// Appends what [`encode_headers`] gives to a buffer that may hold other things.
 pub fn append_headers(metadata: &MessageMetadata, payload: &[u8], out: &mut BytesMut) {
     let len = metadata.encoded_len();

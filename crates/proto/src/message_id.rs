@@ -49,6 +49,14 @@ impl MessageId {
         }
     }
 
+    /// The same id, without where its chunks begin.
+    pub fn without_chunk(self) -> Self {
+        Self {
+            first_chunk: None,
+            ..self
+        }
+    }
+
     /// Ledger and entry.
     pub fn position(&self) -> (i64, i64) {
         (self.ledger_id, self.entry_id)

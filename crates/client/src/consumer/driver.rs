@@ -1,0 +1,207 @@
+//! The task beside each topic of a consumer: it finds the broker, subscribes, subscribes again
+//! when the link breaks, and looks at the clock for acks and redeliveries.
+
+use std::sync::Arc;
+
+use geminga_proto::{Command, command, pb};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::topic::{Link, Topic};
+use super::{InitialPosition, KeyShared, SubType};
+use crate::connection::Connection;
+use crate::error::{Error, Result};
+use crate::lookup::Broker;
+
+/// Runs until the consumer is over. `opened` gets the outcome of the first subscription.
+pub(super) async fn drive(topic: Arc<Topic>, opened: oneshot::Sender<Result<()>>) {
+    tokio::select! {
+        () = keep_link(&topic, opened) => {}
+        () = watch_clock(&topic) => {}
+        () = topic.shared.tasks.cancelled() => {
+            topic.over(Error::Closed);
+            topic.inbox.end(Error::Closed);
+        }
+    }
+}
+
+async fn keep_link(topic: &Arc<Topic>, opened: oneshot::Sender<Result<()>>) {
+    let mut opened = Some(opened);
+    let mut backoff = topic.shared.new_backoff();
+    let mut deadline = Some(Instant::now() + topic.shared.operation_timeout);
+    loop {
+        match open_link(topic).await {
+            Ok(()) => {
+                backoff.reset();
+                deadline = None;
+                if let Some(opened) = opened.take() {
+                    // The builder may have been dropped; then its consumer is too.
+                    _ = opened.send(Ok(()));
+                }
+                if unlinked(topic).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                let delay = backoff.next_delay();
+                let goes_on = match deadline {
+                    Some(deadline) => error.is_retriable() && Instant::now() + delay < deadline,
+                    None => error.is_retriable_after_open(),
+                };
+                if !goes_on || topic.is_over() {
+                    topic.over(error.clone());
+                    match opened.take() {
+                        Some(opened) => _ = opened.send(Err(error)),
+                        None => {
+                            tracing::warn!(topic = %topic.name, %error, "consumer is over");
+                            topic.inbox.end(error);
+                        }
+                    }
+                    return;
+                }
+                tracing::debug!(topic = %topic.name, %error, ?delay, "consumer tries again");
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => {}
+                    () = over(topic) => return,
+                }
+            }
+        }
+    }
+}
+
+/// Resolves when the link is to be opened again; an error when the consumer is over.
+async fn unlinked(topic: &Topic) -> Result<()> {
+    loop {
+        match &topic.state.lock().link {
+            Link::Open(_) => {}
+            Link::Connecting => return Ok(()),
+            Link::Over(error) => return Err(error.clone()),
+        }
+        topic.changed.notified().await;
+    }
+}
+
+async fn over(topic: &Topic) {
+    while !topic.is_over() {
+        topic.changed.notified().await;
+    }
+}
+
+async fn open_link(topic: &Arc<Topic>) -> Result<()> {
+    let assigned = topic.state.lock().assigned.take();
+    let broker = match assigned.as_deref().and_then(Broker::assigned) {
+        Some(broker) => broker,
+        None => topic.shared.lookup(&topic.name).await?,
+    };
+    let connection = topic.shared.broker_connection(&broker, topic.id).await?;
+    connection.add_consumer(topic.id, topic.clone())?;
+    match subscribe(topic, &connection).await {
+        Ok(_) => {
+            if topic.is_over() {
+                connection.remove_consumer(topic.id);
+                connection.send(&close_command(topic.id, command::NO_REQUEST));
+                return Err(Error::Closed);
+            }
+            topic.opened(connection);
+            Ok(())
+        }
+        Err(error) => {
+            connection.remove_consumer(topic.id);
+            if matches!(error, Error::Timeout { .. }) {
+                // The broker may still make it; it must not stand in the way of the next attempt.
+                connection.send(&close_command(topic.id, command::NO_REQUEST));
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn subscribe(topic: &Topic, connection: &Arc<Connection>) -> Result<Command> {
+    let options = &topic.options;
+    let start = (!options.durable).then(|| topic.start_position()).flatten();
+    let epoch = topic.state.lock().epoch;
+    let make = |request_id| {
+        let subscribe = pb::CommandSubscribe {
+            topic: topic.name.as_str().to_owned(),
+            subscription: options.subscription.clone(),
+            sub_type: wire_type(options.sub_type) as i32,
+            consumer_id: topic.id,
+            request_id,
+            consumer_name: Some(options.name.clone()),
+            priority_level: Some(options.priority),
+            durable: Some(options.durable),
+            start_message_id: start.map(|id| id.to_data()),
+            metadata: command::key_values(options.properties.iter().cloned()),
+            read_compacted: Some(options.read_compacted),
+            initial_position: Some(match options.initial_position {
+                InitialPosition::Latest => pb::command_subscribe::InitialPosition::Latest,
+                InitialPosition::Earliest => pb::command_subscribe::InitialPosition::Earliest,
+            } as i32),
+            key_shared_meta: key_shared(options),
+            subscription_properties: command::key_values(
+                options.subscription_properties.iter().cloned(),
+            ),
+            consumer_epoch: Some(epoch),
+            ..Default::default()
+        };
+        Command::from(subscribe)
+    };
+    connection.request("subscribe", make).await
+}
+
+fn wire_type(sub_type: SubType) -> pb::command_subscribe::SubType {
+    use pb::command_subscribe::SubType as Wire;
+    match sub_type {
+        SubType::Exclusive => Wire::Exclusive,
+        SubType::Shared => Wire::Shared,
+        SubType::Failover => Wire::Failover,
+        SubType::KeyShared => Wire::KeyShared,
+    }
+}
+
+fn key_shared(options: &super::Options) -> Option<pb::KeySharedMeta> {
+    if options.sub_type != SubType::KeyShared {
+        return None;
+    }
+    Some(match &options.key_shared {
+        KeyShared::AutoSplit { allow_out_of_order } => pb::KeySharedMeta {
+            key_shared_mode: pb::KeySharedMode::AutoSplit as i32,
+            hash_ranges: Vec::new(),
+            allow_out_of_order_delivery: Some(*allow_out_of_order),
+        },
+        KeyShared::Sticky { ranges } => pb::KeySharedMeta {
+            key_shared_mode: pb::KeySharedMode::Sticky as i32,
+            hash_ranges: ranges
+                .iter()
+                .map(|range| pb::IntRange {
+                    start: i32::from(*range.start()),
+                    end: i32::from(*range.end()),
+                })
+                .collect(),
+            allow_out_of_order_delivery: None,
+        },
+    })
+}
+
+pub(super) fn close_command(consumer_id: u64, request_id: u64) -> Command {
+    pb::CommandCloseConsumer {
+        consumer_id,
+        request_id,
+        ..Default::default()
+    }
+    .into()
+}
+
+async fn watch_clock(topic: &Topic) {
+    loop {
+        match topic.tick() {
+            Some(next) => {
+                tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
+                    () = topic.timing.notified() => {}
+                }
+            }
+            None => topic.timing.notified().await,
+        }
+    }
+}
