@@ -4,10 +4,14 @@
 //! turns it into text and an exit code.
 
 mod admin;
+mod client;
 mod component;
-pub(crate) mod explain;
+mod consume;
+mod explain;
 mod functions;
 mod namespaces;
+mod perf;
+mod produce;
 mod sinks;
 mod sources;
 mod subscriptions;
@@ -117,6 +121,12 @@ enum Command {
     /// Make, list and remove tenants
     #[command(visible_alias = "tenant")]
     Tenants(tenants::TenantsArgs),
+    /// Send messages
+    Produce(produce::ProduceArgs),
+    /// Print messages as they come
+    Consume(consume::ConsumeArgs),
+    /// Measure rates and latencies
+    Perf(perf::PerfArgs),
     /// Say more about an error code
     Explain(explain::ExplainArgs),
     /// Print completions for a shell
@@ -176,6 +186,9 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Sinks(args) => sinks::run(args, &global),
         Command::Namespaces(args) => namespaces::run(args, &global),
         Command::Tenants(args) => tenants::run(args, &global),
+        Command::Produce(args) => produce::run(args, &global),
+        Command::Consume(args) => consume::run(args, &global),
+        Command::Perf(args) => perf::run(args, &global),
         Command::Explain(args) => explain::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(
@@ -198,6 +211,14 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Outcome<T>>) -> Outcome<T
     // What still runs (a blocked read of stdin, say) must not hold the exit.
     runtime.shutdown_background();
     outcome
+}
+
+/// Parses `NAME=VALUE`.
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write it as NAME=VALUE".to_owned()),
+    }
 }
 
 fn report(failure: &Failure) {
