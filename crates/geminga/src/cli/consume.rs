@@ -37,7 +37,7 @@ pub(crate) struct ConsumeArgs {
     #[arg(short, long)]
     subscription: Option<String>,
     /// The subscription's type
-    #[arg(short, long = "type", value_enum, default_value = "exclusive")]
+    #[arg(short = 't', long = "type", value_enum, default_value = "exclusive")]
     sub_type: Type,
     /// Where a new subscription begins
     #[arg(long, value_enum, default_value = "latest")]
