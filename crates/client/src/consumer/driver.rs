@@ -72,10 +72,13 @@ async fn keep_link(topic: &Arc<Topic>, opened: oneshot::Sender<Result<()>>) {
 /// Resolves when the link is to be opened again; an error when the consumer is over.
 async fn unlinked(topic: &Topic) -> Result<()> {
     loop {
-        match &topic.state.lock().link {
-            Link::Open(_) => {}
-            Link::Connecting => return Ok(()),
-            Link::Over(error) => return Err(error.clone()),
+        {
+            let state = topic.state.lock();
+            match &state.link {
+                Link::Connecting if !state.seeking => return Ok(()),
+                Link::Open(_) | Link::Connecting => {}
+                Link::Over(error) => return Err(error.clone()),
+            }
         }
         topic.changed.notified().await;
     }

@@ -62,7 +62,7 @@ pub(super) struct State {
     pub(super) epoch: u64,
     /// Messages taken from the queue whose permits the broker has not got back.
     permits: u32,
-    seeking: bool,
+    pub(super) seeking: bool,
     /// Where a subscription that is not durable begins when the link opens again.
     pub(super) resume: Option<MessageId>,
     last_taken: Option<MessageId>,
@@ -429,6 +429,7 @@ impl Topic {
             }
             (state.subscription, before)
         };
+        let seeking = Seeking(self);
         let answer = connection
             .request("seek", |request_id| {
                 let mut seek = pb::CommandSeek {
@@ -445,14 +446,13 @@ impl Topic {
                 seek.into()
             })
             .await;
-        let mut state = self.state.lock();
-        if state.subscription == subscription && matches!(state.link, Link::Open(_)) {
-            // The broker did not drop the link, or refused.
-            state.seeking = false;
-            if answer.is_err() {
+        drop(seeking);
+        if answer.is_err() {
+            let mut state = self.state.lock();
+            if state.subscription == subscription && matches!(state.link, Link::Open(_)) {
+                // Refused: what was thrown away meanwhile comes again.
                 (state.opener.start, state.resume) = before;
                 drop(state);
-                // What was thrown away comes again.
                 self.redeliver(&[]);
             }
         }
@@ -572,7 +572,6 @@ impl Topic {
             state.link = Link::Open(connection.clone());
             state.subscription += 1;
             state.generation += 1;
-            state.seeking = false;
             state.opener.clear();
             state.acks.forget_deliveries();
             state.nacks.clear();
@@ -659,6 +658,17 @@ impl Topic {
             }
             _ => None,
         }
+    }
+}
+
+/// While a seek is under way, what arrives is of the old place, and the broker drops the link. To
+/// subscribe again before the answer would be a race with the move of the cursor.
+struct Seeking<'a>(&'a Topic);
+
+impl Drop for Seeking<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().seeking = false;
+        self.0.changed.notify_one();
     }
 }
 

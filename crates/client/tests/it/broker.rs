@@ -1,0 +1,380 @@
+//! What works against any broker that speaks Pulsar's protocol.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use geminga_client::{
+    Batching, Client, Compression, InitialPosition, Message, MessageId, ReceivedMessage, SeekTo,
+    SubType, Topics,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A client of the broker under test, and a topic of its own.
+fn setup(test: &str) -> Option<(Client, String)> {
+    let url = std::env::var("GEMINGA_TEST_SERVICE_URL").ok()?;
+    let unique = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap()
+        .as_micros();
+    let topic = format!("persistent://public/default/client-{test}-{unique}");
+    Some((Client::builder(url).build(), topic))
+}
+
+macro_rules! setup {
+    ($test:literal) => {
+        match setup($test) {
+            Some(set) => set,
+            None => return,
+        }
+    };
+}
+
+async fn soon<T>(future: impl Future<Output = geminga_client::Result<T>>) -> T {
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .expect("in time")
+        .expect("works")
+}
+
+async fn receive(consumer: &mut geminga_client::Consumer, count: usize) -> Vec<ReceivedMessage> {
+    let mut messages = Vec::new();
+    while messages.len() < count {
+        let left = count - messages.len();
+        messages.extend(soon(consumer.recv_batch(left)).await);
+    }
+    messages
+}
+
+fn texts(messages: &[ReceivedMessage]) -> Vec<String> {
+    messages
+        .iter()
+        .map(|m| String::from_utf8_lossy(&m.payload).into_owned())
+        .collect()
+}
+
+fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|i| i.to_string()).collect()
+}
+
+#[tokio::test]
+async fn messages_arrive_whole_in_every_compression() {
+    let (client, topic) = setup!("compression");
+    let mut consumer = soon(client.consumer(&topic).subscription("s").build()).await;
+    for compression in [
+        Compression::None,
+        Compression::Lz4,
+        Compression::Zlib,
+        Compression::Zstd,
+        Compression::Snappy,
+    ] {
+        for batching in [Batching::default(), Batching::off()] {
+            let producer = client
+                .producer(&topic)
+                .compression(compression)
+                .batching(batching);
+            let producer = soon(producer.build()).await;
+            let mut receipts = Vec::new();
+            for i in 0..50 {
+                let message = Message::new(format!("{i}-{}", "x".repeat(100)))
+                    .key(format!("k{}", i % 3))
+                    .property("n", i.to_string())
+                    .event_time(1000 + i);
+                receipts.push(soon(producer.enqueue(message)).await);
+            }
+            let mut ids = Vec::new();
+            for receipt in receipts {
+                ids.push(soon(receipt).await);
+            }
+            let messages = receive(&mut consumer, 50).await;
+            for (i, (message, id)) in messages.iter().zip(&ids).enumerate() {
+                assert_eq!(
+                    &message.payload[..],
+                    format!("{i}-{}", "x".repeat(100)).as_bytes()
+                );
+                assert_eq!(message.key, Some(format!("k{}", i % 3)));
+                assert_eq!(message.property("n"), Some(&*i.to_string()));
+                assert_eq!(message.event_time, Some(1000 + i as u64));
+                assert_eq!(message.id.position(), id.position());
+                assert_eq!(message.id.batch_index, id.batch_index);
+                assert_eq!(&*message.producer_name, producer.name());
+                assert_eq!(message.sequence_id, i as u64);
+                assert_eq!(&*message.topic, topic);
+            }
+            consumer.ack_many(&messages).await.unwrap();
+            soon(producer.close()).await;
+        }
+    }
+    soon(consumer.close()).await;
+}
+
+#[tokio::test]
+async fn many_messages_keep_their_order() {
+    let (client, topic) = setup!("order");
+    let mut consumer = soon(client.consumer(&topic).subscription("s").build()).await;
+    let producer = soon(client.producer(&topic).window(100).build()).await;
+    let sending = async {
+        for i in 0..20_000 {
+            producer.post(Message::new(i.to_string())).await.unwrap();
+        }
+        producer.flush().await.unwrap();
+    };
+    let receiving = async {
+        let messages = receive(&mut consumer, 20_000).await;
+        assert_eq!(texts(&messages), numbers(0..20_000));
+        consumer
+            .ack_cumulative(messages.last().unwrap())
+            .await
+            .unwrap();
+    };
+    tokio::join!(sending, receiving);
+}
+
+#[tokio::test]
+async fn what_is_not_acknowledged_comes_again_to_the_next_consumer() {
+    let (client, topic) = setup!("acks");
+    let consumer = || {
+        client
+            .consumer(&topic)
+            .subscription("s")
+            .sub_type(SubType::Shared)
+    };
+    let mut first = soon(consumer().build()).await;
+    let producer = soon(client.producer(&topic).batching(Batching::off()).build()).await;
+    for i in 0..10 {
+        soon(producer.send(Message::new(i.to_string()))).await;
+    }
+    let messages = receive(&mut first, 10).await;
+    for message in messages
+        .iter()
+        .filter(|m| m.payload != "3" && m.payload != "7")
+    {
+        soon(first.ack_durable(message)).await;
+    }
+    soon(first.close()).await;
+    let mut second = soon(consumer().build()).await;
+    let again = receive(&mut second, 2).await;
+    assert_eq!(texts(&again), ["3", "7"]);
+    soon(second.ack_many_durable(&again)).await;
+    soon(producer.send("last")).await;
+    assert_eq!(texts(&receive(&mut second, 1).await), ["last"]);
+    soon(second.unsubscribe()).await;
+    assert!(second.recv().await.is_err());
+}
+
+#[tokio::test]
+async fn a_batch_is_acknowledged_as_a_whole() {
+    let (client, topic) = setup!("batch-acks");
+    let consumer = || {
+        client
+            .consumer(&topic)
+            .subscription("s")
+            .sub_type(SubType::Shared)
+    };
+    let mut first = soon(consumer().build()).await;
+    let batching = Batching {
+        max_delay: Some(Duration::from_millis(200)),
+        ..Batching::default()
+    };
+    let producer = soon(client.producer(&topic).batching(batching).build()).await;
+    for i in 0..10 {
+        soon(producer.post(Message::new(i.to_string()))).await;
+    }
+    soon(producer.flush()).await;
+    let messages = receive(&mut first, 10).await;
+    assert!(
+        messages.iter().all(|m| m.id.batch_size == 10),
+        "{:?}",
+        messages[0].id
+    );
+    soon(first.ack_many(&messages[..9])).await;
+    soon(first.close()).await;
+    let mut second = soon(consumer().build()).await;
+    let again = receive(&mut second, 10).await;
+    assert_eq!(texts(&again), numbers(0..10));
+    soon(second.ack_many_durable(&again)).await;
+    soon(second.close()).await;
+    let mut third = soon(consumer().build()).await;
+    soon(producer.send("next")).await;
+    assert_eq!(texts(&receive(&mut third, 1).await), ["next"]);
+}
+
+#[tokio::test]
+async fn a_refused_message_comes_again_with_a_count() {
+    let (client, topic) = setup!("nack");
+    let consumer = client
+        .consumer(&topic)
+        .subscription("s")
+        .sub_type(SubType::Shared);
+    let mut consumer = soon(consumer.build()).await;
+    let producer = soon(client.producer(&topic).build()).await;
+    soon(producer.send("a")).await;
+    for count in 0..3 {
+        let message = soon(consumer.recv()).await;
+        assert_eq!(
+            (&message.payload[..], message.redelivery_count),
+            (&b"a"[..], count)
+        );
+        soon(consumer.nack_after(&message, Duration::from_millis(20))).await;
+    }
+    let message = soon(consumer.recv()).await;
+    soon(consumer.ack_durable(&message)).await;
+}
+
+#[tokio::test]
+async fn an_exclusive_consumer_gets_everything_again_after_a_refusal() {
+    let (client, topic) = setup!("nack-exclusive");
+    let mut consumer = soon(client.consumer(&topic).subscription("s").build()).await;
+    let producer = soon(client.producer(&topic).batching(Batching::off()).build()).await;
+    for i in 0..10 {
+        soon(producer.send(Message::new(i.to_string()))).await;
+    }
+    let messages = receive(&mut consumer, 6).await;
+    soon(consumer.ack_cumulative(&messages[2])).await;
+    consumer.flush_acks();
+    soon(consumer.nack_after(&messages[3], Duration::ZERO)).await;
+    assert_eq!(texts(&receive(&mut consumer, 7).await), numbers(3..10));
+}
+
+#[tokio::test]
+async fn seek_goes_to_ids_and_times() {
+    let (client, topic) = setup!("seek");
+    let mut consumer = soon(client.consumer(&topic).subscription("s").build()).await;
+    let batching = Batching {
+        max_messages: 5,
+        max_delay: Some(Duration::from_secs(5)),
+        ..Default::default()
+    };
+    let producer = soon(client.producer(&topic).batching(batching).build()).await;
+    let mut receipts = Vec::new();
+    for i in 0..20 {
+        receipts.push(soon(producer.enqueue(Message::new(i.to_string()))).await);
+    }
+    let mut ids = Vec::new();
+    for receipt in receipts {
+        ids.push(soon(receipt).await);
+    }
+    let messages = receive(&mut consumer, 20).await;
+    let before = messages[0].publish_time;
+    // In the middle of a batch.
+    soon(consumer.seek(ids[12])).await;
+    assert_eq!(texts(&receive(&mut consumer, 8).await), numbers(12..20));
+    soon(consumer.seek(MessageId::EARLIEST)).await;
+    assert_eq!(texts(&receive(&mut consumer, 20).await), numbers(0..20));
+    soon(consumer.seek(SeekTo::Time(before))).await;
+    assert_eq!(texts(&receive(&mut consumer, 20).await), numbers(0..20));
+    soon(consumer.seek(MessageId::LATEST)).await;
+    soon(producer.post("new")).await;
+    soon(producer.flush()).await;
+    assert_eq!(texts(&receive(&mut consumer, 1).await), ["new"]);
+}
+
+#[tokio::test]
+async fn readers_begin_where_they_are_told() {
+    let (client, topic) = setup!("reader");
+    let producer = soon(client.producer(&topic).build()).await;
+    let mut ids = Vec::new();
+    for i in 0..5 {
+        ids.push(soon(producer.send(Message::new(i.to_string()))).await);
+    }
+    let mut reader = soon(client.reader(&topic).start(MessageId::EARLIEST).build()).await;
+    for i in 0..5 {
+        assert!(soon(reader.has_message_available()).await);
+        assert_eq!(soon(reader.next()).await.payload, i.to_string());
+    }
+    assert!(!soon(reader.has_message_available()).await);
+    assert_eq!(
+        soon(reader.last_message_id()).await.position(),
+        ids[4].position()
+    );
+
+    let mut after = soon(client.reader(&topic).start(ids[2]).build()).await;
+    assert_eq!(soon(after.next()).await.payload, "3");
+    let mut at = soon(
+        client
+            .reader(&topic)
+            .start(ids[2])
+            .start_inclusive(true)
+            .build(),
+    )
+    .await;
+    assert_eq!(soon(at.next()).await.payload, "2");
+    soon(at.seek(ids[1])).await;
+    assert_eq!(soon(at.next()).await.payload, "1");
+
+    let mut latest = soon(client.reader(&topic).build()).await;
+    assert!(!soon(latest.has_message_available()).await);
+    soon(producer.send("5")).await;
+    assert!(soon(latest.has_message_available()).await);
+    assert_eq!(soon(latest.next()).await.payload, "5");
+}
+
+#[tokio::test]
+async fn large_messages_go_in_chunks() {
+    let (client, topic) = setup!("chunks");
+    let mut consumer = soon(client.consumer(&topic).subscription("s").build()).await;
+    let producer = client.producer(&topic).batching(Batching::off());
+    let large: Vec<u8> = (0..12_000_000u32).map(|i| (i ^ i >> 8) as u8).collect();
+    let small = soon(producer.clone().build()).await;
+    assert!(small.send(Message::new(large.clone())).await.is_err());
+    let chunking = soon(producer.chunking(true).build()).await;
+    let id = soon(chunking.send(Message::new(large.clone()).property("a", "b"))).await;
+    assert!(id.first_chunk.is_some());
+    let message = soon(consumer.recv()).await;
+    assert!(message.payload == large, "the message is not what was sent");
+    assert_eq!((message.id, message.property("a")), (id, Some("b")));
+    soon(consumer.ack_durable(&message)).await;
+}
+
+#[tokio::test]
+async fn one_consumer_reads_many_topics_and_patterns() {
+    let (client, topic) = setup!("many");
+    let names: Vec<String> = (0..3).map(|i| format!("{topic}-{i}")).collect();
+    let mut producers = Vec::new();
+    for name in &names {
+        producers.push(soon(client.producer(name).build()).await);
+    }
+    let earliest = |topics: Topics, name: &str| {
+        let consumer = client.consumer(topics).subscription(name);
+        consumer
+            .initial_position(InitialPosition::Earliest)
+            .sub_type(SubType::Shared)
+    };
+    let mut named = soon(earliest(names.clone().into(), "a").build()).await;
+    let pattern = Topics::pattern(format!("{topic}-.*"));
+    let discovery = Duration::from_millis(200);
+    let pattern = earliest(pattern, "b").discovery_interval(discovery);
+    let mut pattern = soon(pattern.build()).await;
+    for (i, producer) in producers.iter().enumerate() {
+        soon(producer.send(Message::new(i.to_string()))).await;
+    }
+    for consumer in [&mut named, &mut pattern] {
+        let messages = receive(consumer, 3).await;
+        let texts: BTreeSet<String> = texts(&messages).into_iter().collect();
+        assert_eq!(texts, BTreeSet::from_iter(numbers(0..3)));
+        soon(consumer.ack_many_durable(&messages)).await;
+    }
+    let late = soon(client.producer(format!("{topic}-late")).build()).await;
+    soon(late.send("late")).await;
+    assert_eq!(texts(&receive(&mut pattern, 1).await), ["late"]);
+}
+
+#[tokio::test]
+async fn refusals_are_errors_with_the_brokers_code() {
+    use geminga_client::ServerError;
+    let (client, topic) = setup!("refusals");
+    let _first = soon(client.consumer(&topic).subscription("s").build()).await;
+    let second = client.consumer(&topic).subscription("s").build().await;
+    assert_eq!(
+        second.unwrap_err().server_error(),
+        Some(ServerError::ConsumerBusy)
+    );
+    let _producer = soon(client.producer(&topic).name("p").build()).await;
+    let second = client.producer(&topic).name("p").build().await;
+    assert_eq!(
+        second.unwrap_err().server_error(),
+        Some(ServerError::ProducerBusy)
+    );
+    let bad = client.producer("persistent://a/b").build().await;
+    assert!(bad.unwrap_err().to_string().contains("persistent://a/b"));
+}
