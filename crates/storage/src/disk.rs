@@ -53,7 +53,7 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// write may go the slow way.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     fn sync(&self) -> io::Result<()>;
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
     /// True if a write is durable when it returns.
     fn syncs_itself(&self) -> bool;
     /// Hints that the file is read from start to end soon.

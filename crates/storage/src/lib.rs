@@ -6,12 +6,15 @@
 
 pub mod config;
 pub mod disk;
+pub mod embedded;
 pub mod error;
 pub mod ledger;
 pub mod metadata;
+pub mod segment;
 pub mod wal;
 
 pub use config::ManagedConfig;
+pub use embedded::{Durability, EmbeddedConfig, EmbeddedStore};
 pub use error::{AppendError, ManagedError, MetadataError, StoreError};
 pub use ledger::{
     AppendObserver, BoxFuture, Entry, LedgerEnd, LedgerStore, LedgerWriter, ReadLimits, Space,

@@ -2,3 +2,9 @@
 //! that arrived together.
 
 pub mod record;
+
+pub mod queue;
+
+pub mod log_segment;
+pub mod recovery;
+pub mod writer;

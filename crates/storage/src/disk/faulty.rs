@@ -421,7 +421,7 @@ impl DiskFile for FaultyFile {
         Ok(())
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         let state = self.state.lock();
         state.powered()?;
         let Some(file) = state.files.get(self.file) else {
@@ -458,7 +458,7 @@ mod tests {
                         .all(|byte| *byte == sector[0] && matches!(byte, 1 | 2))
                 );
             }
-            torn += u32::from(found.iter().any(|b| *b == 1) && found.iter().any(|b| *b == 2));
+            torn += u32::from(found.contains(&1) && found.contains(&2));
         }
         assert!(torn > 20, "{torn} of 200 were torn");
     }

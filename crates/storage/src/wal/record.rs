@@ -119,6 +119,11 @@ impl CommitHeader {
         out
     }
 
+    /// A quick look: whether a header may begin here.
+    pub fn has_magic(bytes: &[u8]) -> bool {
+        bytes.get(4..8) == Some(&COMMIT_MAGIC.to_le_bytes())
+    }
+
     pub fn parse(bytes: &[u8], salt: Salt, offset: u64) -> Result<Self, RecordError> {
         let bytes = bytes.get(..COMMIT_HEADER_BYTES).ok_or(RecordError::Short)?;
         if u32_at(bytes, 4) != COMMIT_MAGIC

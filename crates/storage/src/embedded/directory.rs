@@ -1,0 +1,113 @@
+//! The data directory as a whole: who has it open, and which format it is in.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::path::Path;
+
+use rustix::fs::FlockOperation;
+
+use crate::StoreError;
+use crate::disk::{Disk, Open};
+
+pub(super) const FORMAT_FILE: &str = "FORMAT";
+const LOCK_FILE: &str = "LOCK";
+const FORMAT_VERSION: u32 = 1;
+const FORMAT_PREFIX: &str = "geminga storage format ";
+
+/// Held while the store is open; the kernel lets go of it when the process ends, however it ends.
+pub(super) struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    pub(super) fn take(dir: &Path) -> Result<Self, StoreError> {
+        let shown = dir.display();
+        match std::fs::create_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(refuse(format!(
+                    "cannot create the data directory `{shown}`: {error}"
+                )));
+            }
+            _ => {}
+        }
+        let path = dir.join(LOCK_FILE);
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(path).map_err(|error| {
+            refuse(format!(
+                "cannot write to the data directory `{shown}`: {error}"
+            ))
+        })?;
+        if let Err(errno) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            let mut holder = String::new();
+            // The holder writes its id a moment after it has the lock.
+            let _ = file.read_to_string(&mut holder);
+            let reason = match holder.trim() {
+                _ if errno != rustix::io::Errno::WOULDBLOCK => {
+                    format!("cannot lock the data directory `{shown}`: {errno}")
+                }
+                "" => format!("the data directory `{shown}` is in use by another process"),
+                pid => format!("the data directory `{shown}` is in use by process {pid}"),
+            };
+            return Err(refuse(reason));
+        }
+        // Only for the message above: a failure takes nothing from the lock.
+        let _ = file.set_len(0);
+        let _ = file.rewind();
+        let _ = writeln!(file, "{}", std::process::id());
+        Ok(Self { _file: file })
+    }
+}
+
+fn refuse(reason: String) -> StoreError {
+    StoreError::CannotOpen {
+        reason: reason.into(),
+    }
+}
+
+/// Checks the format, or writes it into a new directory. True: the directory is new.
+pub(super) fn check_format(disk: &dyn Disk, names: &[(String, u64)]) -> Result<bool, StoreError> {
+    let place = disk.describe(FORMAT_FILE);
+    let size = names
+        .iter()
+        .find(|(name, _)| name == FORMAT_FILE)
+        .map(|(_, size)| *size);
+    let is_old = names
+        .iter()
+        .any(|(name, _)| name.starts_with("checkpoint-"));
+    let read_failed = |error| StoreError::io(format!("cannot read `{place}`"), error);
+    let mut text = vec![0; size.unwrap_or(0).min(64) as usize];
+    if !text.is_empty() {
+        let file = disk.open(FORMAT_FILE, Open::Read).map_err(read_failed)?;
+        file.read_at(&mut text, 0).map_err(read_failed)?;
+    }
+    let text = String::from_utf8_lossy(&text);
+    let version = text
+        .strip_prefix(FORMAT_PREFIX)
+        .and_then(|rest| rest.trim().parse().ok());
+    match version {
+        Some(FORMAT_VERSION) => Ok(false),
+        Some(newer) if newer > FORMAT_VERSION => Err(refuse(format!(
+            "`{place}` says format {newer}, this version of Geminga reads up to {FORMAT_VERSION}: use a newer Geminga"
+        ))),
+        _ if is_old => Err(refuse(format!("`{place}` is missing or damaged"))),
+        // New, or its creator died before it was whole.
+        _ => write_format(disk).map(|()| true),
+    }
+}
+
+fn write_format(disk: &dyn Disk) -> Result<(), StoreError> {
+    let text = format!("{FORMAT_PREFIX}{FORMAT_VERSION}\n");
+    let write = || {
+        let file = disk.open(FORMAT_FILE, Open::Create)?;
+        file.write_at(text.as_bytes(), 0)?;
+        file.sync()
+    };
+    write().map_err(|error| match error.kind() {
+        io::ErrorKind::StorageFull => StoreError::Full,
+        _ => refuse(format!(
+            "cannot write `{}`: {error}",
+            disk.describe(FORMAT_FILE)
+        )),
+    })
+}
