@@ -52,7 +52,8 @@ pub struct FileSource {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct FileSink {
-    /// The file. A path that is not absolute starts where the command was started.
+    /// The file; its directory is made when missing. A path that is not absolute starts at the
+    /// mesh's file.
     pub path: Option<String>,
     /// Keep what the file holds; without it the file begins empty at each start.
     pub append: Option<bool>,

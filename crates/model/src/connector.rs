@@ -51,6 +51,8 @@ config_struct! {
         batch_builder: BatchBuilder,
         /// Where the connector's logs go.
         log_topic: String,
+        /// Geminga: the mesh that it belongs to.
+        mesh: String,
     }
 }
 
@@ -134,6 +136,8 @@ config_struct! {
         transform_function_config: String,
         /// Where the connector's logs go.
         log_topic: String,
+        /// Geminga: the mesh that it belongs to.
+        mesh: String,
     }
 }
 

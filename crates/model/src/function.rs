@@ -1,4 +1,4 @@
-//! `FunctionConfig`: what a function is, in Pulsar's 45 fields and five of ours.
+//! `FunctionConfig`: what a function is, in Pulsar's 45 fields and six of ours.
 //!
 //! A value here is what somebody wrote: nothing is filled in and nothing is checked. The methods
 //! say what an absent field means; `validate` says what is wrong.
@@ -112,6 +112,8 @@ config_struct! {
         wasm: String,
         /// Geminga: wait before the first retry; it doubles from there.
         retry_backoff_ms: i64,
+        /// Geminga: the mesh that it belongs to.
+        mesh: String,
         /// Geminga: stop an instance after so long without a message; never when absent.
         idle_timeout_ms: i64,
     }

@@ -1,0 +1,261 @@
+//! The difference of what is wanted and what is there, field by field.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+/// A component as both sides are compared: its kind, full name and configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    pub kind: &'static str,
+    pub fqfn: String,
+    pub config: Value,
+}
+
+/// What shall happen to a component.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    Create,
+    Update(Vec<Change>),
+    Delete,
+    Unchanged,
+}
+
+/// A field that changes; `null` is absent.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Change {
+    pub field: String,
+    pub from: Value,
+    pub to: Value,
+}
+
+/// A component and what shall happen to it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Step {
+    pub kind: &'static str,
+    pub name: String,
+    pub action: Action,
+}
+
+/// Steps in the order of `wanted`; then what is there and not wanted, which is deleted.
+pub fn diff(wanted: &[State], actual: &[State]) -> Vec<Step> {
+    let there: BTreeMap<(&str, &str), &State> = actual
+        .iter()
+        .map(|state| ((state.kind, state.fqfn.as_str()), state))
+        .collect();
+    let mut steps: Vec<Step> = wanted
+        .iter()
+        .map(|state| {
+            let action = match there.get(&(state.kind, state.fqfn.as_str())) {
+                None => Action::Create,
+                Some(before) => match changes(&before.config, &state.config) {
+                    changes if changes.is_empty() => Action::Unchanged,
+                    changes => Action::Update(changes),
+                },
+            };
+            Step {
+                kind: state.kind,
+                name: state.fqfn.clone(),
+                action,
+            }
+        })
+        .collect();
+    let is_wanted = |there: &State| {
+        wanted
+            .iter()
+            .any(|state| state.kind == there.kind && state.fqfn == there.fqfn)
+    };
+    steps.extend(
+        actual
+            .iter()
+            .filter(|state| !is_wanted(state))
+            .map(|state| Step {
+                kind: state.kind,
+                name: state.fqfn.clone(),
+                action: Action::Delete,
+            }),
+    );
+    steps
+}
+
+/// The fields that differ. An absent field equals its default: a server may have filled it in.
+fn changes(from: &Value, to: &Value) -> Vec<Change> {
+    let (from, to) = (whole(from), whole(to));
+    let mut fields: Vec<&String> = from.keys().chain(to.keys()).collect();
+    fields.sort();
+    fields.dedup();
+    fields
+        .into_iter()
+        .filter_map(|field| {
+            let (before, after) = (from.get(field), to.get(field));
+            (!same(before, after)).then(|| Change {
+                field: field.clone(),
+                from: before.cloned().unwrap_or_default(),
+                to: after.cloned().unwrap_or_default(),
+            })
+        })
+        .collect()
+}
+
+/// 1 and 1.0 are one number, whoever wrote them.
+fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
+    match (a, b) {
+        (Some(Value::Number(a)), Some(Value::Number(b))) => a.as_f64() == b.as_f64(),
+        (Some(Value::Object(a)), Some(Value::Object(b))) => {
+            a.len() == b.len() && a.iter().all(|(key, value)| same(Some(value), b.get(key)))
+        }
+        _ => a == b,
+    }
+}
+
+/// The fields with the defaults filled in and inputs in their general form.
+fn whole(config: &Value) -> Map<String, Value> {
+    let mut fields = config.as_object().cloned().unwrap_or_default();
+    fields.retain(|_, value| !value.is_null());
+    let mut inputs = match fields.remove("inputSpecs") {
+        Some(Value::Object(specs)) => specs,
+        _ => Map::new(),
+    };
+    if let Some(Value::Array(topics)) = fields.remove("inputs") {
+        for topic in topics.iter().filter_map(Value::as_str) {
+            inputs.entry(topic).or_insert_with(|| json!({}));
+        }
+    }
+    if !inputs.is_empty() {
+        let full = inputs.into_iter().map(|(topic, spec)| {
+            let name = topic.parse::<geminga_model::TopicName>();
+            let is_pattern = spec.get("regexPattern") == Some(&Value::Bool(true));
+            (
+                name.ok()
+                    .filter(|_| !is_pattern)
+                    .map_or(topic, |name| name.to_string()),
+                spec,
+            )
+        });
+        fields.insert("inputSpecs".into(), Value::Object(full.collect()));
+    }
+    for field in ["output", "topicName", "logTopic", "deadLetterTopic"] {
+        if let Some(Value::String(topic)) = fields.get_mut(field)
+            && let Ok(name) = topic.parse::<geminga_model::TopicName>()
+        {
+            *topic = name.to_string();
+        }
+    }
+    let defaults = [
+        ("tenant", json!("public")),
+        ("namespace", json!("default")),
+        ("parallelism", json!(1)),
+        ("processingGuarantees", json!("ATLEAST_ONCE")),
+        ("subscriptionPosition", json!("Latest")),
+        ("sourceSubscriptionPosition", json!("Latest")),
+        ("retainOrdering", json!(false)),
+        ("retainKeyOrdering", json!(false)),
+        ("forwardSourceMessageProperty", json!(true)),
+        ("autoAck", json!(true)),
+        ("skipToLatest", json!(false)),
+        ("cleanupSubscription", json!(true)),
+        ("batchBuilder", json!("DEFAULT")),
+        ("maxPendingAsyncRequests", json!(1000)),
+        ("exposePulsarAdminClientEnabled", json!(false)),
+        ("userConfig", json!({})),
+        ("secrets", json!({})),
+        ("configs", json!({})),
+        (
+            "resources",
+            json!({"cpu": 1.0, "ram": 1_073_741_824_i64, "disk": 10_737_418_240_i64}),
+        ),
+    ];
+    for (field, value) in defaults {
+        if fields
+            .get(field)
+            .is_some_and(|given| same(Some(given), Some(&value)))
+        {
+            fields.remove(field);
+        }
+    }
+    for field in ["runtime", "fqfn"] {
+        // Follow from other fields.
+        fields.remove(field);
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(kind: &'static str, name: &str, config: Value) -> State {
+        State {
+            kind,
+            fqfn: format!("public/default/{name}"),
+            config,
+        }
+    }
+
+    #[test]
+    fn creates_updates_deletes_and_leaves_alone() {
+        let wanted = [
+            state("function", "new", json!({"name": "new"})),
+            state(
+                "function",
+                "same",
+                json!({"inputs": ["a"], "py": "f.py", "output": "b"}),
+            ),
+            state(
+                "function",
+                "more",
+                json!({"inputs": ["a"], "parallelism": 3}),
+            ),
+        ];
+        let actual = [
+            state(
+                "function",
+                "same",
+                json!({
+                    "tenant": "public", "namespace": "default", "py": "f.py", "runtime": "PYTHON",
+                    "inputSpecs": {"persistent://public/default/a": {}}, "parallelism": 1,
+                    "output": "persistent://public/default/b", "resources":
+                    {"cpu": 1, "ram": 1_073_741_824_i64, "disk": 10_737_418_240_i64},
+                }),
+            ),
+            state(
+                "function",
+                "more",
+                json!({"inputs": ["a"], "logTopic": "l"}),
+            ),
+            state("sink", "more", json!({})),
+        ];
+        let steps = diff(&wanted, &actual);
+        let actions: Vec<_> = steps
+            .iter()
+            .map(|step| (step.kind, step.name.as_str(), step.action.clone()))
+            .collect();
+        let change = |field: &str, from, to| Change {
+            field: field.into(),
+            from,
+            to,
+        };
+        assert_eq!(
+            actions,
+            [
+                ("function", "public/default/new", Action::Create),
+                ("function", "public/default/same", Action::Unchanged),
+                (
+                    "function",
+                    "public/default/more",
+                    Action::Update(vec![
+                        change(
+                            "logTopic",
+                            json!("persistent://public/default/l"),
+                            Value::Null
+                        ),
+                        change("parallelism", Value::Null, json!(3)),
+                    ])
+                ),
+                ("sink", "public/default/more", Action::Delete),
+            ]
+        );
+    }
+}
