@@ -91,20 +91,18 @@ fn check_connector(
         mark: Mark { line: 1, column: 1 },
         value: Value::Map(Vec::new()),
     };
-    let settings = component.connector_settings().unwrap_or(&nothing);
+    let given = component.connector_settings();
+    let settings = given.unwrap_or(&nothing);
     let file = component.origin.file();
     let mut report = |result: Result<Result<(), String>, Vec<Diagnostic>>| match result {
         Ok(Ok(())) => {}
         Ok(Err(message)) => {
             let error =
                 Diagnostic::error("G0307", format!("{kind} `{}`: {message}", component.name()));
-            let error = match settings.mark {
-                mark if std::ptr::eq(settings, &raw const nothing) || mark.line == 0 => {
-                    component.origin.place::<&str>(error, &[])
-                }
-                mark => crate::node::at(error, file, mark),
-            };
-            found.push(error);
+            found.push(match given {
+                Some(node) => crate::node::at(error, file, node.mark),
+                None => component.origin.place::<&str>(error, &[]),
+            });
         }
         Err(more) => found.extend(more),
     };

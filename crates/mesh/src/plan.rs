@@ -1,4 +1,4 @@
-//! From files to what shall run: loaded, checked, paths made whole, in the order of starting.
+//! From files to what shall run: loaded, checked, paths made whole.
 
 pub mod diff;
 
@@ -16,7 +16,7 @@ use crate::load::{Component, Config, Loaded, Origin, load};
 pub struct Plan {
     /// The mesh's name, if the files hold one.
     pub name: Option<String>,
-    /// In the order of starting: who reads starts before who writes.
+    /// In the order of the files; `graph` has their indices, and says in which order to start.
     pub components: Vec<Component>,
     pub graph: Graph,
     /// What is odd, but works.
@@ -32,28 +32,20 @@ pub fn plan<'a>(
 ) -> Result<Plan, Vec<Diagnostic>> {
     let Loaded {
         name,
-        components,
+        mut components,
         kubernetes_only,
     } = load(files)?;
-    let whole = graph(&components);
-    let found = check::check(&components, &whole, look);
+    let graph = graph(&components);
+    let found = check::check(&components, &graph, look);
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);
     }
-    let mut components: Vec<Option<Component>> = components.into_iter().map(Some).collect();
-    let mut ordered: Vec<Component> = whole
-        .start_order()
-        .into_iter()
-        .filter_map(|node| components[node].take())
-        .collect();
-    for component in &mut ordered {
+    for component in &mut components {
         make_whole(component, name.as_deref());
     }
-    // Its indices follow the new order.
-    let graph = graph(&ordered);
     Ok(Plan {
         name,
-        components: ordered,
+        components,
         graph,
         warnings: found,
         kubernetes_only,

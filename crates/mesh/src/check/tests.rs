@@ -1,1 +1,218 @@
+use super::*;
+use crate::plan::plan;
 
+/// A mesh with one function, a part of which is replaced.
+fn mesh(from: &str, to: &str) -> String {
+    let text = "\
+apiVersion: compute.functionmesh.io/v1alpha1
+kind: FunctionMesh
+metadata:
+  name: m
+spec:
+  sources:
+    - name: reader
+      sourceType: file
+      sourceConfig:
+        path: in.jsonl
+      output:
+        topic: events
+  functions:
+    - name: first
+      genericRuntime: {functionFile: first.sh, language: bash}
+      input:
+        topics: [events]
+      output:
+        topic: middle
+    - name: second
+      python: {py: second.py}
+      className: second
+      input:
+        topics: [middle]
+      output:
+        topic: done
+  sinks:
+    - name: writer
+      sinkType: file
+      sinkConfig: {path: out.jsonl}
+      input:
+        topics: [done]
+";
+    assert!(from.is_empty() || text.contains(from), "{from}");
+    text.replacen(from, to, 1)
+}
+
+fn look(path: &Path) -> FileKind {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some("absent.sh" | "absent.jsonl") => FileKind::Missing,
+        Some("folder") => FileKind::Directory,
+        _ => FileKind::File,
+    }
+}
+
+/// What is said of a mesh file: errors, or the warnings of a plan.
+fn said(text: &str) -> String {
+    let all = match plan([(Path::new("dir/m.yaml"), text)], &look) {
+        Ok(plan) => plan.warnings,
+        Err(found) => found,
+    };
+    all.iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn a_good_mesh_says_nothing() {
+    assert_eq!(said(&mesh("", "")), "");
+}
+
+#[test]
+fn what_is_wrong_and_where() {
+    for (from, to, want) in [
+        (
+            "className: second",
+            "clasName: second",
+            "error[G0301]: unknown field `clasName` in FunctionSpec\n  --> dir/m.yaml:22:7\n  \
+             = help: did you mean `className`?",
+        ),
+        (
+            "topic: done",
+            "topic: events",
+            "error[G0401]: events go round in a circle for ever\n  --> dir/m.yaml:19:16\n  \
+             = cause: first --middle--> second --events--> first\n  \
+             = help: let one of them write to another topic",
+        ),
+        (
+            "topic: middle",
+            "topic: persistent://public/default/events",
+            "error[G0307]: function `first`: `events` is both input and output: an endless loop\n  \
+             --> dir/m.yaml:19:16\n  = help: write the output to another topic",
+        ),
+        (
+            "functionFile: first.sh",
+            "functionFile: absent.sh",
+            "error[G0403]: function `first` has no code: there is no file `dir/absent.sh`\n  \
+             --> dir/m.yaml:15:38\n  = help: a path is relative to the file that names it",
+        ),
+        (
+            "py: second.py",
+            "py: folder",
+            "error[G0403]: code of function `second`: `dir/folder` is a directory\n  \
+             --> dir/m.yaml:21:20",
+        ),
+        (
+            "language: bash",
+            "language: executable",
+            "error[G0403]: code of function `first`: `dir/first.sh` may not be executed\n  \
+             --> dir/m.yaml:15:38\n  = help: chmod +x dir/first.sh",
+        ),
+        (
+            "path: in.jsonl",
+            "path: absent.jsonl",
+            "error[G0307]: source `reader`: there is no file `dir/absent.jsonl`\n  \
+             --> dir/m.yaml:10:9",
+        ),
+        (
+            "path: in.jsonl",
+            "pth: in.jsonl",
+            "error[G0301]: unknown field `pth` in FileSource\n  --> dir/m.yaml:10:9\n  \
+             = help: did you mean `path`?",
+        ),
+        (
+            "sourceType: file",
+            "sourceType: fil",
+            "error[G0309]: there is no built-in source `fil`\n  --> dir/m.yaml:8:19\n  \
+             = help: did you mean `file`? Built in are file",
+        ),
+        (
+            "name: second",
+            "name: writer",
+            "error[G0402]: the name `writer` is taken twice\n  --> dir/m.yaml:28:13\n  \
+             = cause: a function of that name stands at dir/m.yaml:20:13\n  \
+             = help: sources, functions and sinks of one namespace share their names",
+        ),
+        (
+            "topics: [middle]",
+            "topics: [midle]",
+            "warning[G0405]: nothing here writes topic `midle`, which function `second` reads\n  \
+             --> dir/m.yaml:24:18\n  = help: did you mean `middle`? If it comes from outside, all \
+             is well",
+        ),
+        ("topics: [events]", "topics: [elsewhere]", ""),
+        (
+            "className: second",
+            "processingGuarantee: ATLEAST_ONCE",
+            "error[G0302]: `processingGuarantee`: unknown value `ATLEAST_ONCE`\n  \
+             --> dir/m.yaml:22:28\n  = help: did you mean `atleast_once`? Known values are \
+             `atleast_once`, `atmost_once`, `effectively_once`, `manual`",
+        ),
+        (
+            "className: second",
+            "timeout: 0",
+            "error[G0307]: function `second`: `timeoutMs` must be positive, it is 0\n  \
+             --> dir/m.yaml:22:16",
+        ),
+        (
+            "className: second",
+            "secretsMap: {A: {path: p, key: k}}",
+            "error[G0308]: `secretsMap` of `second` cannot be honoured here\n  \
+             --> dir/m.yaml:22:7\n  = cause: it names Secrets of Kubernetes, which are not here",
+        ),
+        (
+            "className: second",
+            "resources: {limits: {memory: lots}}",
+            "error[G0308]: `resources` of `second` cannot be honoured here\n  \
+             --> dir/m.yaml:22:7\n  = cause: `\"lots\"` is not a quantity such as 200m or 1Gi",
+        ),
+        (
+            "kind: FunctionMesh",
+            "kind: FunctionMsh",
+            "error[G0306]: unknown kind `FunctionMsh`\n  --> dir/m.yaml:2:7\n  \
+             = help: did you mean `FunctionMesh`? known kinds are `Function`, `Source`, `Sink`, \
+             `FunctionMesh`",
+        ),
+        (
+            "v1alpha1",
+            "v1",
+            "error[G0306]: `apiVersion` is `compute.functionmesh.io/v1`\n  --> dir/m.yaml:1:13\n  \
+             = help: write `apiVersion: compute.functionmesh.io/v1alpha1`",
+        ),
+        (
+            "  functions:",
+            "  fucntions:",
+            "error[G0301]: unknown field `fucntions` in MeshSpec\n  --> dir/m.yaml:13:3\n  \
+             = help: did you mean `functions`?",
+        ),
+        (
+            "topics: [done]",
+            "topic: done",
+            "error[G0301]: unknown field `topic` in InputConf\n  --> dir/m.yaml:32:9\n  \
+             = help: did you mean `topics`?",
+        ),
+        (
+            "name: m",
+            "nmae: m",
+            "error[G0301]: unknown field `nmae` in Metadata\n  --> dir/m.yaml:4:3\n  \
+             = help: did you mean `name`?",
+        ),
+    ] {
+        assert_eq!(said(&mesh(from, to)), want, "{to}");
+    }
+}
+
+#[test]
+fn every_error_of_a_file_is_told() {
+    let text = mesh("className: second", "clasName: second").replace("sinkType", "snkType");
+    let codes: Vec<_> = said(&text)
+        .lines()
+        .filter(|line| line.starts_with("error"))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(
+        codes,
+        [
+            "error[G0301]: unknown field `clasName` in FunctionSpec",
+            "error[G0301]: unknown field `snkType` in SinkSpec",
+        ]
+    );
+}

@@ -129,7 +129,7 @@ impl Drawing<'_> {
         // Above the arrow of the last reader the line still runs.
         if bar.starts_with(' ')
             && let Some(line) = self.lines.get_mut(top)
-            && line.trim_start().starts_with('╭')
+            && line.contains('╭')
         {
             let at: usize = inside.chars().count();
             *line = line
