@@ -4,13 +4,16 @@
 //! `disk` and `wal` are the engine behind it, `metadata` and `managed` are built on it and are what
 //! the broker uses.
 
+mod codec;
 pub mod config;
 pub mod disk;
 pub mod embedded;
 pub mod error;
 pub mod ledger;
+pub mod managed;
 pub mod metadata;
 pub mod segment;
+pub mod state;
 pub mod wal;
 
 pub use config::ManagedConfig;
@@ -20,3 +23,5 @@ pub use ledger::{
     AppendObserver, BoxFuture, Entry, LedgerEnd, LedgerStore, LedgerWriter, ReadLimits, Space,
     SpaceLevel, StateLog, StateMachine, Ticket,
 };
+pub use metadata::{EmbeddedMetadata, MetadataStore};
+pub use state::State;

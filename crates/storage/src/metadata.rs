@@ -6,6 +6,13 @@
 //! A reader may see a change before it is durable; whatever is appended to the same log afterwards
 //! becomes durable after it.
 
+#[cfg(test)]
+pub(crate) mod contract;
+pub mod embedded;
+pub(crate) mod tree;
+
+pub use embedded::EmbeddedMetadata;
+
 use crate::error::MetadataError;
 use crate::ledger::BoxFuture;
 use bytes::Bytes;
