@@ -14,6 +14,7 @@ pub mod managed;
 pub mod metadata;
 pub mod segment;
 pub mod state;
+mod storage;
 pub mod wal;
 
 pub use config::ManagedConfig;
@@ -25,3 +26,4 @@ pub use ledger::{
 };
 pub use metadata::{EmbeddedMetadata, MetadataStore};
 pub use state::State;
+pub use storage::Storage;

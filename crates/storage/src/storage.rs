@@ -1,0 +1,86 @@
+//! The storage of one process, put together: engine, metadata, managed ledgers.
+
+use crate::config::ManagedConfig;
+use crate::embedded::{EmbeddedConfig, EmbeddedStore};
+use crate::error::ManagedError;
+use crate::ledger::memory::{MemoryImage, MemoryStore};
+use crate::ledger::{LedgerStore, StateLog};
+use crate::managed::{ManagedLedgers, Parts};
+use crate::metadata::{EmbeddedMetadata, MetadataStore};
+use crate::state::State;
+use geminga_stdx::{Clock, Tasks};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Clones are the same storage.
+#[derive(Clone)]
+pub struct Storage {
+    pub topics: ManagedLedgers,
+    pub metadata: Arc<dyn MetadataStore>,
+    /// None in memory.
+    pub engine: Option<Arc<EmbeddedStore>>,
+}
+
+impl Storage {
+    /// Opens or creates the embedded store in `dir`. Reads the log: call it once, at the start.
+    pub async fn open(
+        dir: &Path,
+        embedded: EmbeddedConfig,
+        managed: ManagedConfig,
+        clock: Clock,
+        tasks: &Tasks,
+    ) -> Result<Self, ManagedError> {
+        let state = Arc::new(State::new());
+        let engine = EmbeddedStore::open(dir, embedded, state.clone())?;
+        let built = Self::on(engine.clone(), state, managed, clock, tasks).await?;
+        Ok(Self {
+            engine: Some(engine),
+            ..built
+        })
+    }
+
+    /// Keeps everything in memory, for tests.
+    pub async fn memory(
+        managed: ManagedConfig,
+        clock: Clock,
+        tasks: &Tasks,
+    ) -> Result<Self, ManagedError> {
+        let state = Arc::new(State::new());
+        let store = MemoryStore::start(MemoryImage::default(), state.clone())?;
+        Self::on(store, state, managed, clock, tasks).await
+    }
+
+    /// On a store that was opened with `state`.
+    pub async fn on<S: LedgerStore + StateLog>(
+        store: Arc<S>,
+        state: Arc<State>,
+        managed: ManagedConfig,
+        clock: Clock,
+        tasks: &Tasks,
+    ) -> Result<Self, ManagedError> {
+        let metadata: Arc<dyn MetadataStore> =
+            Arc::new(EmbeddedMetadata::new(state.clone(), store.clone()));
+        let parts = Parts {
+            store: store.clone(),
+            log: store,
+            state,
+            metadata: metadata.clone(),
+        };
+        let topics = ManagedLedgers::start(parts, managed, clock, tasks).await?;
+        Ok(Self {
+            topics,
+            metadata,
+            engine: None,
+        })
+    }
+
+    /// Writes the acks that are not written yet, and ends the engine's threads. To be called last.
+    pub async fn close(&self) -> Result<(), ManagedError> {
+        let flushed = self.topics.flush().await;
+        if let Some(engine) = self.engine.clone() {
+            // It waits for the disk and for threads.
+            let _ = tokio::task::spawn_blocking(move || engine.close()).await;
+        }
+        flushed
+    }
+}
