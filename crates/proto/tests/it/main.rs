@@ -1,0 +1,3 @@
+//! The formats against bytes that were recorded from others.
+
+mod golden;
