@@ -36,7 +36,13 @@ pub enum StoreError {
         #[source]
         source: Arc<io::Error>,
     },
-    /// The directory cannot be opened: it is locked, of another version, or not ours.
+    /// Another process has the directory open.
+    #[error("{reason}")]
+    Locked { reason: Arc<str> },
+    /// A newer version wrote the directory.
+    #[error("{reason}")]
+    NewerFormat { reason: Arc<str> },
+    /// The directory cannot be opened: it cannot be made, read or written, or is not ours.
     #[error("{reason}")]
     CannotOpen { reason: Arc<str> },
 }

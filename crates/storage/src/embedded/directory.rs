@@ -42,14 +42,17 @@ impl DirectoryLock {
             let mut holder = String::new();
             // The holder writes its id a moment after it has the lock.
             let _ = file.read_to_string(&mut holder);
+            if errno != rustix::io::Errno::WOULDBLOCK {
+                return Err(refuse(format!(
+                    "cannot lock the data directory `{shown}`: {errno}"
+                )));
+            }
             let reason = match holder.trim() {
-                _ if errno != rustix::io::Errno::WOULDBLOCK => {
-                    format!("cannot lock the data directory `{shown}`: {errno}")
-                }
                 "" => format!("the data directory `{shown}` is in use by another process"),
                 pid => format!("the data directory `{shown}` is in use by process {pid}"),
             };
-            return Err(refuse(reason));
+            let reason = reason.into();
+            return Err(StoreError::Locked { reason });
         }
         // Only for the message above: a failure takes nothing from the lock.
         let _ = file.set_len(0);
@@ -87,9 +90,12 @@ pub(super) fn check_format(disk: &dyn Disk, names: &[(String, u64)]) -> Result<b
         .and_then(|rest| rest.trim().parse().ok());
     match version {
         Some(FORMAT_VERSION) => Ok(false),
-        Some(newer) if newer > FORMAT_VERSION => Err(refuse(format!(
-            "`{place}` says format {newer}, this version of Geminga reads up to {FORMAT_VERSION}: use a newer Geminga"
-        ))),
+        Some(newer) if newer > FORMAT_VERSION => Err(StoreError::NewerFormat {
+            reason: format!(
+                "`{place}` says format {newer}, this version of Geminga reads up to {FORMAT_VERSION}: use a newer Geminga"
+            )
+            .into(),
+        }),
         _ if is_old => Err(refuse(format!("`{place}` is missing or damaged"))),
         // New, or its creator died before it was whole.
         _ => write_format(disk).map(|()| true),
