@@ -1,0 +1,763 @@
+"""Geminga's host for Python: the standard library and nothing else.
+
+It runs `process(input)` modules and `pulsar.Function` classes as Pulsar's own instance does, over
+the socket binding of the host protocol (docs/host-protocol.md). Standard output and standard error
+stay the function's own; they become logs. The imports are few because they are the cold start.
+"""
+
+import os
+import sys
+from collections import deque
+from struct import pack, unpack_from
+from time import monotonic, sleep
+
+import _thread
+
+PROTOCOL = 1
+HEAD = 12
+DONE, FAILED, DATA, TEMPORARY, DROP, HOLD = range(6)
+FLUSH_BYTES = 1 << 18
+
+
+class BadData(Exception):
+    """Raise it for a message that can never be processed: it goes to the dead-letter topic."""
+
+
+class Retry(Exception):
+    """Raise it when the same message may work later."""
+
+
+class Drop(Exception):
+    """Raise it to acknowledge a message and publish nothing."""
+
+
+# ---- header blocks -------------------------------------------------------------------------------
+
+
+def unescape(text):
+    if "\\" not in text:
+        return text
+    out, i = [], 0
+    while i < len(text):
+        c = text[i]
+        if c != "\\":
+            out.append(c)
+            i += 1
+        elif text[i + 1] == "\\":
+            out.append("\\")
+            i += 2
+        elif text[i + 1] == "n":
+            out.append("\n")
+            i += 2
+        else:
+            out.append(chr(int(text[i + 1 : i + 4], 8)))
+            i += 4
+    return "".join(out)
+
+
+def escape(text, name=False):
+    text = text.replace("\\", "\\\\").replace("\n", "\\n").replace("\0", "\\000").replace("\x1f", "\\037")
+    return text.replace(":", "\\072") if name else text
+
+
+def parse_block(block):
+    pairs = []
+    for line in block.decode("utf-8", "surrogateescape").split("\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            pairs.append((unescape(name), unescape(value)))
+    return pairs
+
+
+def make_block(pairs):
+    return "".join(
+        escape(name, True) + ":" + escape(str(value)) + "\n" for name, value in pairs
+    ).encode("utf-8", "surrogateescape")
+
+
+# ---- the wire ------------------------------------------------------------------------------------
+
+
+class Wire:
+    """The socket, what was read ahead, and the outcomes that wait to be sent."""
+
+    def __init__(self, fd):
+        self.fd = fd
+        self.buffer = bytearray()
+        self.stash = deque()
+        self.outcomes = deque()
+        self.lock = _thread.allocate_lock()
+
+    def write_all(self, data):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+    def send(self, kind, body):
+        """One frame; outcomes that wait go first, so that the order of events stays true."""
+        with self.lock:
+            self._flush()
+            self.write_all(b"%c %09d\n" % (kind, len(body)) + body)
+
+    def flush(self):
+        with self.lock:
+            self._flush()
+
+    def _flush(self):
+        waiting = self.outcomes
+        count = len(waiting)
+        if count:
+            body = b"".join([waiting.popleft() for _ in range(count)])
+            self.write_all(b"O %09d\n" % (len(body) + 4) + pack("<I", count) + body)
+
+    def fill(self, size):
+        buffer = self.buffer
+        while len(buffer) < size:
+            got = os.read(self.fd, 1 << 18)
+            if not got:
+                raise EOFError
+            buffer += got
+
+    def read(self):
+        """The next frame: kind and body."""
+        self.fill(HEAD)
+        kind, size = self.buffer[0], int(self.buffer[2:11])
+        self.fill(HEAD + size)
+        body = bytes(memoryview(self.buffer)[HEAD : HEAD + size])
+        del self.buffer[: HEAD + size]
+        return kind, body
+
+    def next(self):
+        return self.stash.popleft() if self.stash else self.read()
+
+    def request(self, pairs, payload=b""):
+        block = make_block(pairs)
+        self.send(ord("Q"), pack("<I", len(block)) + block + payload)
+
+    def ask(self, number, pairs):
+        """A question, and its answer; batches that arrive meanwhile wait."""
+        self.request([("ask", number)] + pairs)
+        while True:
+            kind, body = self.read()
+            if kind != ord("A"):
+                self.stash.append((kind, body))
+                continue
+            (size,) = unpack_from("<I", body)
+            block = dict(parse_block(body[4 : 4 + size]))
+            if block.get("ask") == str(number):
+                return body[4 + size :] if block.get("found") == "1" else None
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+class SerDe:
+    """Turns values into bytes and back."""
+
+    def serialize(self, input):
+        raise NotImplementedError
+
+    def deserialize(self, input_bytes):
+        raise NotImplementedError
+
+
+class IdentitySerDe(SerDe):
+    """Pulsar's default: numbers and text become text, bytes stay, and input is guessed."""
+
+    # The first bytes that a number can begin with: digits, sign, dot, bracket, space, inf, nan, j,
+    # and everything beyond ASCII (other scripts have digits too).
+    NUMBER = frozenset(b"0123456789+-.( \t\n\r\x0b\x0c\x1c\x1d\x1e\x1finINjJ") | frozenset(range(128, 256))
+
+    def deserialize(self, input_bytes):
+        try:
+            text = input_bytes.decode()
+        except UnicodeDecodeError:
+            return bytes(input_bytes)
+        if input_bytes and input_bytes[0] in self.NUMBER:
+            for kind in (int, float, complex):
+                try:
+                    return kind(text)
+                except ValueError:
+                    pass
+        return text
+
+    def serialize(self, input):
+        kind = type(input)
+        if kind is str:
+            return input.encode()
+        if kind is bytes:
+            return input
+        if kind in (int, float, complex):
+            return str(input).encode()
+        raise TypeError("IdentitySerDe can not serialize %s: return str, bytes or a number" % kind)
+
+
+class PickleSerDe(SerDe):
+    def deserialize(self, input_bytes):
+        import pickle
+
+        return pickle.loads(input_bytes)
+
+    def serialize(self, input):
+        import pickle
+
+        return pickle.dumps(input)
+
+
+class BytesSchema(SerDe):
+    def deserialize(self, input_bytes):
+        return input_bytes
+
+    def serialize(self, input):
+        return bytes(input)
+
+
+class StringSchema(SerDe):
+    def deserialize(self, input_bytes):
+        return input_bytes.decode("utf-8")
+
+    def serialize(self, input):
+        return str(input).encode("utf-8")
+
+
+class JsonSchema(SerDe):
+    def deserialize(self, input_bytes):
+        import json
+
+        return json.loads(input_bytes)
+
+    def serialize(self, input):
+        import json
+
+        value = input if isinstance(input, (dict, list, str, int, float, bool, type(None))) else vars(input)
+        return json.dumps(value, separators=(",", ":")).encode("utf-8")
+
+
+SCHEMAS = {"bytes": BytesSchema, "none": BytesSchema, "string": StringSchema, "json": JsonSchema}
+SERDES = {
+    "IdentitySerDe": IdentitySerDe,
+    "serde.IdentitySerDe": IdentitySerDe,
+    "pulsar.functions.serde.IdentitySerDe": IdentitySerDe,
+    "PickleSerDe": PickleSerDe,
+    "serde.PickleSerDe": PickleSerDe,
+    "pulsar.functions.serde.PickleSerDe": PickleSerDe,
+}
+
+
+def import_name(name):
+    module, _, attribute = name.rpartition(".")
+    __import__(module)
+    return getattr(sys.modules[module], attribute)
+
+
+def serde_of(name, schema=None):
+    if schema:
+        kind = SCHEMAS.get(schema.lower())
+        if kind:
+            return kind()
+        if "." not in schema:
+            raise ValueError("schema %r is not supported by the Python host: use string, json or bytes" % schema)
+        return import_name(schema)()
+    if not name:
+        return IdentitySerDe()
+    return SERDES.get(name, None)() if name in SERDES else import_name(name)()
+
+
+# ---- what the function sees ----------------------------------------------------------------------
+
+
+class Context:
+    """The context of Pulsar's Python functions."""
+
+    def __init__(self, wire, hello):
+        self._wire = wire
+        self._hello = dict(hello)
+        self._inputs = [value for name, value in hello if name == "input"]
+        self._secrets = {n[7:]: v for n, v in hello if n.startswith("secret.")}
+        self._conf = None
+        self._block = b""
+        self._headers = None
+        self._outputs = []
+        self._active = False
+        self._asks = 0
+        self._serdes = {}
+        self._logger = None
+        self._pending = {}
+
+    def _begin(self, block):
+        self._block = block
+        self._headers = None
+        self._active = True
+
+    def _header(self, name, default=None):
+        if self._headers is None:
+            self._headers = dict(parse_block(self._block))
+        return self._headers.get(name, default)
+
+    # message
+    def get_message_id(self):
+        return self._header("id")
+
+    def get_message_key(self):
+        key = self._header("key")
+        if key is None and self._header("key64") is not None:
+            import base64
+
+            return base64.b64decode(self._header("key64"))
+        return key
+
+    get_partition_key = get_message_key
+
+    def get_ordering_key(self):
+        return self._header("orderingKey")
+
+    def get_message_eventtime(self):
+        return int(self._header("eventTime", 0))
+
+    def get_message_publish_time(self):
+        return int(self._header("publishTime", 0))
+
+    def get_message_properties(self):
+        self._header("")
+        return {n[5:]: v for n, v in self._headers.items() if n.startswith("prop.")}
+
+    def get_message_sequence_id(self):
+        return int(self._header("sequence", 0))
+
+    def get_message_redelivery_count(self):
+        return int(self._header("redelivery", 0))
+
+    def get_message_partition_index(self):
+        return int(self._header("partition", -1))
+
+    def get_current_message_topic_name(self):
+        return self._header("topic")
+
+    # identity
+    def get_function_name(self):
+        return self._hello["name"]
+
+    def get_function_tenant(self):
+        return self._hello["tenant"]
+
+    def get_function_namespace(self):
+        return self._hello["namespace"]
+
+    def get_function_id(self):
+        return self._hello["functionId"]
+
+    def get_function_version(self):
+        return self._hello["version"]
+
+    def get_instance_id(self):
+        return int(self._hello["instance"])
+
+    def get_num_instances(self):
+        return int(self._hello["instances"])
+
+    def get_cluster_name(self):
+        return self._hello["cluster"]
+
+    # configuration
+    def get_user_config_map(self):
+        if self._conf is None:
+            import json
+
+            self._conf = json.loads(self._hello.get("userConfig", "{}"))
+        return self._conf
+
+    def get_user_config_value(self, key):
+        return self.get_user_config_map().get(key)
+
+    def get_secret(self, secret_name):
+        return self._secrets.get(secret_name)
+
+    def get_logger(self):
+        if self._logger is None:
+            import logging
+
+            install_logging(self._wire)
+            self._logger = logging.getLogger("function")
+        return self._logger
+
+    # topics
+    def get_input_topics(self):
+        return list(self._inputs)
+
+    def get_output_topic(self):
+        return self._hello.get("output") or None
+
+    def get_output_serde_class_name(self):
+        return self._hello.get("outputSerde") or "serde.IdentitySerDe"
+
+    # output
+    def publish(
+        self,
+        topic_name,
+        message,
+        serde_class_name="serde.IdentitySerDe",
+        properties=None,
+        compression_type=None,
+        callback=None,
+        message_conf=None,
+    ):
+        if compression_type is not None:
+            raise ValueError("compression_type is set per function in producerConfig, not per message")
+        serde = self._serdes.get(serde_class_name)
+        if serde is None:
+            serde = self._serdes[serde_class_name] = serde_of(serde_class_name)
+        conf = dict(message_conf or {})
+        pairs = [("topic", topic_name)]
+        for ours, theirs in (
+            ("key", "partition_key"),
+            ("orderingKey", "ordering_key"),
+            ("sequence", "sequence_id"),
+            ("eventTime", "event_timestamp"),
+        ):
+            value = conf.pop(theirs, None)
+            if value is not None:
+                pairs.append((ours, value))
+        everything = dict(properties or {})
+        everything.update(conf.pop("properties", None) or {})
+        for refused in [n for n in ("replication_clusters", "disable_replication") if conf.pop(n, None)]:
+            raise ValueError("%s is not supported" % refused)
+        if conf:
+            raise ValueError("unknown message_conf: %s" % ", ".join(sorted(conf)))
+        pairs += [("prop." + name, value) for name, value in everything.items()]
+        payload = serde.serialize(message)
+        if self._active:
+            self._outputs.append((make_block(pairs), payload))
+        else:
+            self._wire.request([("op", "publish")] + pairs, payload)
+        if callback is not None:
+            callback(None, None)
+
+    def ack(self, msgid, topic=None):
+        self._wire.request([("op", "ack"), ("id", msgid)])
+
+    # metrics
+    def record_metric(self, metric_name, metric_value):
+        block = make_block([("name", metric_name), ("value", float(metric_value))])
+        self._wire.send(ord("M"), pack("<I", len(block)) + block)
+
+    # state
+    def get_state(self, key):
+        self._asks += 1
+        return self._wire.ask(self._asks, [("op", "state.get"), ("key", key)])
+
+    def put_state(self, key, value):
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        self._wire.request([("op", "state.put"), ("key", key)], data)
+
+    def del_state(self, key):
+        self._wire.request([("op", "state.delete"), ("key", key)])
+
+    del_counter = del_state
+
+    def incr_counter(self, key, amount):
+        self._wire.request([("op", "state.increment"), ("key", key), ("by", int(amount))])
+
+    def get_counter(self, key):
+        value = self.get_state(key)
+        return int.from_bytes(value, "big", signed=True) if value and len(value) == 8 else 0
+
+
+class Function:
+    """The base class of Pulsar's Python functions."""
+
+    def process(self, input, context):
+        raise NotImplementedError
+
+
+_logging_installed = False
+
+
+def install_logging(wire):
+    """Sends what the logging module is told to the function's log."""
+    global _logging_installed
+    if _logging_installed:
+        return
+    _logging_installed = True
+    import logging
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            try:
+                block = make_block([("level", record.levelname), ("logger", record.name)])
+                text = self.format(record).encode("utf-8", "replace")
+                wire.send(ord("L"), pack("<I", len(block)) + block + text)
+            except Exception:
+                self.handleError(record)
+
+    root = logging.getLogger()
+    root.addHandler(Handler())
+    if root.level == logging.WARNING:
+        root.setLevel(logging.INFO)
+
+
+class StandIn:
+    """Offers `pulsar` and `geminga` modules where no real ones are installed."""
+
+    def __init__(self):
+        self.modules = {
+            "pulsar": {"Function": Function, "SerDe": SerDe, "Context": Context, "IdentitySerDe": IdentitySerDe, "PickleSerDe": PickleSerDe},
+            "pulsar.functions": {"Function": Function, "SerDe": SerDe, "Context": Context},
+            "pulsar.functions.function": {"Function": Function},
+            "pulsar.functions.context": {"Context": Context},
+            "pulsar.functions.serde": {"SerDe": SerDe, "IdentitySerDe": IdentitySerDe, "PickleSerDe": PickleSerDe},
+            "geminga": {"BadData": BadData, "Retry": Retry, "Drop": Drop, "Function": Function, "Context": Context},
+        }
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.modules:
+            return None
+        from importlib.machinery import ModuleSpec
+
+        return ModuleSpec(name, self, is_package=name in ("pulsar", "pulsar.functions"))
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        module.__dict__.update(self.modules[module.__name__])
+        module.__doc__ = "A stand-in by Geminga's host; install the real module for the rest of it."
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+
+def unpack_archive(path):
+    """The folder of a `.whl` or `.zip`: sources first, then the wheels it brings."""
+    import zipfile
+
+    target = os.path.join(os.environ.get("GMG_TMP", "/tmp"), "code")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(target)
+    folders = [target]
+    for top in [target] + [os.path.join(target, d) for d in sorted(os.listdir(target))]:
+        source, deps = os.path.join(top, "src"), os.path.join(top, "deps")
+        if os.path.isdir(source):
+            folders.insert(0, source)
+        if os.path.isdir(deps):
+            for wheel in sorted(os.listdir(deps)):
+                if wheel.endswith(".whl"):
+                    into = os.path.join(target, ".deps", wheel)
+                    with zipfile.ZipFile(os.path.join(deps, wheel)) as archive:
+                        archive.extractall(into)
+                    folders.append(into)
+    return folders
+
+
+def load(path, class_name):
+    """The callable of the function, and how many arguments it takes."""
+    if not os.path.exists(path):
+        raise FileNotFoundError("`%s` does not exist" % path)
+    if path.endswith((".whl", ".zip")):
+        sys.path[0:1] = unpack_archive(path)
+        module_name = None
+    elif os.path.isdir(path):
+        sys.path[0] = path
+        module_name = None
+    else:
+        sys.path[0] = os.path.dirname(os.path.abspath(path))
+        module_name = os.path.basename(path).rsplit(".", 1)[0]
+    name = class_name or module_name
+    if not name:
+        raise ValueError("`className` is needed: `module.Class` or `module`")
+    module = None
+    if module_name and (not class_name or class_name.split(".")[0] == module_name or "." not in class_name):
+        module = load_file(module_name, path)
+    if class_name and "." in class_name:
+        found = import_name(class_name)
+    elif class_name and module is not None and class_name != module_name:
+        found = getattr(module, class_name)
+    elif module is not None:
+        found = module
+    else:
+        found = __import__(name)
+    if isinstance(found, type):
+        return found().process, 2
+    if not hasattr(found, "process"):
+        if callable(found):
+            return found, found.__code__.co_argcount
+        classes = [
+            c for c in vars(found).values()
+            if isinstance(c, type) and c.__module__ == found.__name__ and hasattr(c, "process")
+        ]
+        if len(classes) != 1:
+            raise AttributeError("`%s` has neither `process` nor exactly one class with it" % name)
+        return classes[0]().process, 2
+    return found.process, min(2, getattr(getattr(found.process, "__code__", None), "co_argcount", 1))
+
+
+def load_file(name, path):
+    """Imports a file by its path: its name need not end in `.py`."""
+    from importlib.machinery import ModuleSpec, SourceFileLoader
+
+    loader = SourceFileLoader(name, path)
+    spec = ModuleSpec(name, loader, origin=path)
+    spec.has_location = True
+    from importlib._bootstrap import _load
+
+    return _load(spec)
+
+
+def reason_of(error):
+    text = str(error)
+    return (type(error).__name__ + ": " + text if text else type(error).__name__)[:4000]
+
+
+def print_traceback():
+    import traceback
+
+    traceback.print_exc()
+    sys.stderr.flush()
+
+
+# ---- serving -------------------------------------------------------------------------------------
+
+
+def serve(wire, hello, call, arguments, context):
+    facts = dict(hello)
+    serdes = {n[11:]: serde_of(v) for n, v in hello if n.startswith("inputSerde.")}
+    serdes.update({n[12:]: serde_of(None, v) for n, v in hello if n.startswith("inputSchema.")})
+    deserialize = IdentitySerDe().deserialize
+    serialize = serde_of(facts.get("outputSerde"), facts.get("outputSchema")).serialize
+    hold = facts.get("manualAck") == "1"
+    done = HOLD if hold else DONE
+    with_context = arguments >= 2
+    outcomes, outputs = wire.outcomes, context._outputs
+    append = outcomes.append
+    busy = _thread.allocate_lock()
+    busy.acquire()
+
+    def flusher():
+        # Outcomes of a batch wait for each other only this long, so that a slow message does not
+        # keep those before it, and a time-out finds the right one.
+        while True:
+            busy.acquire()
+            busy.release()
+            sleep(0.005)
+            try:
+                wire.flush()
+            except OSError:
+                return
+
+    _thread.start_new_thread(flusher, ())
+
+    while True:
+        kind, body = wire.next()
+        if kind != 66:  # B
+            if kind == 80:  # P
+                wire.send(ord("G"), b"")
+            elif kind == 68:  # D
+                return
+            continue
+        busy.release()
+        first, count = unpack_from("<QI", body)
+        sizes = unpack_from("<%dI" % (2 * count), body, 12)
+        at = 12 + 8 * count
+        waiting = 0
+        for index in range(count):
+            size = sizes[2 * index]
+            block_at = at
+            at += size
+            size = sizes[2 * index + 1]
+            payload = body[at : at + size]
+            context._block = body[block_at:at]
+            context._headers = None
+            context._active = True
+            at += size
+            try:
+                if serdes:
+                    serde = serdes.get(topic_of(context, serdes))
+                    value = serde.deserialize(payload) if serde else deserialize(payload)
+                else:
+                    value = deserialize(payload)
+                result = call(value, context) if with_context else call(value)
+                if result is not None:
+                    data = serialize(result)
+                    if not outputs:
+                        append(pack("<QBIIII", first + index, done, 1, 0, 0, len(data)) + data)
+                        waiting += len(data)
+                        if waiting > FLUSH_BYTES:
+                            wire.flush()
+                            waiting = 0
+                        continue
+                    outputs.insert(0, (b"", data))
+                parts = [pack("<QBII", first + index, done, len(outputs), 0)]
+                for block, data in outputs:
+                    parts += (pack("<II", len(block), len(data)), block, data)
+                    waiting += len(data)
+                append(b"".join(parts))
+            except BaseException as error:
+                if isinstance(error, Drop):
+                    verdict, reason = DROP, b""
+                else:
+                    names = [c.__name__ for c in type(error).__mro__ if c.__module__ in ("__main__", "geminga")]
+                    verdict = DATA if "BadData" in names else TEMPORARY if "Retry" in names else FAILED
+                    reason = reason_of(error).encode("utf-8", "replace")
+                    if verdict == FAILED:
+                        print_traceback()
+                append(pack("<QBII", first + index, verdict, 0, len(reason)) + reason)
+            if outputs:
+                outputs.clear()
+            if waiting > FLUSH_BYTES:
+                wire.flush()
+                waiting = 0
+        context._active = False
+        busy.acquire()
+        wire.flush()
+
+
+def topic_of(context, serdes):
+    """The name under which the input was configured: a partition is its parent's."""
+    topic = context._header("topic", "")
+    if topic in serdes:
+        return topic
+    parent, partition, number = topic.rpartition("-partition-")
+    return parent if partition and number.isdigit() else topic
+
+
+def main():
+    fd = os.dup(int(os.environ.pop("GMG_HOST_FD", "0")))
+    os.set_inheritable(fd, False)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    sys.dont_write_bytecode = True
+    sys.stdout.reconfigure(line_buffering=True)
+    sys.meta_path.append(StandIn())
+    wire = Wire(fd)
+    _, body = wire.read()
+    hello = parse_block(body)
+    facts = dict(hello)
+    context = Context(wire, hello)
+    try:
+        if facts.get("protocol") != str(PROTOCOL):
+            raise RuntimeError("host protocol %s is not %d" % (facts.get("protocol"), PROTOCOL))
+        call, arguments = load(facts["code"], facts.get("className"))
+        for name, value in hello:
+            if name.startswith("inputSchema."):
+                serde_of(None, value)
+        serde_of(facts.get("outputSerde"), facts.get("outputSchema"))
+    except BaseException as error:
+        print_traceback()
+        wire.send(ord("F"), reason_of(error).encode("utf-8", "replace"))
+        return 1
+    if "logging" in sys.modules:
+        install_logging(wire)
+    block = make_block([("protocol", PROTOCOL), ("language", "python " + sys.version.split()[0])])
+    wire.send(ord("R"), pack("<I", len(block)) + block)
+    try:
+        serve(wire, hello, call, arguments, context)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+    # Threads of the function must not keep the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+//! The warm Bash runtime: one shell a host, `hosts/geminga.bash` in front of the user's script.
+//!
+//! Standard output is the output, as it is when the script is a process of its own; so it carries
+//! the shell binding of the host protocol. A script whose first line asks for another interpreter,
+//! and any script with `mode: spawn` or `batch`, is the business of `exec`.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use geminga_stdx::Tasks;
+
+use super::options::Mode;
+use super::process::{Processes, Scope, start_error};
+use super::warm::{self, Launch, Launched};
+use super::wire::shell::Shell;
+use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
+
+const HOST: &str = include_str!("../hosts/geminga.bash");
+const BASH: &str = "/bin/bash";
+
+/// Starts Bash functions.
+#[derive(Debug, Clone)]
+pub struct Bash {
+    processes: Processes,
+    tasks: Tasks,
+}
+
+impl Bash {
+    #[must_use]
+    pub fn new(processes: Processes, tasks: Tasks) -> Self {
+        Self { processes, tasks }
+    }
+}
+
+impl Runtime for Bash {
+    fn name(&self) -> &'static str {
+        "bash"
+    }
+
+    fn start(
+        &self,
+        spec: Arc<HostSpec>,
+        services: Arc<dyn Services>,
+    ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
+        Box::pin(async move {
+            let warm = matches!(spec.options.mode, None | Some(Mode::Stream));
+            if !warm || other_interpreter(&spec.code.path) {
+                return super::exec::Exec::new(self.processes.clone(), self.tasks.clone())
+                    .start(spec, services)
+                    .await;
+            }
+            let scope = self
+                .processes
+                .scope(&spec)
+                .map_err(super::private_directory)?;
+            warm::start(Arc::new(Shells), scope, spec, services, &self.tasks).await
+        })
+    }
+}
+
+/// Whether a script's first line names something that is not a Bourne shell.
+fn other_interpreter(path: &Path) -> bool {
+    super::exec::shebang(path).is_some_and(|words| {
+        let program = words
+            .iter()
+            .map(|word| word.rsplit('/').next().unwrap_or(word))
+            .find(|word| *word != "env" && !word.starts_with('-'));
+        !matches!(program, Some("bash" | "sh" | "dash"))
+    })
+}
+
+struct Shells;
+
+impl Launch for Shells {
+    fn launch(&self, scope: &Scope, spec: &HostSpec, _next: u64) -> Result<Launched, Broken> {
+        let host = scope
+            .file("geminga.bash", HOST)
+            .map_err(super::private_directory)?;
+        let token = geminga_stdx::Random::from_entropy().name(24);
+        let program = PathBuf::from(BASH);
+        let mut command = scope.command(&program, spec);
+        command
+            .args(["--noprofile", "--norc"])
+            .args(&spec.runtime_flags)
+            .arg(host)
+            .env("GMG_HOST_BINDING", "shell")
+            .env("GMG_HOST_TOKEN", &token)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut process = scope
+            .spawn(&mut command, &spec.options.limits)
+            .map_err(|error| start_error(&program, &error))?;
+        let (Some(stdin), Some(stdout), Some(stderr)) = (
+            process.child.stdin.take(),
+            process.child.stdout.take(),
+            process.child.stderr.take(),
+        ) else {
+            return Err(super::no_pipes());
+        };
+        Ok(Launched {
+            process,
+            reader: Box::new(stdout),
+            writer: Box::new(stdin),
+            logs: vec![Box::new(stderr)],
+            codec: Box::new(Shell::new(&token, spec.options.clone())),
+        })
+    }
+
+    fn window(&self) -> usize {
+        256
+    }
+
+    fn frame(&self) -> usize {
+        32
+    }
+}

@@ -1,0 +1,388 @@
+//! One behaviour in every language.
+
+use super::*;
+
+/// The same function, `fail`, `bad`, `drop`, `hang`, `die` and `none` being asked for by the payload;
+/// anything else is echoed with `!`.
+fn standard(kind: Kind) -> (tempfile::TempDir, HostSpec) {
+    match kind {
+        Kind::Bash => function(
+            r#"process() {
+  case $MSG in
+    fail) echo "no luck" >&2; return 3 ;;
+    bad) dlq "bad data" ;;
+    drop) drop ;;
+    hang) sleep 600 ;;
+    die) kill -9 $$ ;;
+    none) ;;
+    flood) while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done ;;
+    *) emit "$MSG!" ;;
+  esac
+}"#,
+            "f.sh",
+        ),
+        Kind::BashPlain | Kind::Spawn => function(
+            r#"#!/bin/bash
+message=$(cat)
+case $message in
+  fail) echo "no luck" >&2; exit 3 ;;
+  bad) exit 65 ;;
+  drop) exit 99 ;;
+  hang) sleep 600 ;;
+  die) kill -9 $BASHPID ;;
+  none) ;;
+  flood) while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done ;;
+  *) echo "$message!" ;;
+esac
+"#,
+            "f.sh",
+        ),
+        Kind::Python => function(
+            r#"
+import os, sys, time
+import geminga
+def process(input):
+    if input == "fail":
+        print("no luck", file=sys.stderr)
+        raise ValueError("status 3")
+    if input == "bad": raise geminga.BadData("bad data")
+    if input == "drop": raise geminga.Drop()
+    if input == "hang": time.sleep(600)
+    if input == "die": os.kill(os.getpid(), 9)
+    if input == "none": return None
+    if input == "flood": return "x" * 10000000
+    return f"{input}!"
+"#,
+            "f.py",
+        ),
+        Kind::Json => {
+            let (directory, spec) = function(
+                r#"#!/usr/bin/python3
+import json, os, sys, time
+for line in sys.stdin:
+    m = json.loads(line)
+    p, r = m["payload"], {"id": m["id"]}
+    if p == "fail":
+        print("no luck", file=sys.stderr, flush=True)
+        r["error"] = "status 3"
+    elif p == "bad": r["dlq"] = "bad data"
+    elif p == "drop": r["drop"] = True
+    elif p == "hang": time.sleep(600)
+    elif p == "die": os.kill(os.getpid(), 9)
+    elif p == "flood": r["out"] = "x" * 10000000
+    elif p != "none": r["out"] = p + "!"
+    print(json.dumps(r), flush=True)
+"#,
+                "f.py",
+            );
+            (directory, spec)
+        }
+    }
+}
+
+async fn start(kind: Kind, change: impl Fn(&mut HostSpec)) -> Started {
+    let (directory, mut spec) = standard(kind);
+    change(&mut spec);
+    start_spec(kind, directory, spec).await.expect("starts")
+}
+
+#[tokio::test]
+async fn every_message_gets_one_outcome_and_its_own_output() {
+    for kind in ALL {
+        let mut f = start(kind, |_| {}).await;
+        for number in 0..20 {
+            f.send(text(format!("m{number}").as_bytes())).await;
+        }
+        for (number, outcome) in f.outcomes(20).await.iter().enumerate() {
+            assert_eq!(outcome.verdict, Verdict::Done, "{kind:?}");
+            assert_eq!(
+                payloads(outcome),
+                [format!("m{number}!").as_bytes()],
+                "{kind:?}"
+            );
+        }
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn verdicts_mean_the_same_everywhere() {
+    for kind in ALL {
+        let mut f = start(kind, |_| {}).await;
+        let none = f.ask(b"none").await;
+        assert_eq!(
+            (&none.verdict, none.outputs.len()),
+            (&Verdict::Done, 0),
+            "{kind:?}"
+        );
+        let failed = f.ask(b"fail").await;
+        assert_eq!(failure(&failed).kind, FailureKind::User, "{kind:?}");
+        assert!(
+            failure(&failed).reason.contains("status 3"),
+            "{kind:?} {failed:?}"
+        );
+        assert!(
+            failure(&failed).stderr_tail.contains("no luck"),
+            "{kind:?} {failed:?}"
+        );
+        assert_eq!(
+            failure(&f.ask(b"bad").await).kind,
+            FailureKind::Data,
+            "{kind:?}"
+        );
+        assert_eq!(f.ask(b"drop").await.verdict, Verdict::Drop, "{kind:?}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_hanging_message_is_killed_and_the_others_are_processed() {
+    for kind in ALL {
+        let mut f = start(kind, |spec| {
+            spec.options.timeout_ms = 400;
+            spec.options.kill_grace_ms = 50;
+        })
+        .await;
+        for payload in [&b"a"[..], b"hang", b"b"] {
+            f.send(text(payload)).await;
+        }
+        let all = f.outcomes(3).await;
+        assert_eq!(payloads(&all[0]), [b"a!"], "{kind:?}");
+        assert_eq!(failure(&all[1]).kind, FailureKind::Timeout, "{kind:?}");
+        assert_eq!(payloads(&all[2]), [b"b!"], "{kind:?}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_death_is_blamed_on_the_message_in_hand() {
+    for kind in ALL {
+        let mut f = start(kind, |_| {}).await;
+        for payload in [&b"a"[..], b"die", b"b", b"c"] {
+            f.send(text(payload)).await;
+        }
+        let all = f.outcomes(4).await;
+        assert_eq!(payloads(&all[0]), [b"a!"], "{kind:?}");
+        // A plain script dies in its subshell, and the shell tells its status.
+        let kinds = [FailureKind::Crash, FailureKind::User];
+        assert!(kinds.contains(&failure(&all[1]).kind), "{kind:?} {all:?}");
+        assert_eq!(failure(&all[1]).exit_code, Some(137), "{kind:?}");
+        assert_eq!(payloads(&all[2]), [b"b!"], "{kind:?}");
+        assert_eq!(payloads(&all[3]), [b"c!"], "{kind:?}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_output_is_cut_off() {
+    for kind in ALL {
+        let mut f = start(kind, |spec| {
+            spec.options.max_output_bytes = 100_000;
+            spec.options.kill_grace_ms = 50;
+        })
+        .await;
+        for payload in [&b"a"[..], b"flood", b"b"] {
+            f.send(text(payload)).await;
+        }
+        let all = f.outcomes(3).await;
+        assert_eq!(
+            failure(&all[1]).kind,
+            FailureKind::Limit,
+            "{kind:?} {:?}",
+            all[1].verdict
+        );
+        assert_eq!(
+            (payloads(&all[0]), payloads(&all[2])),
+            (vec![&b"a!"[..]], vec![&b"b!"[..]])
+        );
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn any_bytes_survive_or_are_refused_by_name() {
+    let every: Vec<u8> = (0..=255).collect();
+    let without_nul: Vec<u8> = (1..=255).chain(1..=40).collect();
+    for (kind, code, name) in [
+        (Kind::Bash, "process() { emit \"$MSG\"; }", "f.sh"),
+        (Kind::BashPlain, "cat", "f.sh"),
+        (Kind::Spawn, "cat", "f.sh"),
+        (Kind::Python, "def process(x): return x", "f.py"),
+    ] {
+        let (directory, spec) = function(code, name);
+        let mut f = start_spec(kind, directory, spec).await.expect("starts");
+        for payload in [
+            &without_nul[..],
+            b"a\x1fb\\n\\",
+            "größe\n\n".as_bytes(),
+            b"\x01\x7f\x01",
+            b" * ? $(x) ` ",
+        ] {
+            assert_eq!(payloads(&f.ask(payload).await), [payload], "{kind:?}");
+        }
+        let outcome = f.ask(&every).await;
+        match kind {
+            Kind::Bash | Kind::BashPlain => {
+                assert_eq!(failure(&outcome).kind, FailureKind::Data);
+                assert!(failure(&outcome).reason.contains("NUL"));
+            }
+            _ => assert_eq!(payloads(&outcome), [&every[..]], "{kind:?}"),
+        }
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn metadata_config_state_logs_and_outputs_reach_the_code() {
+    let bash = r#"
+process() {
+  msg_key; local key=$REPLY
+  state incr seen; state get seen || exit 9
+  state put last "$MSG"
+  state get last
+  log WARN "saw $REPLY"
+  echo "plain line" >&2
+  metric size ${#MSG}
+  emit -t persistent://public/default/other -k "$key" -p a=1:2 -p "b=$(msg_prop colour)" -e 77 "$(conf greeting) $MSG"
+  echo "main $(secret token)"
+}"#;
+    let python = r#"
+from pulsar import Function
+class F(Function):
+    def process(self, input, context):
+        context.incr_counter("seen", 1)
+        assert context.get_counter("seen") >= 1
+        context.put_state("last", input)
+        context.get_logger().warning("saw %s", context.get_state("last").decode())
+        print("plain line")
+        context.record_metric("size", len(input))
+        context.publish("persistent://public/default/other", context.get_user_config_value("greeting") + " " + input,
+            properties={"a": "1:2", "b": context.get_message_properties()["colour"]},
+            message_conf={"partition_key": context.get_message_key(), "event_timestamp": 77})
+        return "main " + context.get_secret("token")
+"#;
+    for (kind, code, name) in [(Kind::Bash, bash, "f.sh"), (Kind::Python, python, "f.py")] {
+        let (directory, mut spec) = function(code, name);
+        spec.user_config
+            .insert("greeting".into(), "hello\nthere".into());
+        spec.secrets.insert("token".into(), "s3cret".into());
+        let mut f = start_spec(kind, directory, spec).await.expect("starts");
+        let message = Message {
+            key: Some("k:1".into()),
+            properties: vec![("colour".into(), "red\\n:x".into())],
+            ..text(b"world")
+        };
+        f.send(message).await;
+        let outcome = f.outcomes(1).await.remove(0);
+        assert_eq!(
+            outcome.verdict,
+            Verdict::Done,
+            "{kind:?} {:?}",
+            f.seen.logs.lock()
+        );
+        assert_eq!(
+            payloads(&outcome),
+            [&b"main s3cret"[..], b"hello\nthere world"],
+            "{kind:?}"
+        );
+        let other = &outcome.outputs[1];
+        assert_eq!(
+            other.topic.as_deref(),
+            Some("persistent://public/default/other")
+        );
+        assert_eq!(other.key.as_deref(), Some("k:1"));
+        assert_eq!(other.event_time, Some(77));
+        let wanted = [
+            ("a".to_owned(), "1:2".to_owned()),
+            ("b".to_owned(), "red\\n:x".to_owned()),
+        ];
+        assert_eq!(other.properties, wanted);
+        assert_eq!(outcome.state.len(), 2, "{kind:?}");
+        assert_eq!(f.seen.state.lock()["seen"], incremented(None, 1));
+        assert_eq!(&f.seen.state.lock()["last"][..], b"world");
+        f.until("logs", |seen| {
+            let logs = seen.logs.lock();
+            let has = |level, text: &str| logs.iter().any(|l| l.level == level && l.text == text);
+            has(Level::Warn, "saw world") && has(Level::Info, "plain line")
+        })
+        .await;
+        assert_eq!(*f.seen.metrics.lock(), [("size".to_owned(), 5.0)]);
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn state_of_a_failed_message_is_forgotten() {
+    let bash = "process() { state put k \"$MSG\"; [[ $MSG != bad ]]; }";
+    let python = r#"
+def process(input, context):
+    context.put_state("k", input)
+    if input == "bad": raise ValueError()
+"#;
+    for (kind, code, name) in [(Kind::Bash, bash, "f.sh"), (Kind::Python, python, "f.py")] {
+        let (directory, spec) = function(code, name);
+        let mut f = start_spec(kind, directory, spec).await.expect("starts");
+        f.ask(b"good").await;
+        let bad = f.ask(b"bad").await;
+        assert!(bad.state.is_empty() && matches!(bad.verdict, Verdict::Failed(_)));
+        assert_eq!(&f.seen.state.lock()["k"][..], b"good", "{kind:?}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn code_that_can_not_start_says_why() {
+    for (kind, code, name, wanted) in [
+        (Kind::Bash, "process() {", "f.sh", "syntax error"),
+        (Kind::BashPlain, "if then", "f.sh", "syntax error"),
+        (Kind::Python, "def process(:", "f.py", "SyntaxError"),
+        (
+            Kind::Python,
+            "import no_such_module",
+            "f.py",
+            "no_such_module",
+        ),
+        (Kind::Python, "x = 1", "f.py", "process"),
+        (Kind::Spawn, "plain text", "f", "not executable"),
+    ] {
+        let (directory, spec) = function(code, name);
+        let Err(broken) = start_spec(kind, directory, spec).await else {
+            panic!("{kind:?} started {code}")
+        };
+        let said = format!("{broken:?}");
+        assert!(said.contains(wanted), "{kind:?} {code}: {said}");
+        assert!(matches!(broken, Broken::Deployment { .. }), "{said}");
+    }
+    for kind in [Kind::Bash, Kind::Python, Kind::Spawn] {
+        let (directory, mut spec) = function("", "f.sh");
+        spec.code.path = directory.path().join("missing.sh");
+        let broken = start_spec(kind, directory, spec)
+            .await
+            .err()
+            .expect("does not start");
+        assert!(
+            broken.to_string().contains("does not exist"),
+            "{kind:?} {broken}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_hangs_is_given_up() {
+    for (kind, code, name) in [
+        (Kind::Bash, "sleep 600\nprocess() { :; }", "f.sh"),
+        (Kind::Python, "import time; time.sleep(600)", "f.py"),
+    ] {
+        let (directory, mut spec) = function(code, name);
+        spec.options.start_timeout_ms = 300;
+        spec.options.kill_grace_ms = 50;
+        let broken = start_spec(kind, directory, spec)
+            .await
+            .err()
+            .expect("does not start");
+        assert!(
+            broken.to_string().contains("not ready after 300 ms"),
+            "{kind:?} {broken}"
+        );
+    }
+}

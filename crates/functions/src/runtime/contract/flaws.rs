@@ -1,0 +1,359 @@
+//! Each flaw of the first Bash runtime that a runtime can have, by its number in the list: the test
+//! fails when the flaw comes back. Those of delivery are in `tests/it/flaws.rs`.
+
+use super::*;
+
+const SHELLS: [Kind; 2] = [Kind::BashPlain, Kind::Spawn];
+
+async fn shell(kind: Kind, code: &str) -> Started {
+    let (directory, spec) = function(code, "f.sh");
+    start_spec(kind, directory, spec).await.expect("starts")
+}
+
+fn example(name: &str) -> HostSpec {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/bash/");
+    HostSpec {
+        name: "example".into(),
+        code: Code {
+            path: PathBuf::from(path).join(name),
+            class_name: None,
+        },
+        ..HostSpec::default()
+    }
+}
+
+#[tokio::test]
+async fn the_three_samples_run_unchanged_warm_and_spawned() {
+    for kind in SHELLS {
+        for (name, input, output) in [
+            ("exclamation.sh", "hello wörld", "hello wörld!"),
+            ("reverse.sh", "abc wörld", "dlröw cba"),
+            ("wordcount.sh", " one two\nthree ", "3"),
+        ] {
+            let directory = tempfile::tempdir().expect("temporary");
+            let mut f = start_spec(kind, directory, example(name))
+                .await
+                .expect("starts");
+            let outcome = f.ask(input.as_bytes()).await;
+            assert_eq!(payloads(&outcome), [output.as_bytes()], "{kind:?} {name}");
+            f.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn flaw_07_scripts_run_in_bash_and_not_in_sh() {
+    for kind in SHELLS {
+        let mut f = shell(kind, "a=(x y z); read -r m; echo \"${a[1]}${m:1:2}\"").await;
+        assert_eq!(payloads(&f.ask(b"abcd").await), [b"ybc"], "{kind:?}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn flaw_08_large_empty_and_dashed_messages_arrive_and_stay_private() {
+    let code = "m=$(cat; echo x); tr '\\0' ' ' </proc/$$/cmdline >&2; echo \"${#m} ${m:0:2}\"";
+    for kind in SHELLS {
+        let mut f = shell(kind, code).await;
+        let large = vec![b'a'; 1_000_000];
+        // The newline that text is given, and the x that keeps it.
+        assert_eq!(payloads(&f.ask(&large).await), [b"1000002 aa"], "{kind:?}");
+        assert_eq!(payloads(&f.ask(b"").await), [b"2 \nx"], "{kind:?}");
+        assert_eq!(payloads(&f.ask(b"-n").await), [b"4 -n"], "{kind:?}");
+        f.ask(b"confidential").await;
+        assert!(
+            !f.seen
+                .logs
+                .lock()
+                .iter()
+                .any(|line| line.text.contains("confidential"))
+        );
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn flaw_09_all_lines_of_the_output_arrive() {
+    for kind in SHELLS {
+        let mut f = shell(
+            kind,
+            "cat >/dev/null; for i in {1..30000}; do echo line$i; done",
+        )
+        .await;
+        let outcome = f.ask(b"x").await;
+        let lines = payloads(&outcome)[0].split(|&b| b == b'\n').count();
+        assert_eq!(lines, 30_000, "{kind:?}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn flaw_10_a_flood_on_standard_error_neither_hangs_nor_grows() {
+    for kind in SHELLS {
+        let code = "cat; for i in {1..20000}; do echo 'WARN: a rather long line of noise, again and again'; done >&2";
+        let mut f = shell(kind, code).await;
+        assert_eq!(payloads(&f.ask(b"x").await), [b"x"], "{kind:?}");
+        let bytes: usize = f.seen.logs.lock().iter().map(|line| line.text.len()).sum();
+        assert!(bytes < 600_000, "{kind:?} {bytes}");
+        assert!(
+            f.seen
+                .logs
+                .lock()
+                .iter()
+                .any(|line| line.level == Level::Warn)
+        );
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn flaw_11_failure_nothing_and_an_empty_line_are_three_things() {
+    for kind in SHELLS {
+        let mut f = shell(
+            kind,
+            "read -r m; case $m in fail) exit 1;; empty) echo;; esac",
+        )
+        .await;
+        assert_eq!(
+            failure(&f.ask(b"fail").await).exit_code,
+            Some(1),
+            "{kind:?}"
+        );
+        assert_eq!(payloads(&f.ask(b"empty").await), [b""], "{kind:?}");
+        let nothing = f.ask(b"nothing").await;
+        assert_eq!(
+            (payloads(&nothing).len(), &nothing.verdict),
+            (0, &Verdict::Done),
+            "{kind:?}"
+        );
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn exit_statuses_mean_what_the_contract_says() {
+    for kind in [Kind::Bash, Kind::BashPlain, Kind::Spawn] {
+        let code = match kind {
+            // A success first: 126 and 127 before it would be a wrong deployment.
+            Kind::Bash => "process() { exit \"$MSG\"; }",
+            _ => "read -r m; exit \"$m\"",
+        };
+        let mut f = shell(kind, code).await;
+        assert_eq!(f.ask(b"0").await.verdict, Verdict::Done, "{kind:?}");
+        for (status, wanted) in [
+            (65, FailureKind::Data),
+            (78, FailureKind::Data),
+            (75, FailureKind::Temporary),
+            (1, FailureKind::User),
+            (127, FailureKind::User),
+        ] {
+            let outcome = f.ask(status.to_string().as_bytes()).await;
+            assert_eq!(failure(&outcome).kind, wanted, "{kind:?} {status}");
+            assert_eq!(failure(&outcome).exit_code, Some(status), "{kind:?}");
+        }
+        assert_eq!(f.ask(b"99").await.verdict, Verdict::Drop, "{kind:?}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_is_missing_from_the_start_is_a_wrong_deployment() {
+    let mut f = shell(Kind::Spawn, "no_such_command").await;
+    f.send(text(b"x")).await;
+    let broken = f.host.outcomes().await.expect_err("broken");
+    assert!(
+        matches!(&broken, Broken::Deployment { reason, stderr_tail }
+        if reason.contains("127") && stderr_tail.contains("no_such_command")),
+        "{broken:?}"
+    );
+    f.stop().await;
+}
+
+#[tokio::test]
+async fn flaw_14_metadata_is_given_and_outputs_carry_theirs() {
+    let code = r#"
+cat >/dev/null
+echo '{"topic":"t","key":"k2","properties":{"n":1},"eventTime":5,"payload":"extra"}' >&3
+echo "log WARN noted" >&4
+echo "state incr seen 2" >&4
+echo "$GMG_KEY $GMG_PROP_a_b $GMG_MESSAGE_ID $GMG_FUNCTION $GMG_CONF_greeting"
+"#;
+    let (directory, mut spec) = function(code, "f.sh");
+    spec.user_config.insert("greeting".into(), "hi".into());
+    let mut f = start_spec(Kind::Spawn, directory, spec)
+        .await
+        .expect("starts");
+    let message = Message {
+        key: Some("k".into()),
+        properties: vec![("a-b".into(), "v".into())],
+        ..text(b"x")
+    };
+    f.send(message).await;
+    let outcome = f.outcomes(1).await.remove(0);
+    assert_eq!(
+        payloads(&outcome),
+        [&b"k v 1:2:-1 f hi"[..], b"extra"],
+        "{outcome:?}"
+    );
+    let extra = &outcome.outputs[1];
+    assert_eq!(
+        (extra.topic.as_deref(), extra.key.as_deref()),
+        (Some("t"), Some("k2"))
+    );
+    assert_eq!(extra.event_time, Some(5));
+    assert_eq!(outcome.state, [StateChange::Increment("seen".into(), 2)]);
+    assert!(
+        f.seen
+            .logs
+            .lock()
+            .iter()
+            .any(|l| l.text == "noted" && l.level == Level::Warn)
+    );
+    f.stop().await;
+}
+
+#[tokio::test]
+async fn flaw_17_messages_of_one_key_are_processed_in_order() {
+    let directory = tempfile::tempdir().expect("temporary");
+    let trace = directory.path().join("trace");
+    let code = format!(
+        "read -r m; sleep 0.0$((RANDOM % 3)); echo \"$GMG_KEY $m\" >> {}",
+        trace.display()
+    );
+    let (code_directory, mut spec) = function(&code, "f.sh");
+    spec.options.concurrency = Some(4);
+    let mut f = start_spec(Kind::Spawn, code_directory, spec)
+        .await
+        .expect("starts");
+    for number in 0..40 {
+        let key = Some(format!("k{}", number % 5));
+        f.send(Message {
+            key,
+            ..text(format!("{number:02}").as_bytes())
+        })
+        .await;
+    }
+    f.outcomes(40).await;
+    f.stop().await;
+    let lines = std::fs::read_to_string(trace).expect("trace");
+    for key in 0..5 {
+        let of_key: Vec<&str> = lines
+            .lines()
+            .filter(|l| l.starts_with(&format!("k{key} ")))
+            .collect();
+        assert_eq!(of_key.len(), 8);
+        assert!(of_key.is_sorted(), "{of_key:?}");
+    }
+}
+
+#[tokio::test]
+async fn flaw_22_limits_hold_and_the_environment_is_clean() {
+    let code = "cat >/dev/null; ulimit -n; env | grep -c '^CARGO' ; pwd >/dev/null; [[ -w $TMPDIR ]] && echo private";
+    let (directory, mut spec) = function(code, "f.sh");
+    spec.options.limits.open_files = Some(64);
+    let mut f = start_spec(Kind::BashPlain, directory, spec)
+        .await
+        .expect("starts");
+    assert_eq!(payloads(&f.ask(b"x").await), [b"64\n0\nprivate"]);
+    f.stop().await;
+}
+
+fn alive(pid: i32) -> bool {
+    // A zombie has ended: only its parent has not looked yet.
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(')')
+            .next()
+            .unwrap_or("")
+            .trim_start()
+            .starts_with('Z')
+    })
+}
+
+#[tokio::test]
+async fn nothing_that_a_script_forked_outlives_the_host() {
+    for kind in [Kind::Bash, Kind::BashPlain, Kind::Spawn] {
+        let body = "sleep 600 & echo $!; setsid sleep 600 & sleep 0.1; pgrep -n -f 'sleep 600'";
+        let code = match kind {
+            Kind::Bash => format!("process() {{ {body}; }}"),
+            _ => format!("cat >/dev/null; {body}"),
+        };
+        let mut f = shell(kind, &code).await;
+        let outcome = f.ask(b"x").await;
+        let printed = payloads(&outcome)[0].to_vec();
+        let pids: Vec<i32> = std::str::from_utf8(&printed)
+            .expect("text")
+            .lines()
+            .map(|line| line.parse().expect("a pid"))
+            .collect();
+        assert_eq!(pids.len(), 2, "{kind:?}");
+        f.stop().await;
+        until("forked processes end", || {
+            !pids.iter().any(|&pid| alive(pid))
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_is_gone_takes_its_processes_along() {
+    use std::os::unix::process::CommandExt;
+    let directory = tempfile::tempdir().expect("temporary");
+    let private = directory.path().join("private");
+    std::fs::create_dir(&private).expect("made");
+    let guard = crate::runtime::guard::Guard::start("scope-of-a-test", &private).expect("guard");
+    let sleeper = |group: bool| {
+        let mut command = std::process::Command::new("sleep");
+        command.arg("600").env("GMG_SCOPE", "scope-of-a-test.0.");
+        if group {
+            command.process_group(0);
+        }
+        command.spawn().expect("spawned")
+    };
+    let (mut listed, mut hidden, mut removed) = (sleeper(true), sleeper(false), sleeper(true));
+    guard.add(listed.id().cast_signed());
+    guard.add(removed.id().cast_signed());
+    guard.remove(removed.id().cast_signed());
+    // Its pipe closes, as it does when the worker is killed.
+    drop(guard);
+    assert!(!listed.wait().expect("ended").success());
+    assert!(!hidden.wait().expect("ended").success());
+    assert!(!private.exists());
+    let _ = removed.kill();
+    let _ = removed.wait();
+}
+
+#[tokio::test]
+async fn stream_and_batch_tools_get_and_give_records() {
+    let cases = [
+        (Mode::Stream, Framing::Line, "sed -u 's/$/!/'"),
+        (Mode::Stream, Framing::Nul, "sed -uz 's/$/!/'"),
+        (Mode::Batch, Framing::Line, "sed 's/$/!/'"),
+        (Mode::Batch, Framing::Nul, "sed -z 's/$/!/'"),
+    ];
+    for (mode, framing, code) in cases {
+        let (directory, mut spec) = function(code, "f.sh");
+        spec.options.mode = Some(mode);
+        spec.options.framing = framing;
+        let mut f = start_spec(Kind::Spawn, directory, spec)
+            .await
+            .expect("starts");
+        for number in 0..50 {
+            f.send(text(format!("m{number}").as_bytes())).await;
+        }
+        for (number, outcome) in f.outcomes(50).await.iter().enumerate() {
+            assert_eq!(
+                payloads(outcome),
+                [format!("m{number}!").as_bytes()],
+                "{mode:?} {framing:?}"
+            );
+        }
+        let bad = if framing == Framing::Line {
+            &b"a\nb"[..]
+        } else {
+            b"a\0b"
+        };
+        assert_eq!(failure(&f.ask(bad).await).kind, FailureKind::Data);
+        f.stop().await;
+    }
+}

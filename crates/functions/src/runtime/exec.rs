@@ -1,0 +1,333 @@
+//! Any executable or script: a process a message (`spawn`), a warm process (`stream`), or a process
+//! a batch (`batch`). The contract with the program is in `docs/guide/bash.md`.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use geminga_stdx::Tasks;
+use tokio::process::Command;
+
+use super::options::{Framing, Mode};
+use super::process::{Processes, Scope, start_error};
+use super::warm::{self, Launch, Launched};
+use super::wire::plain::Plain;
+use super::{BoxFuture, Broken, FailureKind, Host, HostSpec, Runtime, Services};
+
+mod batch;
+mod message;
+mod run;
+mod spawn;
+
+/// Starts executables.
+#[derive(Debug, Clone)]
+pub struct Exec {
+    processes: Processes,
+    tasks: Tasks,
+}
+
+impl Exec {
+    #[must_use]
+    pub fn new(processes: Processes, tasks: Tasks) -> Self {
+        Self { processes, tasks }
+    }
+}
+
+impl Runtime for Exec {
+    fn name(&self) -> &'static str {
+        "exec"
+    }
+
+    fn start(
+        &self,
+        spec: Arc<HostSpec>,
+        services: Arc<dyn Services>,
+    ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
+        Box::pin(async move {
+            let program = Program::of(&spec.code.path)?;
+            let scope = self
+                .processes
+                .scope(&spec)
+                .map_err(super::private_directory)?;
+            match spec.options.mode.unwrap_or_default() {
+                Mode::Spawn => spawn::start(program, scope, spec, services, &self.tasks),
+                Mode::Batch => batch::start(program, scope, spec, services, &self.tasks),
+                Mode::Stream => {
+                    let tool = Arc::new(Tool { program });
+                    warm::start(tool, scope, spec, services, &self.tasks).await
+                }
+            }
+        })
+    }
+}
+
+/// What is run: the file itself, or an interpreter with the file as its argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Program {
+    pub(crate) path: PathBuf,
+    pub(crate) arguments: Vec<String>,
+    /// Bash reads `BASH_ENV`, so it needs no shell in front to open descriptors 3 and 4.
+    pub(crate) is_bash: bool,
+}
+
+impl Program {
+    /// Looks at the file: its execute bit, its first line, its name.
+    fn of(path: &Path) -> Result<Self, Broken> {
+        use std::os::unix::fs::PermissionsExt;
+        let shown = path.display();
+        let wrong = |reason: String| Broken::Deployment {
+            reason,
+            stderr_tail: String::new(),
+        };
+        let metadata =
+            std::fs::metadata(path).map_err(|_| wrong(format!("`{shown}` does not exist")))?;
+        if metadata.is_dir() {
+            return Err(wrong(format!("`{shown}` is a directory")));
+        }
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let executable = metadata.permissions().mode() & 0o111 != 0;
+        let shebang = shebang(&path);
+        let is_script = path.extension().is_some_and(|e| e == "sh" || e == "bash");
+        let text = path.to_string_lossy().into_owned();
+        Ok(match shebang {
+            Some(words) => {
+                let is_bash = words
+                    .iter()
+                    .any(|word| word.rsplit('/').next() == Some("bash"));
+                Self {
+                    path: PathBuf::from(&words[0]),
+                    arguments: [&words[1..], &[text]].concat(),
+                    is_bash,
+                }
+            }
+            None if executable && !is_script => Self {
+                path,
+                arguments: Vec::new(),
+                is_bash: false,
+            },
+            None if is_script => Self {
+                path: "/bin/bash".into(),
+                arguments: vec![text],
+                is_bash: true,
+            },
+            None => {
+                return Err(wrong(format!(
+                    "`{shown}` is not executable: run `chmod +x {shown}`"
+                )));
+            }
+        })
+    }
+
+    /// The command, with descriptors 3 and 4 open on `extra` when it is given.
+    pub(crate) fn command(&self, scope: &Scope, spec: &HostSpec, extra: Option<&Extra>) -> Command {
+        let mut command = match extra {
+            Some(extra) if self.is_bash => {
+                let mut command = scope.command(&self.path, spec);
+                command.env("BASH_ENV", &extra.prelude);
+                command
+            }
+            Some(extra) => {
+                let mut command = scope.command(Path::new("/bin/sh"), spec);
+                command
+                    .args(["-c", r#". "$0"; exec "$@""#])
+                    .arg(&extra.prelude)
+                    .arg(&self.path);
+                command
+            }
+            None => scope.command(&self.path, spec),
+        };
+        if let Some(extra) = extra {
+            command
+                .env("GMG_FD3", &extra.outputs)
+                .env("GMG_FD4", &extra.control);
+        }
+        command
+            .args(&self.arguments)
+            .args(&spec.options.args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}
+
+/// The files behind descriptors 3 (more outputs) and 4 (control) of a spawned process.
+#[derive(Debug)]
+pub(crate) struct Extra {
+    prelude: PathBuf,
+    outputs: PathBuf,
+    control: PathBuf,
+}
+
+const PRELUDE: &str = "exec 3>>\"$GMG_FD3\" 4>>\"$GMG_FD4\"\nunset BASH_ENV GMG_FD3 GMG_FD4\n";
+
+impl Extra {
+    fn new(scope: &Scope, lane: usize) -> std::io::Result<Self> {
+        let outputs = scope.file(&format!("outputs-{lane}"), "")?;
+        let control = scope.file(&format!("control-{lane}"), "")?;
+        Ok(Self {
+            prelude: scope.file("prelude.sh", PRELUDE)?,
+            outputs,
+            control,
+        })
+    }
+
+    /// What was written, up to `max` bytes of each; the files are empty afterwards.
+    fn take(&self, max: u64) -> Result<(Vec<u8>, Vec<u8>), String> {
+        let take = |path: &Path| -> Result<Vec<u8>, String> {
+            let size = std::fs::metadata(path).map_or(0, |m| m.len());
+            if size == 0 {
+                return Ok(Vec::new());
+            }
+            let text = if size > max {
+                None
+            } else {
+                std::fs::read(path).ok()
+            };
+            let _ = std::fs::File::create(path);
+            text.ok_or_else(|| format!("more than {max} bytes on descriptor 3 or 4"))
+        };
+        Ok((take(&self.outputs)?, take(&self.control)?))
+    }
+}
+
+/// The words of a script's first line.
+pub(crate) fn shebang(path: &Path) -> Option<Vec<String>> {
+    use std::io::Read;
+    let mut first = [0_u8; 256];
+    let count = std::fs::File::open(path).ok()?.read(&mut first).ok()?;
+    let line = first[..count]
+        .strip_prefix(b"#!")?
+        .split(|&b| b == b'\n')
+        .next()?;
+    let text = std::str::from_utf8(line).ok()?.trim();
+    // The kernel passes everything after the interpreter as one argument.
+    let (program, rest) = text.split_once([' ', '\t']).unwrap_or((text, ""));
+    let mut words = vec![program.to_owned()];
+    if !rest.trim().is_empty() {
+        words.push(rest.trim().to_owned());
+    }
+    (!program.is_empty()).then_some(words)
+}
+
+/// How a process ended, in words.
+pub(crate) fn describe_death(
+    code: Option<i32>,
+    signal: Option<i32>,
+) -> (FailureKind, String, Option<i32>) {
+    const SIGKILL: i32 = 9;
+    const SIGXCPU: i32 = 24;
+    const SIGXFSZ: i32 = 25;
+    match (code, signal) {
+        (Some(126), _) => (
+            FailureKind::Crash,
+            "ended with status 126: a command in it is not executable".into(),
+            code,
+        ),
+        (Some(127), _) => (
+            FailureKind::Crash,
+            "ended with status 127: a command in it was not found".into(),
+            code,
+        ),
+        (Some(status), _) => (
+            FailureKind::Crash,
+            format!("ended with status {status}"),
+            code,
+        ),
+        (None, Some(SIGXCPU)) => (
+            FailureKind::Limit,
+            "killed: it used more CPU time than allowed".into(),
+            Some(128 + SIGXCPU),
+        ),
+        (None, Some(SIGXFSZ)) => (
+            FailureKind::Limit,
+            "killed: it wrote a larger file than allowed".into(),
+            Some(128 + SIGXFSZ),
+        ),
+        (None, Some(SIGKILL)) => (
+            FailureKind::Crash,
+            "killed by signal 9, by hand or for want of memory".into(),
+            Some(128 + SIGKILL),
+        ),
+        (None, Some(signal)) => (
+            FailureKind::Crash,
+            format!("killed by signal {signal}"),
+            Some(128 + signal),
+        ),
+        (None, None) => (FailureKind::Crash, "ended in an unknown way".into(), None),
+    }
+}
+
+/// A warm process that reads and writes records, or speaks the host protocol itself.
+struct Tool {
+    program: Program,
+}
+
+impl Launch for Tool {
+    fn launch(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<Launched, Broken> {
+        let mut command = self.program.command(scope, spec, None);
+        if spec.options.framing == Framing::Host {
+            return super::python::on_socket(command, &self.program.path, scope, spec);
+        }
+        let mut process = scope
+            .spawn(&mut command, &spec.options.limits)
+            .map_err(|error| start_error(&self.program.path, &error))?;
+        let (Some(stdin), Some(stdout), Some(stderr)) = (
+            process.child.stdin.take(),
+            process.child.stdout.take(),
+            process.child.stderr.take(),
+        ) else {
+            return Err(super::no_pipes());
+        };
+        Ok(Launched {
+            process,
+            reader: Box::new(stdout),
+            writer: Box::new(stdin),
+            logs: vec![Box::new(stderr)],
+            codec: Box::new(Plain::new(&spec.options, next)),
+        })
+    }
+
+    fn window(&self) -> usize {
+        1024
+    }
+
+    fn frame(&self) -> usize {
+        128
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_the_name_and_the_bit_choose_the_program() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().expect("temporary");
+        let file = |name: &str, text: &str, mode: u32| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode");
+            Program::of(&path)
+        };
+        let bash = file("a.sh", "echo", 0o644).expect("by its name");
+        assert_eq!(
+            (bash.path, bash.is_bash),
+            (PathBuf::from("/bin/bash"), true)
+        );
+        let env = file("b", "#!/usr/bin/env bash\n", 0o644).expect("by its first line");
+        assert_eq!(
+            (env.path.to_str(), &env.arguments[0][..], env.is_bash),
+            (Some("/usr/bin/env"), "bash", true)
+        );
+        assert!(!file("c", "\x7fELF", 0o755).expect("executable").is_bash);
+        assert!(
+            matches!(file("d", "text", 0o644), Err(Broken::Deployment { reason, .. }) if reason.contains("chmod"))
+        );
+        assert!(matches!(
+            Program::of(Path::new("/no/such")),
+            Err(Broken::Deployment { .. })
+        ));
+    }
+}

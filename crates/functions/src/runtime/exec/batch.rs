@@ -1,0 +1,348 @@
+//! A process a batch: many messages on its standard input, replies on its standard output.
+//!
+//! With `json`, replies name their message, and one that was not named is done without output.
+//! With the other framings, as many records as messages belong to them in order; any other number
+//! is the output of the whole batch, published with its last message. A process that fails fails
+//! every message it did not reply to.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use geminga_stdx::Tasks;
+use geminga_stdx::tasks::OnError;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{Program, run};
+use crate::runtime::options::{Framing, Options};
+use crate::runtime::process::Scope;
+use crate::runtime::stderr::Rate;
+use crate::runtime::wire::plain::{Plain, from_json};
+use crate::runtime::wire::{FromHost, WireError, verdict_of_status};
+use crate::runtime::{
+    BoxFuture, Broken, Delivery, Failure, FailureKind, Host, HostSpec, Outcome, Output, Services,
+    Verdict,
+};
+
+const BATCH: usize = 500;
+
+pub(super) fn start(
+    program: Program,
+    scope: Scope,
+    spec: Arc<HostSpec>,
+    services: Arc<dyn Services>,
+    tasks: &Tasks,
+) -> Result<Box<dyn Host>, Broken> {
+    let size = spec.options.batch.unwrap_or(BATCH).max(1);
+    let window = spec.options.window.unwrap_or(2 * size).max(1);
+    let (deliver, deliveries) = mpsc::channel(window);
+    let (outcomes_in, outcomes) = mpsc::channel(window + 1);
+    let broken = Arc::new(Mutex::new(None));
+    let rate = Arc::new(Mutex::new(Rate::new(spec.options.max_stderr_bytes)));
+    let group = tasks.child();
+    let batches = Batches {
+        program,
+        scope,
+        spec,
+        services,
+        rate,
+        size,
+        ever_done: false,
+    };
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let why = broken.clone();
+    tasks.spawn("function batches", OnError::Log, async move {
+        batches.serve(deliveries, outcomes_in, why, stopped).await;
+        drop(group);
+        Ok::<(), std::convert::Infallible>(())
+    });
+    Ok(Box::new(BatchHost {
+        window,
+        in_flight: 0,
+        deliver: Some(deliver),
+        outcomes,
+        held: Vec::new(),
+        broken,
+        stop,
+    }))
+}
+
+struct BatchHost {
+    window: usize,
+    in_flight: usize,
+    deliver: Option<mpsc::Sender<Delivery>>,
+    outcomes: mpsc::Receiver<Vec<Outcome>>,
+    held: Vec<Outcome>,
+    broken: Arc<Mutex<Option<Broken>>>,
+    stop: tokio::sync::watch::Sender<bool>,
+}
+
+impl BatchHost {
+    fn why(&self) -> Broken {
+        self.broken.lock().clone().unwrap_or(Broken::Stopped)
+    }
+
+    async fn more(&mut self) -> Result<(), Broken> {
+        match self.outcomes.recv().await {
+            Some(outcomes) => {
+                self.in_flight -= outcomes.len();
+                self.held.extend(outcomes);
+                Ok(())
+            }
+            None => Err(self.why()),
+        }
+    }
+}
+
+impl Host for BatchHost {
+    fn window(&self) -> usize {
+        self.window
+    }
+
+    fn deliver(&mut self, batch: Vec<Delivery>) -> BoxFuture<'_, Result<(), Broken>> {
+        Box::pin(async move {
+            for delivery in batch {
+                while self.in_flight >= self.window {
+                    self.more().await?;
+                }
+                let sent = match &self.deliver {
+                    Some(deliver) => deliver.send(delivery).await.is_ok(),
+                    None => false,
+                };
+                if !sent {
+                    return Err(self.why());
+                }
+                self.in_flight += 1;
+            }
+            Ok(())
+        })
+    }
+
+    fn outcomes(&mut self) -> BoxFuture<'_, Result<Vec<Outcome>, Broken>> {
+        Box::pin(async move {
+            if self.held.is_empty() {
+                self.more().await?;
+            }
+            Ok(std::mem::take(&mut self.held))
+        })
+    }
+
+    fn stop(&mut self, grace: Duration) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let until = Instant::now() + grace;
+            self.deliver = None;
+            while self.in_flight > 0 {
+                if !matches!(
+                    tokio::time::timeout_at(until, self.more()).await,
+                    Ok(Ok(()))
+                ) {
+                    break;
+                }
+            }
+            let _ = self.stop.send(true);
+            while self.more().await.is_ok() {}
+        })
+    }
+}
+
+struct Batches {
+    program: Program,
+    scope: Scope,
+    spec: Arc<HostSpec>,
+    services: Arc<dyn Services>,
+    rate: Arc<Mutex<Rate>>,
+    size: usize,
+    ever_done: bool,
+}
+
+impl Batches {
+    async fn serve(
+        mut self,
+        mut deliveries: mpsc::Receiver<Delivery>,
+        outcomes: mpsc::Sender<Vec<Outcome>>,
+        broken: Arc<Mutex<Option<Broken>>>,
+        mut stopped: tokio::sync::watch::Receiver<bool>,
+    ) {
+        let mut batch = Vec::new();
+        loop {
+            let work = async {
+                batch.clear();
+                if deliveries.recv_many(&mut batch, self.size).await == 0 {
+                    return None;
+                }
+                Some(self.one(&batch).await)
+            };
+            let done = tokio::select! {
+                _ = stopped.wait_for(|stop| *stop) => return,
+                done = work => done,
+            };
+            match done {
+                None => return,
+                Some(Ok(done)) => {
+                    if outcomes.send(done).await.is_err() {
+                        return;
+                    }
+                }
+                Some(Err(why)) => {
+                    *broken.lock() = Some(why);
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn one(&mut self, batch: &[Delivery]) -> Result<Vec<Outcome>, Broken> {
+        let started = Instant::now();
+        let options = &self.spec.options;
+        let plain = Plain::new(options, 0);
+        let mut input = Vec::new();
+        let mut refused = HashMap::new();
+        let mut sent = Vec::with_capacity(batch.len());
+        for (index, delivery) in batch.iter().enumerate() {
+            match plain.cannot_carry(&delivery.message) {
+                Some(failure) => {
+                    refused.insert(index, failure);
+                }
+                None => {
+                    plain.write(index as u64, &delivery.message, &mut input);
+                    sent.push(index);
+                }
+            }
+        }
+        let command = self.program.command(&self.scope, &self.spec, None);
+        let mut results: HashMap<usize, (Verdict, Vec<Output>)> = refused
+            .into_iter()
+            .map(|(index, failure)| (index, (Verdict::Failed(failure), Vec::new())))
+            .collect();
+        if !sent.is_empty() {
+            let ran = run::run(
+                &self.scope,
+                &self.spec,
+                &self.services,
+                &self.rate,
+                command,
+                input,
+                None,
+            )
+            .await?;
+            if let Ok(code @ (126 | 127)) = ran.status
+                && !self.ever_done
+            {
+                let (_, reason, _) = super::describe_death(Some(code), None);
+                return Err(Broken::Deployment {
+                    reason,
+                    stderr_tail: ran.stderr_tail,
+                });
+            }
+            judge(ran, options, &sent, &mut results);
+        }
+        let took = started.elapsed() / u32::try_from(batch.len()).unwrap_or(1).max(1);
+        let outcomes = batch.iter().enumerate().map(|(index, delivery)| {
+            let (verdict, outputs) = results
+                .remove(&index)
+                .unwrap_or((Verdict::Done, Vec::new()));
+            self.ever_done |= !matches!(verdict, Verdict::Failed(_));
+            let verdict = match verdict {
+                Verdict::Done if self.spec.manual_ack => Verdict::Hold,
+                other => other,
+            };
+            Outcome {
+                ticket: delivery.ticket,
+                verdict,
+                outputs,
+                state: Vec::new(),
+                took,
+            }
+        });
+        Ok(outcomes.collect())
+    }
+}
+
+/// Gives each message that was sent its verdict and outputs.
+fn judge(
+    ran: run::Ran,
+    options: &Options,
+    sent: &[usize],
+    results: &mut HashMap<usize, (Verdict, Vec<Output>)>,
+) {
+    let mut whole = match ran.status {
+        Ok(status) => verdict_of_status(status, options.drop_exit_code, ""),
+        Err(failure) => Verdict::Failed(failure),
+    };
+    let records = if whole == Verdict::Done || options.framing == Framing::Json {
+        records(ran.printed, options)
+    } else {
+        Ok(Vec::new())
+    };
+    let mut said: HashMap<usize, (Verdict, Vec<Output>)> = HashMap::new();
+    match records {
+        Err(error) => whole = Verdict::Failed(Failure::new(FailureKind::User, error.to_string())),
+        Ok(records) if options.framing == Framing::Json => {
+            for record in records {
+                match from_json(&record) {
+                    Ok(FromHost::Outcome {
+                        id,
+                        verdict,
+                        outputs,
+                    }) => {
+                        said.insert(
+                            usize::try_from(id).unwrap_or(usize::MAX),
+                            (verdict, outputs),
+                        );
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        whole = Verdict::Failed(Failure::new(FailureKind::User, error.to_string()));
+                    }
+                }
+            }
+        }
+        Ok(records) => {
+            let output = |payload| Output {
+                payload,
+                ..Output::default()
+            };
+            if records.len() == sent.len() {
+                for (&index, record) in sent.iter().zip(records) {
+                    said.insert(index, (Verdict::Done, vec![output(record)]));
+                }
+            } else if let Some(&last) = sent.last()
+                && !records.is_empty()
+            {
+                let all = records.into_iter().map(output).collect();
+                said.insert(last, (Verdict::Done, all));
+            }
+        }
+    }
+    for &index in sent {
+        let (mut verdict, outputs) = said
+            .remove(&index)
+            .unwrap_or_else(|| (whole.clone(), Vec::new()));
+        if let Verdict::Failed(failure) = &mut verdict {
+            failure.stderr_tail.clone_from(&ran.stderr_tail);
+        }
+        results.insert(index, (verdict, outputs));
+    }
+}
+
+fn records(printed: Vec<u8>, options: &Options) -> Result<Vec<bytes::Bytes>, WireError> {
+    let mut printed = printed;
+    // A last line without its newline is a line.
+    if options.framing != Framing::Len
+        && !printed.is_empty()
+        && options.framing != Framing::Nul
+        && printed.last() != Some(&b'\n')
+    {
+        printed.push(b'\n');
+    }
+    let mut input = BytesMut::from(&printed[..]);
+    let mut plain = Plain::new(options, 0);
+    let mut all = Vec::new();
+    while let Some(record) = plain.cut(&mut input)? {
+        all.push(record);
+    }
+    Ok(all)
+}

@@ -1,0 +1,174 @@
+//! Runs one process from start to end: input, output, standard error, limits, death.
+
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::describe_death;
+use crate::runtime::process::{Process, Scope, start_error};
+use crate::runtime::stderr::{Rate, Tail, pump};
+use crate::runtime::{Broken, Failure, FailureKind, HostSpec, Services};
+
+/// How long pipes may stay open after the process ended: something it started holds them.
+const AFTERGLOW: Duration = Duration::from_millis(200);
+
+/// What a process said.
+pub(super) struct Ran {
+    pub(super) printed: Vec<u8>,
+    pub(super) stderr_tail: String,
+    /// Its exit status; `Err` when it was killed or hit a limit.
+    pub(super) status: Result<i32, Failure>,
+}
+
+/// Starts `command`, feeds it `input`, and waits for its end.
+///
+/// # Errors
+/// When it does not start.
+pub(super) async fn run(
+    scope: &Scope,
+    spec: &HostSpec,
+    services: &Arc<dyn Services>,
+    rate: &Arc<Mutex<Rate>>,
+    mut command: Command,
+    input: Vec<u8>,
+    message_id: Option<String>,
+) -> Result<Ran, Broken> {
+    let program = std::path::PathBuf::from(command.as_std().get_program());
+    let mut process = match scope.spawn(&mut command, &spec.options.limits) {
+        Ok(process) => process,
+        // The message, not the code, is at fault.
+        Err(error) if matches!(error.kind(), std::io::ErrorKind::ArgumentListTooLong) => {
+            return Ok(refused(
+                "too large for the arguments and environment of a process",
+            ));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+            return Ok(refused("a NUL byte can not be an argument of a process"));
+        }
+        Err(error) => return Err(start_error(&program, &error)),
+    };
+    drop(command);
+    let tail = Tail::default();
+    let mut printed = Vec::new();
+    let max = spec.options.max_output_bytes;
+    let end = {
+        let stdin = process.child.stdin.take();
+        let stdout = process.child.stdout.take();
+        let stderr = process.child.stderr.take();
+        let write = async {
+            if let Some(mut pipe) = stdin {
+                // A process may end without reading all: that is its right.
+                let _ = pipe.write_all(&input).await;
+            }
+        };
+        let read = async {
+            if let Some(pipe) = stdout {
+                let _ = pipe.take(max + 1).read_to_end(&mut printed).await;
+            }
+            printed.len() as u64 <= max
+        };
+        let log = async {
+            if let Some(pipe) = stderr {
+                pump(
+                    pipe,
+                    services.clone(),
+                    tail.clone(),
+                    Arc::new(Notify::new()),
+                    rate.clone(),
+                    message_id,
+                )
+                .await;
+            }
+        };
+        wait(&mut process, spec, write, read, log).await
+    };
+    let status = match end {
+        End::Exited(status) => exit_code(status),
+        End::TimedOut => {
+            process.kill(spec.options.kill_grace()).await;
+            scope.sweep();
+            let reason = format!("not done after {} ms", spec.options.timeout_ms);
+            Err(Failure::new(FailureKind::Timeout, reason))
+        }
+        End::TooLarge => {
+            process.kill(Duration::ZERO).await;
+            let reason = format!("more than {max} bytes of output for one message");
+            Err(Failure::new(FailureKind::Limit, reason))
+        }
+    };
+    Ok(Ran {
+        printed,
+        stderr_tail: tail.take(),
+        status,
+    })
+}
+
+fn refused(reason: &str) -> Ran {
+    Ran {
+        printed: Vec::new(),
+        stderr_tail: String::new(),
+        status: Err(Failure::new(FailureKind::Data, reason)),
+    }
+}
+
+enum End {
+    Exited(Option<ExitStatus>),
+    TimedOut,
+    TooLarge,
+}
+
+async fn wait(
+    process: &mut Process,
+    spec: &HostSpec,
+    write: impl Future<Output = ()>,
+    read: impl Future<Output = bool>,
+    log: impl Future<Output = ()>,
+) -> End {
+    tokio::pin!(write, read, log);
+    let (mut writing, mut reading, mut logging) = (true, true, true);
+    let mut exited = None;
+    let mut deadline = spec.options.timeout().map(|limit| Instant::now() + limit);
+    loop {
+        if exited.is_some() && !reading && !logging {
+            return End::Exited(exited.flatten());
+        }
+        tokio::select! {
+            () = &mut write, if writing => writing = false,
+            fits = &mut read, if reading => {
+                if !fits {
+                    return End::TooLarge;
+                }
+                reading = false;
+            }
+            () = &mut log, if logging => logging = false,
+            status = process.wait(), if exited.is_none() => {
+                exited = Some(status.ok());
+                deadline = Some(Instant::now() + AFTERGLOW);
+            }
+            () = async { sleep_until(deadline.unwrap_or_else(Instant::now)).await }, if deadline.is_some() => {
+                return match exited {
+                    Some(status) => End::Exited(status),
+                    None => End::TimedOut,
+                };
+            }
+        }
+    }
+}
+
+fn exit_code(status: Option<ExitStatus>) -> Result<i32, Failure> {
+    use std::os::unix::process::ExitStatusExt;
+    if let Some(code) = status.and_then(|s| s.code()) {
+        return Ok(code);
+    }
+    let (kind, reason, exit_code) = describe_death(None, status.and_then(|s| s.signal()));
+    Err(Failure {
+        exit_code,
+        ..Failure::new(kind, reason)
+    })
+}

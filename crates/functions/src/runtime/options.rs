@@ -1,0 +1,217 @@
+//! What `customRuntimeOptions` may say about running a process. Every field has a bounded default;
+//! an unknown field is an error.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How processes and messages meet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// A process a message.
+    #[default]
+    Spawn,
+    /// One warm process.
+    Stream,
+    /// A process a batch.
+    Batch,
+}
+
+/// How messages are told apart on a pipe.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Framing {
+    /// A line in, a line out.
+    #[default]
+    Line,
+    /// The same, ended by a NUL byte.
+    Nul,
+    /// A JSON object a line, both ways.
+    Json,
+    /// Decimal length, newline, bytes.
+    Len,
+    /// The host protocol (`docs/host-protocol.md`): for programs that speak it themselves.
+    Host,
+}
+
+/// How a spawned process gets its message.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Input {
+    #[default]
+    Stdin,
+    /// As the first argument, as pf_runtime did. Visible in the process list and limited in size.
+    Arg1,
+}
+
+/// What happens to text at the edges of a process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    /// Text gets its final newline on the way in and loses one on the way out, so that line tools
+    /// work and `cat` changes nothing. Bytes that are not UTF-8 are never touched.
+    #[default]
+    Text,
+    /// Exactly the bytes.
+    Bytes,
+}
+
+/// What a shell is given when a payload holds a NUL byte, which it can not hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Nul {
+    /// The message fails as bad data.
+    #[default]
+    Refuse,
+    /// `$MSG` is base64 and `$MSG_ENCODING` says so.
+    Base64,
+}
+
+/// Limits that the kernel enforces on each process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    pub cpu_seconds: Option<u64>,
+    pub memory_bytes: Option<u64>,
+    pub processes: Option<u64>,
+    pub open_files: Option<u64>,
+    pub file_bytes: Option<u64>,
+}
+
+/// The settings of a process runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Options {
+    /// `bash` is warm when absent, `exec` spawns.
+    pub mode: Option<Mode>,
+    pub framing: Framing,
+    pub input: Input,
+    pub content: Content,
+    pub nul: Nul,
+    /// Publish an empty message when the process printed nothing.
+    pub empty_output: bool,
+    /// Exit status that drops a message.
+    pub drop_exit_code: i32,
+    /// Arguments of the executable.
+    pub args: Vec<String>,
+    /// Environment on top of the cleared one.
+    pub env: BTreeMap<String, String>,
+    /// How long one message may take; 0 is without end.
+    pub timeout_ms: u64,
+    /// From TERM to KILL.
+    pub kill_grace_ms: u64,
+    /// How long the code may take to become ready.
+    pub start_timeout_ms: u64,
+    /// Most bytes one message may print.
+    pub max_output_bytes: u64,
+    /// Most bytes a second of standard error that become logs; more is counted and dropped.
+    pub max_stderr_bytes: u64,
+    /// Messages in a host at once; the runtime's own choice when absent.
+    pub window: Option<usize>,
+    /// Messages a process in batch mode; frame size in warm modes.
+    pub batch: Option<usize>,
+    /// Processes at once in spawn mode; as many as the machine has cores when absent.
+    pub concurrency: Option<usize>,
+    pub limits: Limits,
+    /// `uid` or `uid:gid` to run as; needs root.
+    pub run_as: Option<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: None,
+            framing: Framing::default(),
+            input: Input::default(),
+            content: Content::default(),
+            nul: Nul::default(),
+            empty_output: false,
+            drop_exit_code: 99,
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            timeout_ms: 60_000,
+            kill_grace_ms: 500,
+            start_timeout_ms: 10_000,
+            max_output_bytes: 5 * 1024 * 1024,
+            max_stderr_bytes: 256 * 1024,
+            window: None,
+            batch: None,
+            concurrency: None,
+            limits: Limits::default(),
+            run_as: None,
+        }
+    }
+}
+
+impl Options {
+    /// Reads the JSON text of `customRuntimeOptions`; empty text is the default.
+    ///
+    /// # Errors
+    /// When it is not an object of known fields.
+    pub fn parse(text: &str) -> Result<Self, serde_json::Error> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_json::from_str(text)
+    }
+
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        (self.timeout_ms > 0).then(|| Duration::from_millis(self.timeout_ms))
+    }
+
+    pub(crate) fn kill_grace(&self) -> Duration {
+        Duration::from_millis(self.kill_grace_ms)
+    }
+
+    pub(crate) fn start_timeout(&self) -> Duration {
+        Duration::from_millis(self.start_timeout_ms.max(1))
+    }
+
+    /// The user and group to run as.
+    pub(crate) fn run_as(&self) -> Result<Option<(u32, u32)>, String> {
+        let Some(text) = &self.run_as else {
+            return Ok(None);
+        };
+        let (user, group) = text.split_once(':').unwrap_or((text, text));
+        match (user.parse(), group.parse()) {
+            (Ok(user), Ok(group)) => Ok(Some((user, group))),
+            _ => Err(format!(
+                "`runAs` is `uid` or `uid:gid` in numbers, not `{text}`"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_options_are_errors_and_names_are_camel_case() {
+        assert!(Options::parse(r#"{"timeout":1}"#).is_err());
+        assert_eq!(Options::parse(" ").expect("default"), Options::default());
+        let options = Options::parse(
+            r#"{"mode":"batch","framing":"json","timeoutMs":5,"limits":{"memoryBytes":9}}"#,
+        )
+        .expect("known fields");
+        assert_eq!(options.mode, Some(Mode::Batch));
+        assert_eq!(options.timeout(), Some(Duration::from_millis(5)));
+        assert_eq!(options.limits.memory_bytes, Some(9));
+    }
+
+    #[test]
+    fn run_as_is_numbers() {
+        let with = |text: &str| {
+            Options {
+                run_as: Some(text.into()),
+                ..Options::default()
+            }
+            .run_as()
+        };
+        assert_eq!(with("1000"), Ok(Some((1000, 1000))));
+        assert_eq!(with("1:2"), Ok(Some((1, 2))));
+        assert!(with("nobody").is_err());
+    }
+}

@@ -1,0 +1,378 @@
+//! Processes of user code: how they are started, limited, killed, and found when they hide.
+//!
+//! Owns the guard and the private directory of this worker. Every process gets its own process
+//! group, a cleared environment and a private temporary directory; dropping a [`Process`] kills
+//! its group. Nothing here needs unsafe code: limits are put on the child by `prlimit` right after
+//! it starts and before it is given a message.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, Signal};
+use tokio::process::{Child, Command};
+
+use super::guard::Guard;
+use super::options::{Limits, Options};
+use super::{Broken, HostSpec};
+
+/// The worker's processes. Cheap to clone; the last clone takes the guard and the directory along.
+#[derive(Debug, Clone)]
+pub struct Processes {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    // Dropped first: it sweeps and removes the directory.
+    guard: Guard,
+    scope: String,
+    private: PathBuf,
+    next: AtomicU64,
+}
+
+impl Processes {
+    /// Starts the guard and makes the private directory under `parent` (the system's temporary
+    /// directory when `None`).
+    ///
+    /// # Errors
+    /// When the directory can not be made or `/bin/sh` does not start.
+    pub fn start(parent: Option<&Path>) -> io::Result<Self> {
+        let scope = geminga_stdx::Random::from_entropy().name(20);
+        let parent = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
+        let private = parent.join(format!("geminga-{scope}"));
+        make_private(&private)?;
+        let guard = Guard::start(&scope, &private)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                guard,
+                scope,
+                private,
+                next: AtomicU64::new(0),
+            }),
+        })
+    }
+
+    /// A name and a directory for one host: its processes can be found by the one, and keep their
+    /// files in the other.
+    pub(crate) fn scope(&self, spec: &HostSpec) -> io::Result<Scope> {
+        let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let token = format!("{}.{number}.", self.inner.scope);
+        let directory = self.inner.private.join(format!(
+            "{}-{}-{number}",
+            file_name(&spec.name),
+            spec.instance
+        ));
+        make_private(&directory)?;
+        if let Ok(Some((user, group))) = spec.options.run_as() {
+            std::os::unix::fs::chown(&directory, Some(user), Some(group))?;
+            // The way there must be passable for the other user.
+            set_mode(&self.inner.private, 0o711)?;
+        }
+        Ok(Scope {
+            processes: self.clone(),
+            token,
+            directory,
+        })
+    }
+}
+
+fn file_name(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' {
+                c
+            } else {
+                '_'
+            }
+        })
+        .take(64)
+        .collect()
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    set_mode(path, 0o700)
+}
+
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+/// What marks and holds the processes of one host. Dropping it kills all that carry the mark.
+#[derive(Debug)]
+pub(crate) struct Scope {
+    processes: Processes,
+    token: String,
+    directory: PathBuf,
+}
+
+impl Scope {
+    /// A file of ours in the private directory, written at its first use.
+    pub(crate) fn file(&self, name: &str, text: &str) -> io::Result<PathBuf> {
+        let path = self.directory.join(name);
+        if !path.exists() {
+            std::fs::write(&path, text)?;
+        }
+        Ok(path)
+    }
+
+    /// A command with the cleared environment, the limits' user, and its own process group.
+    /// Pipes are the caller's to choose; standard input is empty.
+    pub(crate) fn command(&self, program: &Path, spec: &HostSpec) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .envs(base_environment(spec))
+            .env("TMPDIR", &self.directory)
+            .env("GMG_TMP", &self.directory)
+            .env("GMG_SCOPE", &self.token)
+            .envs(&spec.options.env)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .kill_on_drop(true);
+        if let Ok(Some((user, group))) = spec.options.run_as() {
+            command.uid(user).gid(group);
+        }
+        command
+    }
+
+    /// Starts `command`, puts the limits on it, and tells the guard.
+    pub(crate) fn spawn(&self, command: &mut Command, limits: &Limits) -> io::Result<Process> {
+        let child = command.spawn()?;
+        let pid = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .unwrap_or(0);
+        self.processes.inner.guard.add(pid);
+        let process = Process {
+            child,
+            group: pid,
+            processes: self.processes.clone(),
+        };
+        put_limits(pid, limits);
+        Ok(process)
+    }
+
+    /// Kills every process that carries this host's mark, in whatever session it hides.
+    pub(crate) fn sweep(&self) {
+        let mark = format!("GMG_SCOPE={}", self.token);
+        let Ok(entries) = std::fs::read_dir("/proc") else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|n| n.parse::<i32>().ok())
+            else {
+                continue;
+            };
+            let Ok(environment) = std::fs::read(entry.path().join("environ")) else {
+                continue;
+            };
+            if environment
+                .split(|&b| b == 0)
+                .any(|line| line == mark.as_bytes())
+                && let Some(pid) = Pid::from_raw(pid)
+            {
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        self.sweep();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// What every process of a function sees. Secrets are not here: they come in private files or by
+/// the host protocol.
+fn base_environment(spec: &HostSpec) -> Vec<(String, OsString)> {
+    let inherited = |name: &str, otherwise: &str| {
+        std::env::var_os(name).unwrap_or_else(|| OsString::from(otherwise))
+    };
+    let mut all: Vec<(String, OsString)> = vec![
+        (
+            "PATH".into(),
+            inherited("PATH", "/usr/local/bin:/usr/bin:/bin"),
+        ),
+        ("HOME".into(), inherited("HOME", "/")),
+        ("LANG".into(), inherited("LANG", "C.UTF-8")),
+        ("TZ".into(), inherited("TZ", "UTC")),
+    ];
+    for (name, value) in [
+        ("TENANT", spec.tenant.clone()),
+        ("NAMESPACE", spec.namespace.clone()),
+        ("FUNCTION", spec.name.clone()),
+        ("INSTANCE", spec.instance.to_string()),
+        ("INSTANCES", spec.instances.to_string()),
+        ("CLUSTER", spec.cluster.clone()),
+        ("VERSION", spec.version.clone()),
+        ("OUTPUT_TOPIC", spec.output.clone().unwrap_or_default()),
+    ] {
+        all.push((format!("GMG_{name}"), value.into()));
+    }
+    if !spec.user_config.is_empty() {
+        let text = serde_json::to_string(&spec.user_config).unwrap_or_default();
+        all.push(("GMG_USERCONFIG".into(), text.into()));
+        for (key, value) in &spec.user_config {
+            all.push((format!("GMG_CONF_{}", variable(key)), plain(value).into()));
+        }
+    }
+    all
+}
+
+/// Text of a setting as a shell wants it: strings bare, the rest as JSON.
+pub(crate) fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// `name` as the tail of an environment variable.
+pub(crate) fn variable(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+        .collect()
+}
+
+fn put_limits(pid: i32, limits: &Limits) {
+    let Some(pid) = Pid::from_raw(pid) else {
+        return;
+    };
+    for (resource, value) in [
+        (Resource::Cpu, limits.cpu_seconds),
+        (Resource::As, limits.memory_bytes),
+        (Resource::Nproc, limits.processes),
+        (Resource::Nofile, limits.open_files),
+        (Resource::Fsize, limits.file_bytes),
+    ] {
+        if let Some(value) = value {
+            let limit = Rlimit {
+                current: Some(value),
+                maximum: Some(value),
+            };
+            if let Err(error) = rustix::process::prlimit(Some(pid), resource, limit) {
+                tracing::warn!(?resource, value, %error, "limit not set");
+            }
+        }
+    }
+    // A crash of user code must not write a core file into its folder.
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let _ = rustix::process::prlimit(Some(pid), Resource::Core, none);
+}
+
+/// A process of user code with its group.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) child: Child,
+    group: i32,
+    processes: Processes,
+}
+
+impl Process {
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Some(group) = Pid::from_raw(self.group) {
+            let _ = rustix::process::kill_process_group(group, signal);
+        }
+    }
+
+    /// TERM to the group, `grace`, then KILL. Returns when the leader is gone.
+    pub(crate) async fn kill(&mut self, grace: Duration) -> Option<ExitStatus> {
+        self.signal(Signal::TERM);
+        if let Ok(status) = tokio::time::timeout(grace, self.child.wait()).await {
+            self.signal(Signal::KILL);
+            return status.ok();
+        }
+        self.signal(Signal::KILL);
+        self.child.wait().await.ok()
+    }
+
+    /// Waits for the end of the leader, then kills what it left in its group.
+    pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
+        let status = self.child.wait().await;
+        self.signal(Signal::KILL);
+        status
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+        self.processes.inner.guard.remove(self.group);
+    }
+}
+
+/// The error of a command that did not start, told as what the user can do about it.
+pub(crate) fn start_error(program: &Path, error: &io::Error) -> Broken {
+    let path = program.display();
+    let reason = match error.kind() {
+        io::ErrorKind::NotFound if !program.exists() && program.is_absolute() => {
+            format!("`{path}` does not exist")
+        }
+        io::ErrorKind::NotFound => format!("`{path}` or its interpreter does not exist"),
+        io::ErrorKind::PermissionDenied => {
+            format!("`{path}` is not executable: run `chmod +x {path}`")
+        }
+        _ => {
+            return Broken::Start {
+                reason: format!("`{path}` did not start: {error}"),
+                stderr_tail: String::new(),
+            };
+        }
+    };
+    Broken::Deployment {
+        reason,
+        stderr_tail: String::new(),
+    }
+}
+
+/// Text at the edge of a process, as `content` says (see [`super::options::Content`]).
+pub(crate) fn trim_output(bytes: &[u8], options: &Options) -> Option<usize> {
+    use super::options::Content;
+    if bytes.is_empty() {
+        return options.empty_output.then_some(0);
+    }
+    if options.content == Content::Text
+        && bytes.last() == Some(&b'\n')
+        && std::str::from_utf8(bytes).is_ok()
+    {
+        return Some(bytes.len() - 1);
+    }
+    Some(bytes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_loses_one_newline_of_text_and_nothing_else() {
+        let text = Options::default();
+        assert_eq!(trim_output(b"", &text), None);
+        assert_eq!(trim_output(b"\n", &text), Some(0));
+        assert_eq!(trim_output(b"a\n\n", &text), Some(2));
+        assert_eq!(trim_output(b"a", &text), Some(1));
+        assert_eq!(trim_output(b"\xff\n", &text), Some(2));
+        let empty = Options {
+            empty_output: true,
+            ..Options::default()
+        };
+        assert_eq!(trim_output(b"", &empty), Some(0));
+    }
+}

@@ -1,0 +1,808 @@
+//! A warm process: one interpreter or tool that is sent message after message.
+//!
+//! One task owns the process, the bytes in both directions, and the messages in flight. It sends
+//! frames while the process works on earlier ones, tells which message a death or a time-out is to
+//! be blamed on, and starts the process again. What must hold: a message is blamed only when the
+//! process certainly held it. Where the form of the conversation does not tell (`precise`), the
+//! messages in flight are sent once more, one by one, until the culprit shows itself.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use geminga_stdx::tasks::OnError;
+use geminga_stdx::{Backoff, Tasks};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::process::{Process, Scope};
+use super::stderr::{Rate, Tail, pump};
+use super::wire::{Codec, FromHost, PROTOCOL, WireError, verdict_of_status};
+use super::{
+    Broken, Delivery, Failure, FailureKind, Host, HostSpec, LogLine, Outcome, Services,
+    StateChange, Verdict,
+};
+
+/// Bytes waiting to be written to a process before no further frame is made.
+const WRITE_AHEAD_BYTES: usize = 256 * 1024;
+/// How long the last words on standard error are waited for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// The same for the words of a failure, when the process lives on.
+const FAILURE_WORDS: Duration = Duration::from_millis(5);
+/// Deaths without a message done in between before the host counts as broken.
+const DEATHS_MAX: u32 = 5;
+
+/// How a kind of warm process is started.
+pub(crate) trait Launch: Send + Sync + 'static {
+    /// Starts a process that will first see message `next`.
+    fn launch(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<Launched, Broken>;
+    /// Messages in flight, when the options do not say.
+    fn window(&self) -> usize;
+    /// Messages in one frame, when the options do not say.
+    fn frame(&self) -> usize;
+}
+
+/// A process that was just started, and the ends of its pipes.
+pub(crate) struct Launched {
+    pub(crate) process: Process,
+    pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
+    pub(crate) writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Pipes whose lines are logs.
+    pub(crate) logs: Vec<Box<dyn AsyncRead + Send + Unpin>>,
+    pub(crate) codec: Box<dyn Codec>,
+}
+
+/// Starts the first process, waits until it is ready, and leaves it to its task.
+pub(crate) async fn start(
+    launch: Arc<dyn Launch>,
+    scope: Scope,
+    spec: Arc<HostSpec>,
+    services: Arc<dyn Services>,
+    tasks: &Tasks,
+) -> Result<Box<dyn Host>, Broken> {
+    let window = spec.options.window.unwrap_or(launch.window()).max(1);
+    let frame = spec
+        .options
+        .batch
+        .unwrap_or(launch.frame())
+        .clamp(1, window);
+    let (deliver, deliveries) = mpsc::channel(window);
+    // Never full: each element holds an outcome, and there are at most `window` of these.
+    let (outcomes_in, outcomes) = mpsc::channel(window + 1);
+    let (stop, stop_asked) = oneshot::channel();
+    let (ended_in, ended) = oneshot::channel();
+    let bytes_per_second = spec.options.max_stderr_bytes;
+    let mut warm = Warm {
+        launch,
+        scope,
+        spec,
+        services,
+        tasks: tasks.clone(),
+        frame,
+        queue: VecDeque::new(),
+        base: 0,
+        sent: 0,
+        probe: 0,
+        head_since: Instant::now(),
+        pending_state: Vec::new(),
+        ready_outcomes: Vec::new(),
+        deliveries,
+        outcomes: outcomes_in,
+        stop: Some(stop_asked),
+        stop_at: None,
+        ever_done: false,
+        deaths: 0,
+        rate: Arc::new(Mutex::new(Rate::new(bytes_per_second))),
+    };
+    let running = warm.launch_ready().await?;
+    tasks.spawn("function host", OnError::Log, async move {
+        let broken = warm.run(running).await;
+        drop(warm);
+        let _ = ended_in.send(broken);
+        Ok::<(), std::convert::Infallible>(())
+    });
+    Ok(Box::new(WarmHost {
+        window,
+        permits: Semaphore::new(window),
+        deliver: Some(deliver),
+        outcomes,
+        stop: Some(stop),
+        ended: Some(ended),
+        broken: None,
+    }))
+}
+
+/// The handle: it keeps the window and speaks with the task.
+struct WarmHost {
+    window: usize,
+    permits: Semaphore,
+    deliver: Option<mpsc::Sender<Vec<Delivery>>>,
+    outcomes: mpsc::Receiver<Vec<Outcome>>,
+    stop: Option<oneshot::Sender<Duration>>,
+    ended: Option<oneshot::Receiver<Broken>>,
+    broken: Option<Broken>,
+}
+
+impl WarmHost {
+    async fn why(&mut self) -> Broken {
+        if let Some(ended) = self.ended.take() {
+            self.broken = Some(ended.await.unwrap_or(Broken::Stopped));
+        }
+        self.broken.clone().unwrap_or(Broken::Stopped)
+    }
+}
+
+impl Host for WarmHost {
+    fn window(&self) -> usize {
+        self.window
+    }
+
+    fn deliver(&mut self, mut batch: Vec<Delivery>) -> super::BoxFuture<'_, Result<(), Broken>> {
+        Box::pin(async move {
+            while !batch.is_empty() {
+                let rest = batch.split_off(batch.len().min(self.window));
+                let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+                // The semaphore is never closed.
+                if let Ok(permits) = self.permits.acquire_many(count).await {
+                    permits.forget();
+                }
+                let sent = match &self.deliver {
+                    Some(deliver) => deliver.send(batch).await.is_ok(),
+                    None => false,
+                };
+                if !sent {
+                    return Err(self.why().await);
+                }
+                batch = rest;
+            }
+            Ok(())
+        })
+    }
+
+    fn outcomes(&mut self) -> super::BoxFuture<'_, Result<Vec<Outcome>, Broken>> {
+        Box::pin(async move {
+            match self.outcomes.recv().await {
+                Some(outcomes) => {
+                    self.permits.add_permits(outcomes.len());
+                    Ok(outcomes)
+                }
+                None => Err(self.why().await),
+            }
+        })
+    }
+
+    fn stop(&mut self, grace: Duration) -> super::BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Some(stop) = self.stop.take() {
+                let _ = stop.send(grace);
+            }
+            self.why().await;
+            self.deliver = None;
+        })
+    }
+}
+
+struct Slot {
+    delivery: Delivery,
+    done: bool,
+}
+
+struct Warm {
+    launch: Arc<dyn Launch>,
+    scope: Scope,
+    spec: Arc<HostSpec>,
+    services: Arc<dyn Services>,
+    tasks: Tasks,
+    frame: usize,
+    /// In flight, oldest first; the first has the number `base`.
+    queue: VecDeque<Slot>,
+    base: u64,
+    /// How many of the queue the running process was sent.
+    sent: usize,
+    /// How many of the queue are to be sent one by one.
+    probe: usize,
+    head_since: Instant,
+    /// Changes by the message in hand.
+    pending_state: Vec<StateChange>,
+    ready_outcomes: Vec<Outcome>,
+    deliveries: mpsc::Receiver<Vec<Delivery>>,
+    outcomes: mpsc::Sender<Vec<Outcome>>,
+    stop: Option<oneshot::Receiver<Duration>>,
+    stop_at: Option<Instant>,
+    ever_done: bool,
+    deaths: u32,
+    rate: Arc<Mutex<Rate>>,
+}
+
+struct Running {
+    process: Process,
+    reader: Box<dyn AsyncRead + Send + Unpin>,
+    writer: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    codec: Box<dyn Codec>,
+    input: BytesMut,
+    out: BytesMut,
+    tail: Tail,
+    heard: Arc<Notify>,
+    log_ends: Vec<oneshot::Receiver<()>>,
+    leaving: bool,
+}
+
+/// Why a conversation ended.
+enum End {
+    /// The process closed its end.
+    Closed,
+    TimedOut,
+    Misbehaved(WireError),
+    /// Stop was asked, and nothing is in flight or the grace is over.
+    Drained,
+}
+
+impl Warm {
+    async fn run(&mut self, first: Running) -> Broken {
+        let mut next = Some(first);
+        let seed = u64::from(self.spec.instance);
+        let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(2), seed);
+        loop {
+            let mut running = match next.take() {
+                Some(running) => running,
+                None => match self.launch_ready().await {
+                    Ok(running) => running,
+                    Err(broken @ Broken::Deployment { .. }) => return broken,
+                    Err(broken) => {
+                        self.deaths += 1;
+                        if self.deaths >= DEATHS_MAX || self.stop_at.is_some() {
+                            return broken;
+                        }
+                        tokio::time::sleep(backoff.next_delay()).await;
+                        continue;
+                    }
+                },
+            };
+            self.sent = 0;
+            self.head_since = Instant::now();
+            let end = self.converse(&mut running).await;
+            if matches!(end, End::Drained) {
+                self.drain(running).await;
+                return Broken::Stopped;
+            }
+            let done_before = self.deaths == 0;
+            if let Some(broken) = self.bury(running, end).await {
+                return broken;
+            }
+            if done_before {
+                backoff.reset();
+            } else {
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+
+    async fn launch_ready(&mut self) -> Result<Running, Broken> {
+        let launched = self.launch.launch(&self.scope, &self.spec, self.base)?;
+        let mut running = Running {
+            process: launched.process,
+            reader: launched.reader,
+            writer: Some(launched.writer),
+            codec: launched.codec,
+            input: BytesMut::new(),
+            out: BytesMut::new(),
+            tail: Tail::default(),
+            heard: Arc::new(Notify::new()),
+            log_ends: Vec::new(),
+            leaving: false,
+        };
+        for pipe in launched.logs {
+            let (end, ended) = oneshot::channel();
+            let pump = pump(
+                pipe,
+                self.services.clone(),
+                running.tail.clone(),
+                running.heard.clone(),
+                self.rate.clone(),
+                None,
+            );
+            self.tasks.spawn_cancellable("function log", async move {
+                pump.await;
+                let _ = end.send(());
+            });
+            running.log_ends.push(ended);
+        }
+        let mut greeting = Vec::new();
+        if running.codec.hello(&self.spec, &mut greeting) {
+            running.out.extend_from_slice(&greeting);
+            let limit = self.spec.options.start_timeout();
+            match tokio::time::timeout(limit, greet(&mut running)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(Greeting::Fatal(reason))) => {
+                    let stderr_tail = last_words(&mut running).await;
+                    running.process.kill(self.spec.options.kill_grace()).await;
+                    return Err(Broken::Deployment {
+                        reason,
+                        stderr_tail,
+                    });
+                }
+                Ok(Err(Greeting::Ended)) => {
+                    let status = running.process.wait().await.ok().and_then(|s| s.code());
+                    let stderr_tail = last_words(&mut running).await;
+                    let reason = match status {
+                        Some(code) => {
+                            format!("the code ended with status {code} before it was ready")
+                        }
+                        None => "the code was killed before it was ready".to_owned(),
+                    };
+                    self.scope.sweep();
+                    return Err(Broken::Start {
+                        reason,
+                        stderr_tail,
+                    });
+                }
+                Err(_) => {
+                    running.process.kill(self.spec.options.kill_grace()).await;
+                    self.scope.sweep();
+                    let stderr_tail = last_words(&mut running).await;
+                    let reason = format!("the code was not ready after {} ms", limit.as_millis());
+                    return Err(Broken::Start {
+                        reason,
+                        stderr_tail,
+                    });
+                }
+            }
+        }
+        Ok(running)
+    }
+
+    async fn converse(&mut self, running: &mut Running) -> End {
+        loop {
+            self.send_ahead(running);
+            if self.stop_at.is_some() && self.queue.is_empty() {
+                return End::Drained;
+            }
+            let limit = self.spec.options.timeout().filter(|_| self.sent > 0);
+            let time_out_at = limit.map(|limit| self.head_since + limit);
+            let wake_at = [time_out_at, self.stop_at].into_iter().flatten().min();
+            let stopping = self.stop_at.is_some();
+            let mut event = Event::None;
+            tokio::select! {
+                read = async { running.input.reserve(64 * 1024); running.reader.read_buf(&mut running.input).await } => {
+                    event = if matches!(read, Ok(1..)) { Event::Heard } else { Event::Closed };
+                }
+                wrote = write_some(&mut running.writer, &running.out), if !running.out.is_empty() => {
+                    event = Event::Wrote(wrote.ok());
+                }
+                grace = wait_stop(&mut self.stop), if self.stop.is_some() => {
+                    self.stop = None;
+                    self.stop_at = Some(Instant::now() + grace);
+                }
+                batch = self.deliveries.recv(), if !stopping => match batch {
+                    Some(batch) => self.take(batch, running),
+                    // The handle is gone: nobody wants the outcomes.
+                    None => return End::Drained,
+                },
+                () = sleep_until(wake_at), if wake_at.is_some() => {
+                    let now = Instant::now();
+                    if time_out_at.is_some_and(|at| at <= now) {
+                        return End::TimedOut;
+                    }
+                    if self.stop_at.is_some_and(|at| at <= now) {
+                        return End::Drained;
+                    }
+                }
+            }
+            match event {
+                Event::None => {}
+                Event::Wrote(Some(count)) => {
+                    let _ = running.out.split_to(count);
+                }
+                // It reads no more; its end, or the time-out, says the rest.
+                Event::Wrote(None) => running.out.clear(),
+                Event::Heard => {
+                    if let Err(error) = self.hear(running).await {
+                        return End::Misbehaved(error);
+                    }
+                }
+                Event::Closed => return End::Closed,
+            }
+        }
+    }
+
+    fn take(&mut self, batch: Vec<Delivery>, running: &Running) {
+        if self.queue.is_empty() {
+            self.head_since = Instant::now();
+        }
+        for delivery in batch {
+            let refused = running.codec.refuses(&delivery.message);
+            self.queue.push_back(Slot {
+                delivery,
+                done: false,
+            });
+            if let Some(failure) = refused {
+                let index = self.queue.len() - 1;
+                self.queue[index].done = true;
+                self.ready_outcomes.push(Outcome {
+                    ticket: self.queue[index].delivery.ticket,
+                    verdict: Verdict::Failed(failure),
+                    outputs: Vec::new(),
+                    state: Vec::new(),
+                    took: Duration::ZERO,
+                });
+            }
+        }
+        self.hand_on();
+        self.pop_done();
+    }
+
+    /// Makes frames of what was not sent yet, as far as the process should be ahead.
+    fn send_ahead(&mut self, running: &mut Running) {
+        let mut frame = Vec::new();
+        while self.sent < self.queue.len() && running.out.len() < WRITE_AHEAD_BYTES {
+            let mut end = if self.probe > 0 {
+                if self.sent > 0 {
+                    break;
+                }
+                1
+            } else {
+                (self.sent + self.frame).min(self.queue.len())
+            };
+            // A message that was refused holds a number, and its frame ends before it.
+            if self.queue[self.sent].done {
+                self.sent += 1;
+                continue;
+            }
+            if let Some(gap) = (self.sent..end).find(|&i| self.queue[i].done) {
+                end = gap;
+            }
+            let first = self.base + self.sent as u64;
+            let mut messages = self
+                .queue
+                .range(self.sent..end)
+                .map(|s| &*s.delivery.message);
+            running.codec.encode(first, &mut messages, &mut frame);
+            self.sent = end;
+            running.out.extend_from_slice(&frame);
+            frame.clear();
+        }
+    }
+
+    async fn hear(&mut self, running: &mut Running) -> Result<(), WireError> {
+        while let Some(said) = running.codec.decode(&mut running.input)? {
+            match said {
+                FromHost::Outcome {
+                    id,
+                    verdict,
+                    outputs,
+                } => {
+                    self.settle(id, verdict, outputs, running).await?;
+                }
+                FromHost::StateGet { ask, key } => {
+                    let value = self.state(&key);
+                    let mut answer = Vec::new();
+                    running.codec.answer(ask, value.as_ref(), &mut answer);
+                    running.out.extend_from_slice(&answer);
+                }
+                FromHost::State(change) => self.pending_state.push(change),
+                FromHost::Log { level, text } => self.services.log(LogLine {
+                    level,
+                    text,
+                    message_id: self.queue.front().map(|s| s.delivery.message.id.clone()),
+                }),
+                FromHost::Metric { name, value } => match value.parse() {
+                    Ok(value) => self.services.metric(&name, value),
+                    Err(_) => tracing::debug!(name, value, "a metric that is not a number"),
+                },
+                FromHost::Publish(output) => self.services.publish(output),
+                FromHost::Acknowledge(id) => self.services.acknowledge(&id),
+                FromHost::Leaving => running.leaving = true,
+                FromHost::Pong | FromHost::Ready { .. } => {}
+                FromHost::Fatal(reason) => return Err(WireError::Protocol(reason)),
+            }
+        }
+        self.hand_on();
+        Ok(())
+    }
+
+    async fn settle(
+        &mut self,
+        id: u64,
+        mut verdict: Verdict,
+        outputs: Vec<super::Output>,
+        running: &mut Running,
+    ) -> Result<(), WireError> {
+        let index = usize::try_from(id.wrapping_sub(self.base)).unwrap_or(usize::MAX);
+        if index >= self.sent || self.queue[index].done {
+            return Err(WireError::Protocol(format!(
+                "an outcome for message {id}, which is not in hand"
+            )));
+        }
+        let limit = self.spec.options.max_output_bytes;
+        let size: usize = outputs.iter().map(|o| o.payload.len()).sum();
+        if size as u64 > limit {
+            verdict = Verdict::Failed(Failure::new(
+                FailureKind::Limit,
+                format!("more than {limit} bytes of output for one message"),
+            ));
+        }
+        let mut state = std::mem::take(&mut self.pending_state);
+        let kept = if let Verdict::Failed(failure) = &mut verdict {
+            state.clear();
+            failure.stderr_tail = running.tail.take();
+            if failure.stderr_tail.is_empty() {
+                let _ = tokio::time::timeout(FAILURE_WORDS, running.heard.notified()).await;
+                failure.stderr_tail = running.tail.take();
+            }
+            Vec::new()
+        } else {
+            self.ever_done = true;
+            self.deaths = 0;
+            self.services.state_apply(&state);
+            outputs
+        };
+        let now = Instant::now();
+        self.ready_outcomes.push(Outcome {
+            ticket: self.queue[index].delivery.ticket,
+            verdict,
+            outputs: kept,
+            state,
+            took: now - self.head_since,
+        });
+        self.head_since = now;
+        self.queue[index].done = true;
+        self.pop_done();
+        Ok(())
+    }
+
+    fn pop_done(&mut self) {
+        while self.queue.front().is_some_and(|slot| slot.done) {
+            self.queue.pop_front();
+            self.base += 1;
+            self.sent = self.sent.saturating_sub(1);
+            self.probe = self.probe.saturating_sub(1);
+        }
+    }
+
+    fn hand_on(&mut self) {
+        if !self.ready_outcomes.is_empty() {
+            let outcomes = std::mem::take(&mut self.ready_outcomes);
+            // It fits (see `start`); when the handle is gone nobody wants it.
+            let _ = self.outcomes.try_send(outcomes);
+        }
+    }
+
+    fn state(&self, key: &str) -> Option<Bytes> {
+        let mut value = self.services.state_get(key);
+        for change in &self.pending_state {
+            match change {
+                StateChange::Put(k, v) if k == key => value = Some(v.clone()),
+                StateChange::Delete(k) if k == key => value = None,
+                StateChange::Increment(k, by) if k == key => {
+                    value = Some(incremented(value.as_ref(), *by));
+                }
+                _ => {}
+            }
+        }
+        value
+    }
+
+    /// After a death: finds out why, blames, and says when the host can not go on.
+    async fn bury(&mut self, mut running: Running, end: End) -> Option<Broken> {
+        let grace = self.spec.options.kill_grace();
+        let status = match end {
+            // It closed its pipe: it is ending, or has detached itself.
+            End::Closed => match tokio::time::timeout(grace, running.process.wait()).await {
+                Ok(status) => status.ok(),
+                Err(_) => running.process.kill(grace).await,
+            },
+            _ => running.process.kill(grace).await,
+        };
+        self.scope.sweep();
+        let stderr_tail = last_words(&mut running).await;
+        self.pending_state.clear();
+        let leaving = running.leaving && matches!(end, End::Closed);
+        let precise = running.codec.precise();
+        let failure = death(&end, status, &self.spec, stderr_tail);
+        drop(running);
+        if !leaving {
+            self.deaths += 1;
+            self.services.restarted(&failure.reason);
+        }
+        if !self.ever_done
+            && matches!(end, End::Closed)
+            && matches!(failure.exit_code, Some(126 | 127))
+        {
+            return Some(Broken::Deployment {
+                reason: failure.reason,
+                stderr_tail: failure.stderr_tail,
+            });
+        }
+        let held = self
+            .queue
+            .iter()
+            .take(self.sent)
+            .filter(|slot| !slot.done)
+            .count();
+        if held > 0 && !leaving {
+            if precise || held == 1 {
+                let index = self.queue.iter().position(|slot| !slot.done).unwrap_or(0);
+                let verdict = match failure.exit_code.filter(|_| matches!(end, End::Closed)) {
+                    Some(code) if code == self.spec.options.drop_exit_code => Verdict::Drop,
+                    Some(code @ 64..=78) => match verdict_of_status(code, 0, &failure.reason) {
+                        Verdict::Failed(f) => Verdict::Failed(Failure {
+                            kind: f.kind,
+                            ..failure
+                        }),
+                        other => other,
+                    },
+                    _ => Verdict::Failed(failure),
+                };
+                self.ready_outcomes.push(Outcome {
+                    ticket: self.queue[index].delivery.ticket,
+                    verdict,
+                    outputs: Vec::new(),
+                    state: Vec::new(),
+                    took: self.head_since.elapsed(),
+                });
+                self.queue[index].done = true;
+                self.pop_done();
+            } else {
+                self.probe = self.probe.max(self.sent);
+            }
+        } else if held == 0 && self.deaths >= DEATHS_MAX {
+            return Some(Broken::Start {
+                reason: failure.reason,
+                stderr_tail: failure.stderr_tail,
+            });
+        }
+        self.hand_on();
+        None
+    }
+
+    /// Ends a process that has nothing more to do.
+    async fn drain(&mut self, mut running: Running) {
+        let mut last = running.out.to_vec();
+        running.codec.drain(&mut last);
+        let grace = self
+            .stop_at
+            .map_or(Duration::ZERO, |at| {
+                at.saturating_duration_since(Instant::now())
+            })
+            .max(self.spec.options.kill_grace());
+        let goodbye = async {
+            if self.queue.is_empty()
+                && let Some(mut writer) = running.writer.take()
+            {
+                let _ = writer.write_all(&last).await;
+                let _ = writer.shutdown().await;
+                drop(writer);
+                let _ = running.process.wait().await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        let wait = if self.queue.is_empty() {
+            grace
+        } else {
+            Duration::ZERO
+        };
+        if tokio::time::timeout(wait, goodbye).await.is_err() {
+            running.process.kill(self.spec.options.kill_grace()).await;
+        }
+        self.scope.sweep();
+        last_words(&mut running).await;
+    }
+}
+
+enum Event {
+    None,
+    Heard,
+    Closed,
+    Wrote(Option<usize>),
+}
+
+enum Greeting {
+    Fatal(String),
+    Ended,
+}
+
+async fn greet(running: &mut Running) -> Result<(), Greeting> {
+    if let Some(writer) = running.writer.as_mut() {
+        // When it does not read, it has ended: reading says so.
+        let _ = writer.write_all(&running.out).await;
+        running.out.clear();
+    }
+    loop {
+        loop {
+            match running.codec.decode(&mut running.input) {
+                Ok(Some(FromHost::Ready { protocol, .. })) if protocol == PROTOCOL => return Ok(()),
+                Ok(Some(FromHost::Ready { protocol, .. })) => {
+                    return Err(Greeting::Fatal(format!(
+                        "the host speaks protocol {protocol}, this worker {PROTOCOL}"
+                    )));
+                }
+                Ok(Some(FromHost::Fatal(reason))) => return Err(Greeting::Fatal(reason)),
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) => return Err(Greeting::Fatal(error.to_string())),
+            }
+        }
+        running.input.reserve(4096);
+        if !matches!(running.reader.read_buf(&mut running.input).await, Ok(1..)) {
+            return Err(Greeting::Ended);
+        }
+    }
+}
+
+async fn write_some(
+    writer: &mut Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    out: &BytesMut,
+) -> std::io::Result<usize> {
+    match writer {
+        Some(writer) => writer.write(out).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_stop(stop: &mut Option<oneshot::Receiver<Duration>>) -> Duration {
+    match stop {
+        // A dropped handle asks for nothing to be finished.
+        Some(stop) => stop.await.unwrap_or(Duration::ZERO),
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn last_words(running: &mut Running) -> String {
+    let all = async {
+        for end in &mut running.log_ends {
+            let _ = end.await;
+        }
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, all).await;
+    running.tail.take()
+}
+
+/// What a death says of the message that was in hand.
+fn death(
+    end: &End,
+    status: Option<std::process::ExitStatus>,
+    spec: &HostSpec,
+    stderr_tail: String,
+) -> Failure {
+    use std::os::unix::process::ExitStatusExt;
+    let (kind, reason, exit_code) = match end {
+        End::TimedOut => (
+            FailureKind::Timeout,
+            format!("not done after {} ms", spec.options.timeout_ms),
+            None,
+        ),
+        End::Misbehaved(error @ WireError::TooLarge(_)) => {
+            (FailureKind::Limit, error.to_string(), None)
+        }
+        End::Misbehaved(error) => (FailureKind::Crash, error.to_string(), None),
+        End::Closed | End::Drained => super::exec::describe_death(
+            status.and_then(|s| s.code()),
+            status.and_then(|s| s.signal()),
+        ),
+    };
+    Failure {
+        kind,
+        reason,
+        exit_code,
+        stderr_tail,
+    }
+}
+
+/// A counter's value, changed.
+pub(crate) fn incremented(value: Option<&Bytes>, by: i64) -> Bytes {
+    let now = value
+        .and_then(|v| <[u8; 8]>::try_from(&v[..]).ok())
+        .map_or(0, i64::from_be_bytes);
+    Bytes::copy_from_slice(&now.wrapping_add(by).to_be_bytes())
+}

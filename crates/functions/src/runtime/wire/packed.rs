@@ -1,0 +1,348 @@
+//! The socket binding: frames both ways over one socket, lengths in little-endian binary.
+//! For languages that can unpack a struct; Python's host uses it.
+//!
+//! To the host: `H` greeting, `B` batch, `A` answer, `P` ping, `D` drain.
+//! From it: `R` ready, `F` fatal, `O` outcomes, `Q` question or request, `L` log, `M` metric, `G` pong.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::{Codec, FromHost, HEAD_BYTES, WireError, frame};
+use crate::runtime::headers;
+use crate::runtime::{
+    Failure, FailureKind, HostSpec, Level, Message, Output, StateChange, Verdict,
+};
+
+/// Verdicts as they stand in an outcome.
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+const DATA: u8 = 2;
+const TEMPORARY: u8 = 3;
+const DROP: u8 = 4;
+const HOLD: u8 = 5;
+
+/// State of the conversation: outcomes of a frame that are not handed on yet.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pending: VecDeque<FromHost>,
+    frame_bytes_max: usize,
+}
+
+impl Packed {
+    pub(crate) fn new(max_output_bytes: u64) -> Self {
+        // A frame carries the outcomes of up to a few megabytes beside one message at its limit.
+        let max = usize::try_from(max_output_bytes).unwrap_or(usize::MAX / 2);
+        Self {
+            pending: VecDeque::new(),
+            frame_bytes_max: max.saturating_add(8 * 1024 * 1024),
+        }
+    }
+}
+
+impl Codec for Packed {
+    fn hello(&mut self, spec: &HostSpec, out: &mut Vec<u8>) -> bool {
+        frame(out, b'H', |out| super::hello_block(spec, out));
+        true
+    }
+
+    fn refuses(&self, _message: &Message) -> Option<Failure> {
+        None
+    }
+
+    fn encode(
+        &mut self,
+        first: u64,
+        messages: &mut dyn ExactSizeIterator<Item = &Message>,
+        out: &mut Vec<u8>,
+    ) {
+        frame(out, b'B', |out| {
+            let count = messages.len();
+            out.extend_from_slice(&first.to_le_bytes());
+            out.extend_from_slice(&length(count));
+            let table = out.len();
+            out.resize(table + count * 8, 0);
+            for (index, message) in messages.enumerate() {
+                let start = out.len();
+                headers::of_message(out, message);
+                let header = length(out.len() - start);
+                out.extend_from_slice(&message.payload);
+                let at = table + index * 8;
+                out[at..at + 4].copy_from_slice(&header);
+                out[at + 4..at + 8].copy_from_slice(&length(message.payload.len()));
+            }
+        });
+    }
+
+    fn answer(&mut self, ask: u64, value: Option<&Bytes>, out: &mut Vec<u8>) {
+        frame(out, b'A', |out| {
+            let mut block = Vec::new();
+            headers::push_number(&mut block, "ask", ask);
+            headers::push_number(&mut block, "found", u64::from(value.is_some()));
+            out.extend_from_slice(&length(block.len()));
+            out.extend_from_slice(&block);
+            out.extend_from_slice(value.map_or(&[][..], |v| v));
+        });
+    }
+
+    fn drain(&mut self, out: &mut Vec<u8>) {
+        frame(out, b'D', |_| {});
+    }
+
+    fn decode(&mut self, input: &mut BytesMut) -> Result<Option<FromHost>, WireError> {
+        loop {
+            if let Some(next) = self.pending.pop_front() {
+                return Ok(Some(next));
+            }
+            if input.len() < HEAD_BYTES {
+                return Ok(None);
+            }
+            let (kind, size) = head(&input[..HEAD_BYTES])?;
+            if size > self.frame_bytes_max {
+                return Err(WireError::TooLarge(size as u64));
+            }
+            if input.len() < HEAD_BYTES + size {
+                input.reserve(HEAD_BYTES + size - input.len());
+                return Ok(None);
+            }
+            input.advance(HEAD_BYTES);
+            let body = input.split_to(size).freeze();
+            self.frame(kind, body)?;
+        }
+    }
+
+    fn precise(&self) -> bool {
+        false
+    }
+}
+
+fn length(n: usize) -> [u8; 4] {
+    u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes()
+}
+
+fn head(head: &[u8]) -> Result<(u8, usize), WireError> {
+    let size = std::str::from_utf8(&head[2..HEAD_BYTES - 1])
+        .ok()
+        .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
+        .and_then(|digits| digits.parse().ok());
+    match (head[1], head[HEAD_BYTES - 1], size) {
+        (b' ', b'\n', Some(size)) => Ok((head[0], size)),
+        _ => Err(broken("a frame without a head")),
+    }
+}
+
+fn broken(what: &str) -> WireError {
+    WireError::Protocol(what.to_owned())
+}
+
+/// Takes numbers and slices off the front, or says that the frame is short.
+struct Reader(Bytes);
+
+impl Reader {
+    fn bytes(&mut self, count: usize) -> Result<Bytes, WireError> {
+        if self.0.len() < count {
+            return Err(broken("a frame shorter than it says"));
+        }
+        Ok(self.0.split_to(count))
+    }
+
+    fn u32(&mut self) -> Result<usize, WireError> {
+        Ok(self.bytes(4)?.get_u32_le() as usize)
+    }
+
+    fn block_and_rest(mut self) -> Result<(Vec<(String, String)>, Bytes), WireError> {
+        let size = self.u32()?;
+        let block = self.bytes(size)?;
+        Ok((headers::parse(&block).collect(), self.0))
+    }
+}
+
+fn find<'a>(block: &'a [(String, String)], name: &str) -> &'a str {
+    block
+        .iter()
+        .find(|(n, _)| n == name)
+        .map_or("", |(_, value)| value)
+}
+
+impl Packed {
+    fn frame(&mut self, kind: u8, body: Bytes) -> Result<(), WireError> {
+        let body = Reader(body);
+        let said = match kind {
+            b'O' => return self.outcomes(body),
+            b'R' => {
+                let (block, _) = body.block_and_rest()?;
+                FromHost::Ready {
+                    protocol: find(&block, "protocol").parse().unwrap_or(0),
+                    language: find(&block, "language").to_owned(),
+                }
+            }
+            b'F' => FromHost::Fatal(lossy(&body.0)),
+            b'L' => {
+                let (block, text) = body.block_and_rest()?;
+                FromHost::Log {
+                    level: Level::parse(find(&block, "level")).unwrap_or(Level::Info),
+                    text: lossy(&text),
+                }
+            }
+            b'M' => {
+                let (block, _) = body.block_and_rest()?;
+                FromHost::Metric {
+                    name: find(&block, "name").to_owned(),
+                    value: find(&block, "value").to_owned(),
+                }
+            }
+            b'G' => FromHost::Pong,
+            b'Q' => request(body)?,
+            other => return Err(broken(&format!("a frame of unknown kind {other}"))),
+        };
+        self.pending.push_back(said);
+        Ok(())
+    }
+
+    fn outcomes(&mut self, mut body: Reader) -> Result<(), WireError> {
+        let count = body.u32()?;
+        for _ in 0..count {
+            let mut fixed = body.bytes(17)?;
+            let id = fixed.get_u64_le();
+            let verdict = fixed.get_u8();
+            let outputs_count = fixed.get_u32_le() as usize;
+            let reason_size = fixed.get_u32_le() as usize;
+            let reason = lossy(&body.bytes(reason_size)?);
+            // Each output costs 8 bytes of frame, so the count can not ask for memory it has not sent.
+            if outputs_count > body.0.len() / 8 {
+                return Err(broken("more outputs than the frame holds"));
+            }
+            let mut outputs = Vec::with_capacity(outputs_count);
+            for _ in 0..outputs_count {
+                let (header_size, size) = (body.u32()?, body.u32()?);
+                let block = body.bytes(header_size)?;
+                let mut output = Output {
+                    payload: body.bytes(size)?,
+                    ..Output::default()
+                };
+                headers::to_output(&block, &mut output);
+                outputs.push(output);
+            }
+            let fail = |kind| Verdict::Failed(Failure::new(kind, reason.clone()));
+            let verdict = match verdict {
+                DONE => Verdict::Done,
+                FAILED => fail(FailureKind::User),
+                DATA => fail(FailureKind::Data),
+                TEMPORARY => fail(FailureKind::Temporary),
+                DROP => Verdict::Drop,
+                HOLD => Verdict::Hold,
+                other => return Err(broken(&format!("an unknown verdict {other}"))),
+            };
+            self.pending.push_back(FromHost::Outcome {
+                id,
+                verdict,
+                outputs,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn request(body: Reader) -> Result<FromHost, WireError> {
+    let (block, payload) = body.block_and_rest()?;
+    let key = find(&block, "key").to_owned();
+    Ok(match find(&block, "op") {
+        "state.get" => FromHost::StateGet {
+            ask: find(&block, "ask")
+                .parse()
+                .map_err(|_| broken("a question without a number"))?,
+            key,
+        },
+        "state.put" => FromHost::State(StateChange::Put(key, payload)),
+        "state.delete" => FromHost::State(StateChange::Delete(key)),
+        "state.increment" => FromHost::State(StateChange::Increment(
+            key,
+            find(&block, "by")
+                .parse()
+                .map_err(|_| broken("an increment that is not a number"))?,
+        )),
+        "ack" => FromHost::Acknowledge(find(&block, "id").to_owned()),
+        "publish" => {
+            let mut output = Output {
+                payload,
+                ..Output::default()
+            };
+            let mut text = Vec::new();
+            for (name, value) in block.iter().filter(|(name, _)| name != "op") {
+                headers::push(&mut text, name, value);
+            }
+            headers::to_output(&text, &mut output);
+            FromHost::Publish(output)
+        }
+        other => return Err(broken(&format!("an unknown request `{other}`"))),
+    })
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in "[ROQLMFGX]") {
+            let mut codec = Packed::new(1000);
+            let mut input = BytesMut::from(&bytes[..]);
+            while let Ok(Some(_)) = codec.decode(&mut input) {}
+            let mut framed = Vec::new();
+            frame(&mut framed, kind.as_bytes()[0], |out| out.extend_from_slice(&bytes));
+            let mut input = BytesMut::from(&framed[..]);
+            while let Ok(Some(_)) = codec.decode(&mut input) {}
+        }
+    }
+
+    #[test]
+    fn a_frame_may_arrive_byte_by_byte() {
+        let mut framed = Vec::new();
+        frame(&mut framed, b'O', |out| {
+            out.extend_from_slice(&1_u32.to_le_bytes());
+            out.extend_from_slice(&7_u64.to_le_bytes());
+            out.push(DONE);
+            out.extend_from_slice(&1_u32.to_le_bytes());
+            out.extend_from_slice(&0_u32.to_le_bytes());
+            out.extend_from_slice(&6_u32.to_le_bytes());
+            out.extend_from_slice(&2_u32.to_le_bytes());
+            out.extend_from_slice(b"key:k\nhi");
+        });
+        let mut codec = Packed::new(1000);
+        let mut input = BytesMut::new();
+        let mut said = None;
+        for byte in framed {
+            input.extend_from_slice(&[byte]);
+            said = codec.decode(&mut input).expect("legal");
+        }
+        let output = Output {
+            payload: Bytes::from_static(b"hi"),
+            key: Some("k".into()),
+            ..Output::default()
+        };
+        assert_eq!(
+            said,
+            Some(FromHost::Outcome {
+                id: 7,
+                verdict: Verdict::Done,
+                outputs: vec![output]
+            })
+        );
+    }
+
+    #[test]
+    fn an_oversize_frame_is_refused_before_it_is_read() {
+        let mut codec = Packed::new(10);
+        let mut input = BytesMut::from(&b"O 900000000\n"[..]);
+        assert!(matches!(
+            codec.decode(&mut input),
+            Err(WireError::TooLarge(_))
+        ));
+    }
+}
