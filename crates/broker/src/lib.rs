@@ -1,1 +1,39 @@
-//! Connections, topics, subscriptions, dispatchers, namespaces
+//! The broker: connections, topics, subscriptions, dispatchers, namespaces.
+//!
+//! Speaks the Pulsar protocol to clients over TCP or an in-process pipe ([`Broker::listen`],
+//! [`Broker::connect_in_process`]) and offers operators what REST and the command line need (the
+//! other methods of [`Broker`]). All state is in the storage that it is started with.
+//!
+//! Reading order: `connection` (one task each) -> `topic` (one lock each: publish, dispatch) ->
+//! `subscription` -> `dispatcher` (pure decisions). `broker` holds them together.
+
+mod admin;
+mod broker;
+mod budget;
+mod config;
+mod connection;
+mod consumer;
+mod dispatcher;
+mod error;
+mod metrics;
+mod namespace;
+mod outbox;
+mod peer;
+mod producer;
+mod schema;
+mod subscription;
+mod time;
+mod timers;
+mod topic;
+mod topic_list;
+
+pub use admin::{PeekedEntry, SubscribeAt};
+pub use broker::Broker;
+pub use config::{BrokerConfig, SubscriptionType, TopicType};
+pub use error::{BrokerError, ErrorKind};
+pub use metrics::{MetricsSnapshot, SubscriptionMetrics, TopicMetrics};
+pub use namespace::{AutoTopicCreation, Partitioned, Policies, Retention, TenantInfo};
+pub use schema::{StoredSchema, type_name as schema_type_name};
+pub use topic::stats::{
+    ConsumerStats, CursorStats, PublisherStats, SubscriptionStats, TopicInternalStats, TopicStats,
+};

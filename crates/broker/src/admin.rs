@@ -1,0 +1,699 @@
+//! What operators do, as the REST API and the command line need it. Changes are durable when the
+//! method returns.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use geminga_model::{NamespaceName, Position, TopicName};
+use geminga_storage::ReadLimits;
+use geminga_storage::managed::{Cursor, Initial, OpenOptions};
+use geminga_storage::metadata::Expected;
+
+use crate::broker::Broker;
+use crate::error::BrokerError;
+use crate::metrics::MetricsSnapshot;
+use crate::namespace::{
+    Partitioned, Policies, TenantInfo, decode, ledger_name, namespace_key, partitioned_key,
+    partitioned_path, tenant_key,
+};
+use crate::schema::StoredSchema;
+use crate::topic::Topic;
+use crate::topic::stats::{TopicInternalStats, TopicStats};
+use crate::topic::subscribe::Wanted;
+
+/// Where a new or moved subscription begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SubscribeAt {
+    Earliest,
+    Latest,
+    /// This entry is delivered next.
+    Position(Position),
+    /// The first entry published at or after this, in milliseconds since 1970.
+    TimeMs(u64),
+}
+
+/// An entry as stored: for peeking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeekedEntry {
+    pub position: Position,
+    /// The headers-and-payload block; `geminga_proto::message` and `batch` open it.
+    pub block: Bytes,
+}
+
+impl Broker {
+    // Tenants
+
+    pub async fn tenants(&self) -> Result<Vec<String>, BrokerError> {
+        Ok(self.core.catalog.store.children("/tenants").await?)
+    }
+
+    pub async fn tenant(&self, tenant: &str) -> Result<TenantInfo, BrokerError> {
+        let found = self.core.catalog.get(&tenant_key(tenant)).await?;
+        found
+            .map(|(info, _)| info)
+            .ok_or_else(|| BrokerError::TenantNotFound(tenant.to_owned()))
+    }
+
+    pub async fn create_tenant(&self, tenant: &str, info: TenantInfo) -> Result<(), BrokerError> {
+        NamespaceName::new(tenant, "check")
+            .map_err(|error| BrokerError::PreconditionFailed(error.to_string()))?;
+        let put = self
+            .core
+            .catalog
+            .put(&tenant_key(tenant), &info, Expected::Absent)
+            .await;
+        already(put, "Tenant already exist")
+    }
+
+    pub async fn update_tenant(&self, tenant: &str, info: TenantInfo) -> Result<(), BrokerError> {
+        self.tenant(tenant).await?;
+        self.core
+            .catalog
+            .put(&tenant_key(tenant), &info, Expected::Any)
+            .await
+    }
+
+    /// Only one without namespaces.
+    pub async fn delete_tenant(&self, tenant: &str) -> Result<(), BrokerError> {
+        self.tenant(tenant).await?;
+        if !self.namespaces(tenant).await?.is_empty() {
+            return Err(BrokerError::AlreadyExists(
+                "The tenant still has active namespaces".to_owned(),
+            ));
+        }
+        self.core.catalog.delete(&tenant_key(tenant)).await
+    }
+
+    // Namespaces
+
+    /// As `tenant/namespace`.
+    pub async fn namespaces(&self, tenant: &str) -> Result<Vec<String>, BrokerError> {
+        self.tenant(tenant).await?;
+        let names = self
+            .core
+            .catalog
+            .store
+            .children(&format!("/namespaces/{tenant}"))
+            .await?;
+        Ok(names
+            .into_iter()
+            .map(|name| format!("{tenant}/{name}"))
+            .collect())
+    }
+
+    pub async fn create_namespace(
+        &self,
+        namespace: &NamespaceName,
+        policies: Policies,
+    ) -> Result<(), BrokerError> {
+        self.tenant(namespace.tenant()).await?;
+        let key = namespace_key(namespace.as_str());
+        let put = self
+            .core
+            .catalog
+            .put(&key, &policies, Expected::Absent)
+            .await;
+        already(put, "Namespace already exists")
+    }
+
+    pub async fn policies(&self, namespace: &NamespaceName) -> Result<Policies, BrokerError> {
+        let found = self.core.catalog.policies(namespace.as_str()).await?;
+        found
+            .map(|(policies, _)| policies)
+            .ok_or_else(|| BrokerError::NamespaceNotFound(namespace.to_string()))
+    }
+
+    /// Changes the policies of a namespace, against concurrent changes too.
+    pub async fn update_policies(
+        &self,
+        namespace: &NamespaceName,
+        change: impl Fn(&mut Policies) + Send,
+    ) -> Result<(), BrokerError> {
+        const TRIES: usize = 10;
+        let key = namespace_key(namespace.as_str());
+        for attempt in 1.. {
+            let found = self.core.catalog.policies(namespace.as_str()).await?;
+            let (mut policies, version) =
+                found.ok_or_else(|| BrokerError::NamespaceNotFound(namespace.to_string()))?;
+            change(&mut policies);
+            match self
+                .core
+                .catalog
+                .put(&key, &policies, Expected::Is(version))
+                .await
+            {
+                Err(BrokerError::AlreadyExists(_)) if attempt < TRIES => {}
+                done => return done,
+            }
+        }
+        Ok(())
+    }
+
+    /// Only one without topics, unless `force`.
+    pub async fn delete_namespace(
+        &self,
+        namespace: &NamespaceName,
+        force: bool,
+    ) -> Result<(), BrokerError> {
+        self.policies(namespace).await?;
+        let topics = self.topics(namespace).await?;
+        let partitioned = self.partitioned_topics(namespace).await?;
+        let empty = topics.is_empty() && partitioned.is_empty();
+        if !force && !empty {
+            return Err(BrokerError::AlreadyExists(
+                "Cannot delete non empty namespace".to_owned(),
+            ));
+        }
+        for name in partitioned {
+            self.delete_partitioned(&self.core.parse_topic(&name)?, true)
+                .await?;
+        }
+        for name in self.topics(namespace).await? {
+            self.delete_topic(&self.core.parse_topic(&name)?, true)
+                .await?;
+        }
+        self.core
+            .catalog
+            .delete(&namespace_key(namespace.as_str()))
+            .await
+    }
+
+    // Topics
+
+    /// Full names, partitions one by one, sorted; without system topics.
+    pub async fn topics(&self, namespace: &NamespaceName) -> Result<Vec<String>, BrokerError> {
+        self.policies(namespace).await?;
+        self.core.user_topics(namespace).await
+    }
+
+    /// Full names of the partitioned topics.
+    pub async fn partitioned_topics(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<Vec<String>, BrokerError> {
+        self.policies(namespace).await?;
+        let found = self
+            .core
+            .catalog
+            .scan::<Partitioned>(&partitioned_path(namespace))
+            .await?;
+        let name = |key: &str| {
+            let mut parts = key.rsplit('/');
+            let local = decode(parts.next()?)?;
+            Some(format!("{}://{namespace}/{local}", parts.next()?))
+        };
+        Ok(found.iter().filter_map(|(key, _)| name(key)).collect())
+    }
+
+    pub async fn create_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
+        self.core.check_domain(name)?;
+        self.policies(&name.namespace()).await?;
+        let ledger = ledger_name(name);
+        if self.core.catalog.partitions(name).await?.is_some()
+            || self.core.ledgers.exists(&ledger).await?
+        {
+            return Err(BrokerError::AlreadyExists(
+                "This topic already exists".to_owned(),
+            ));
+        }
+        self.core.ledgers.open(&ledger, creating()).await?;
+        self.core.watchers.changed(name, true);
+        Ok(())
+    }
+
+    /// Makes the partitions too.
+    pub async fn create_partitioned(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+        properties: BTreeMap<String, String>,
+    ) -> Result<(), BrokerError> {
+        self.core.check_domain(name)?;
+        self.policies(&name.namespace()).await?;
+        self.check_partitions(partitions)?;
+        if name.partition().is_some() {
+            return Err(BrokerError::PreconditionFailed(
+                "Partitioned Topic Name should not contain '-partition-'".to_owned(),
+            ));
+        }
+        if self.core.ledgers.exists(&ledger_name(name)).await? {
+            return Err(BrokerError::AlreadyExists(
+                "This topic already exists".to_owned(),
+            ));
+        }
+        self.core
+            .create_partitioned(name, partitions, properties)
+            .await?;
+        self.create_partitions(name, 0, partitions).await
+    }
+
+    /// Only up.
+    pub async fn update_partitions(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+    ) -> Result<(), BrokerError> {
+        self.check_partitions(partitions)?;
+        let key = partitioned_key(name);
+        let Some((mut stored, version)) = self.core.catalog.get::<Partitioned>(&key).await? else {
+            return Err(BrokerError::AlreadyExists(
+                "Topic is not partitioned topic".to_owned(),
+            ));
+        };
+        if partitions < stored.partitions {
+            return Err(BrokerError::NotAllowed(format!(
+                "Number of partitions must be higher than the current {}",
+                stored.partitions
+            )));
+        }
+        let before = stored.partitions;
+        stored.partitions = partitions;
+        self.core
+            .catalog
+            .put(&key, &stored, Expected::Is(version))
+            .await?;
+        self.create_partitions(name, before, partitions).await
+    }
+
+    /// None for a topic that is not partitioned.
+    pub async fn partitions(&self, name: &TopicName) -> Result<Option<Partitioned>, BrokerError> {
+        Ok(self
+            .core
+            .catalog
+            .get(&partitioned_key(name))
+            .await?
+            .map(|(found, _)| found))
+    }
+
+    /// Whether the topic (or partition) itself exists.
+    pub async fn topic_exists(&self, name: &TopicName) -> Result<bool, BrokerError> {
+        Ok(name.is_persistent() && self.core.ledgers.exists(&ledger_name(name)).await?)
+    }
+
+    pub async fn delete_topic(&self, name: &TopicName, force: bool) -> Result<(), BrokerError> {
+        if !self.topic_exists(name).await? {
+            return Err(BrokerError::TopicNotFound(name.to_string()));
+        }
+        let topic = self.core.topic(name, false).await?;
+        if !force {
+            let state = topic.lock();
+            if !state.producers.is_empty() || state.consumers() > 0 {
+                return Err(BrokerError::PreconditionFailed(
+                    "Topic has active producers/subscriptions".to_owned(),
+                ));
+            }
+        }
+        self.core.unload(&topic).await;
+        self.core.ledgers.delete(&ledger_name(name)).await?;
+        if name.partition().is_none() {
+            self.core.schemas.delete(name).await?;
+        }
+        self.core.watchers.changed(name, false);
+        Ok(())
+    }
+
+    pub async fn delete_partitioned(
+        &self,
+        name: &TopicName,
+        force: bool,
+    ) -> Result<(), BrokerError> {
+        let Some(stored) = self.partitions(name).await? else {
+            return Err(BrokerError::TopicNotFound(name.to_string()));
+        };
+        if !force {
+            for partition in 0..stored.partitions {
+                let Some(topic) = self.core.loaded_topic(&name.with_partition(partition)) else {
+                    continue;
+                };
+                let state = topic.lock();
+                if !state.producers.is_empty() || state.consumers() > 0 {
+                    return Err(BrokerError::PreconditionFailed(
+                        "Topic has active producers/subscriptions".to_owned(),
+                    ));
+                }
+            }
+        }
+        for partition in 0..stored.partitions {
+            match self
+                .delete_topic(&name.with_partition(partition), force)
+                .await
+            {
+                Ok(()) | Err(BrokerError::TopicNotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.core.schemas.delete(name).await?;
+        self.core.catalog.delete(&partitioned_key(name)).await
+    }
+
+    pub async fn topic_stats(&self, name: &TopicName) -> Result<TopicStats, BrokerError> {
+        Ok(self.existing(name).await?.stats())
+    }
+
+    pub async fn topic_internal_stats(
+        &self,
+        name: &TopicName,
+    ) -> Result<TopicInternalStats, BrokerError> {
+        Ok(self.existing(name).await?.internal_stats())
+    }
+
+    /// (-1, -1) for an empty topic; the number is the batch index of the last message, or -1.
+    pub async fn last_message_id(&self, name: &TopicName) -> Result<(Position, i32), BrokerError> {
+        let last = self.existing(name).await?.last_message().await?;
+        Ok(last.map_or((Position::EARLIEST, -1), |(position, batch)| {
+            (position, batch.map_or(-1, |size| size - 1))
+        }))
+    }
+
+    /// Seals the topic and returns its last position.
+    pub async fn terminate(&self, name: &TopicName) -> Result<Position, BrokerError> {
+        self.existing(name).await?.terminate().await
+    }
+
+    pub async fn unload(&self, name: &TopicName) -> Result<(), BrokerError> {
+        if !self.topic_exists(name).await? {
+            return Err(BrokerError::TopicNotFound(name.to_string()));
+        }
+        if let Some(topic) = self.core.loaded_topic(name) {
+            self.core.unload(&topic).await;
+        }
+        Ok(())
+    }
+
+    /// Deletes what is acked and not retained, now.
+    pub async fn trim_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
+        self.existing(name).await?.trim().await
+    }
+
+    /// The broker URL for a topic.
+    pub async fn lookup(&self, name: &TopicName) -> Result<String, BrokerError> {
+        self.core.lookup_url(name).await
+    }
+
+    // Subscriptions
+
+    /// Names of the durable subscriptions and of the connected readers.
+    pub async fn subscriptions(&self, name: &TopicName) -> Result<Vec<String>, BrokerError> {
+        let topic = self.existing(name).await?;
+        let state = topic.lock();
+        Ok(state
+            .subscriptions
+            .iter()
+            .map(|s| s.name.to_string())
+            .collect())
+    }
+
+    pub async fn create_subscription(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        at: SubscribeAt,
+        properties: HashMap<String, String>,
+    ) -> Result<(), BrokerError> {
+        let topic = self.core.topic(name, true).await?;
+        if topic.open()?.subscription_named(subscription).is_some() {
+            return Err(BrokerError::AlreadyExists(
+                "Subscription already exists for topic".to_owned(),
+            ));
+        }
+        let initial = match at {
+            SubscribeAt::Earliest => Initial::Earliest,
+            SubscribeAt::Latest => Initial::Latest,
+            SubscribeAt::Position(position) => Initial::At(position),
+            SubscribeAt::TimeMs(time_ms) => match topic.position_of_time(time_ms).await? {
+                Position::LATEST => Initial::Latest,
+                position => Initial::At(position),
+            },
+        };
+        let wanted = Wanted {
+            name: subscription.into(),
+            durable: true,
+            initial,
+            properties: properties.into_iter().collect(),
+            create: true,
+        };
+        topic.ensure_subscription(&wanted).await.map(drop)
+    }
+
+    pub async fn delete_subscription(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        force: bool,
+    ) -> Result<(), BrokerError> {
+        self.existing(name)
+            .await?
+            .delete_subscription(subscription, force)
+            .await
+    }
+
+    pub async fn reset_subscription(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        at: SubscribeAt,
+    ) -> Result<(), BrokerError> {
+        let topic = self.existing(name).await?;
+        let id = subscription_id(&topic, subscription)?;
+        let position = match at {
+            SubscribeAt::Earliest => Position::EARLIEST,
+            SubscribeAt::Latest => Position::LATEST,
+            SubscribeAt::Position(position) => position,
+            SubscribeAt::TimeMs(time_ms) => topic.position_of_time(time_ms).await?,
+        };
+        topic.reset_subscription(id, position, None).await
+    }
+
+    /// Acks the next `count` unacked entries.
+    pub async fn skip(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        count: u64,
+    ) -> Result<(), BrokerError> {
+        let topic = self.existing(name).await?;
+        let id = subscription_id(&topic, subscription)?;
+        let cursor = skip(&topic, id, count)?;
+        cursor.durable().await?;
+        Ok(())
+    }
+
+    /// Acks everything.
+    pub async fn skip_all(&self, name: &TopicName, subscription: &str) -> Result<(), BrokerError> {
+        self.skip(name, subscription, u64::MAX).await
+    }
+
+    /// Acks what is older than `seconds`; a conflict when there is nothing such.
+    pub async fn expire(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        seconds: u64,
+    ) -> Result<(), BrokerError> {
+        let topic = self.existing(name).await?;
+        let id = subscription_id(&topic, subscription)?;
+        if !topic.expire(subscription, seconds).await? {
+            return Err(BrokerError::AlreadyExists(
+                "Expire message by timestamp not issued: nothing to expire".to_owned(),
+            ));
+        }
+        let cursor = topic
+            .open()?
+            .subscription(id)
+            .map(|found| found.cursor.clone());
+        if let Some(cursor) = cursor {
+            cursor.durable().await?;
+        }
+        Ok(())
+    }
+
+    /// The next unacked entries, without changing anything.
+    pub async fn peek(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        count: usize,
+    ) -> Result<Vec<PeekedEntry>, BrokerError> {
+        let topic = self.existing(name).await?;
+        let id = subscription_id(&topic, subscription)?;
+        let cursor = topic
+            .open()?
+            .subscription(id)
+            .map(|found| found.cursor.clone());
+        let Some(cursor) = cursor else {
+            return Ok(Vec::new());
+        };
+        let mut peeked = Vec::new();
+        let mut next = cursor.mark_delete().next_in_ledger();
+        while peeked.len() < count {
+            let position = cursor.next_unacked(next);
+            if position > topic.ledger.durable_position() {
+                break;
+            }
+            let entries = topic
+                .ledger
+                .read(position, ReadLimits::new(1, usize::MAX))
+                .await?;
+            let Some(entry) = entries.into_iter().next() else {
+                break;
+            };
+            next = entry.position.next_in_ledger();
+            peeked.push(PeekedEntry {
+                position: entry.position,
+                block: entry.data,
+            });
+        }
+        Ok(peeked)
+    }
+
+    /// The entry at a position.
+    pub async fn entry(
+        &self,
+        name: &TopicName,
+        position: Position,
+    ) -> Result<Option<PeekedEntry>, BrokerError> {
+        let topic = self.existing(name).await?;
+        let entries = topic
+            .ledger
+            .read(position, ReadLimits::new(1, usize::MAX))
+            .await?;
+        Ok(entries
+            .into_iter()
+            .find(|entry| entry.position == position)
+            .map(|entry| PeekedEntry {
+                position: entry.position,
+                block: entry.data,
+            }))
+    }
+
+    // Schemas
+
+    /// All versions, oldest first.
+    pub async fn schemas(&self, name: &TopicName) -> Result<Vec<(u64, StoredSchema)>, BrokerError> {
+        self.core.schemas.all(name).await
+    }
+
+    pub async fn create_schema(
+        &self,
+        name: &TopicName,
+        schema: &geminga_proto::pb::Schema,
+    ) -> Result<u64, BrokerError> {
+        let now_ms = self.core.clock.now_ms();
+        self.core.schemas.register(name, schema, true, now_ms).await
+    }
+
+    pub async fn delete_schema(&self, name: &TopicName) -> Result<(), BrokerError> {
+        self.core.schemas.delete(name).await
+    }
+
+    // Figures
+
+    pub fn metrics(&self) -> MetricsSnapshot {
+        let core = &self.core;
+        let mut snapshot = MetricsSnapshot {
+            active_connections: core.peers().len() as u64,
+            publish_bytes_in_flight: core.publishing.used() as u64,
+            topics: core.loaded().iter().map(|topic| topic.metrics()).collect(),
+            ..MetricsSnapshot::default()
+        };
+        core.metrics.fill(&mut snapshot);
+        snapshot
+    }
+
+    /// `host:port`, as REST names brokers.
+    pub fn broker_id(&self) -> String {
+        self.core.broker_id()
+    }
+
+    async fn existing(&self, name: &TopicName) -> Result<Arc<Topic>, BrokerError> {
+        if !self.topic_exists(name).await? {
+            return Err(BrokerError::TopicNotFound(name.to_string()));
+        }
+        self.core.topic(name, false).await
+    }
+
+    fn check_partitions(&self, partitions: u32) -> Result<(), BrokerError> {
+        let max = self.core.config.max_num_partitions_per_partitioned_topic;
+        if partitions == 0 {
+            return Err(BrokerError::NotAllowed(
+                "Number of partitions should be more than 0".to_owned(),
+            ));
+        }
+        if max > 0 && partitions > max {
+            return Err(BrokerError::NotAllowed(format!(
+                "Number of partitions should be less than or equal to {max}"
+            )));
+        }
+        Ok(())
+    }
+
+    async fn create_partitions(
+        &self,
+        name: &TopicName,
+        from: u32,
+        to: u32,
+    ) -> Result<(), BrokerError> {
+        for partition in from..to {
+            let partition = name.with_partition(partition);
+            let ledger = ledger_name(&partition);
+            if !self.core.ledgers.exists(&ledger).await? {
+                self.core.ledgers.open(&ledger, creating()).await?;
+                self.core.watchers.changed(&partition, true);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn subscription_id(topic: &Arc<Topic>, name: &str) -> Result<u32, BrokerError> {
+    let mut state = topic.open()?;
+    state
+        .subscription_named(name)
+        .map(|found| found.id)
+        .ok_or_else(|| BrokerError::SubscriptionNotFound {
+            topic: topic.name.to_string(),
+            subscription: name.to_owned(),
+        })
+}
+
+fn skip(topic: &Arc<Topic>, id: u32, count: u64) -> Result<Arc<Cursor>, BrokerError> {
+    let mut state = topic.open()?;
+    let Some(found) = state.subscription_mut(id) else {
+        return Err(BrokerError::NotReady("Subscription is fenced".to_owned()));
+    };
+    let cursor = found.cursor.clone();
+    let last = topic.ledger.durable_position();
+    let through = if count >= cursor.backlog() {
+        Some(last)
+    } else {
+        let mut next = cursor.mark_delete().next_in_ledger();
+        let mut through = None;
+        for _ in 0..count {
+            let position = cursor.next_unacked(next);
+            through = Some(position);
+            next = position.next_in_ledger();
+        }
+        through
+    };
+    if let Some(through) = through.filter(|through| *through <= last) {
+        cursor.ack_cumulative(through, None)?;
+        found.skipped_through(through);
+        topic.dispatch(&mut state, id);
+    }
+    Ok(cursor)
+}
+
+fn creating() -> OpenOptions {
+    OpenOptions {
+        create: true,
+        ..OpenOptions::default()
+    }
+}
+
+fn already(result: Result<(), BrokerError>, text: &str) -> Result<(), BrokerError> {
+    result.map_err(|error| match error {
+        BrokerError::AlreadyExists(_) => BrokerError::AlreadyExists(text.to_owned()),
+        other => other,
+    })
+}

@@ -1,0 +1,642 @@
+//! The broker: starts, listens, stops; and what all its connections and topics share.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use geminga_model::{NamespaceName, TopicName};
+use geminga_proto::pb::{CommandLookupTopic, CommandWatchTopicList};
+use geminga_stdx::tasks::OnError;
+use geminga_stdx::{Clock, Tasks};
+use geminga_storage::Storage;
+use geminga_storage::managed::{ManagedLedgers, OpenOptions};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio::net::TcpListener;
+use tokio::sync::OnceCell;
+
+use crate::budget::Budget;
+use crate::config::{BrokerConfig, TopicType};
+use crate::connection::serve;
+use crate::error::BrokerError;
+use crate::metrics::Metrics;
+use crate::namespace::{Catalog, Partitioned, ledger_name, ledger_path, partitioned_key};
+use crate::peer::Peer;
+use crate::schema::Schemas;
+use crate::timers::Timers;
+use crate::topic::{Life, Topic};
+use crate::topic_list::{Pattern, Watchers};
+
+/// Bytes in each direction of an in-process connection.
+const PIPE_BYTES: usize = 1 << 20;
+/// Wait after a failed accept (out of file descriptors, for example).
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A running broker. Cheap to clone; clones are the same broker.
+#[derive(Clone)]
+pub struct Broker {
+    pub(crate) core: Arc<Core>,
+    connections: Tasks,
+}
+
+pub(crate) struct Core {
+    pub(crate) config: BrokerConfig,
+    pub(crate) clock: Clock,
+    /// Everything but the connections.
+    pub(crate) tasks: Tasks,
+    pub(crate) timers: Arc<Timers>,
+    pub(crate) ledgers: ManagedLedgers,
+    pub(crate) catalog: Catalog,
+    pub(crate) schemas: Schemas,
+    pub(crate) watchers: Watchers,
+    pub(crate) metrics: Metrics,
+    pub(crate) publishing: Budget,
+    topics: Mutex<HashMap<TopicName, Arc<OnceCell<Arc<Topic>>>>>,
+    peers: Mutex<HashMap<u64, Arc<Peer>>>,
+    next_id: AtomicU64,
+    /// Which start of a broker here this is; makes generated names unique.
+    instance: u64,
+    next_producer: AtomicU64,
+    service_url: OnceLock<String>,
+    stopping: AtomicBool,
+}
+
+impl Broker {
+    /// Reads what is stored and makes the broker ready; it listens to nobody yet.
+    pub async fn start(config: BrokerConfig, storage: Storage) -> Result<Broker, BrokerError> {
+        Broker::start_with_clock(config, storage, Clock::system()).await
+    }
+
+    pub async fn start_with_clock(
+        config: BrokerConfig,
+        storage: Storage,
+        clock: Clock,
+    ) -> Result<Broker, BrokerError> {
+        config.check()?;
+        let catalog = Catalog {
+            store: storage.metadata,
+        };
+        catalog.create_builtins(&config.cluster_name).await?;
+        let instance = catalog.next_instance().await?;
+        let core = Arc::new(Core {
+            publishing: crate::peer::publish_budget(config.max_message_publish_buffer_size_in_mb),
+            schemas: Schemas::new(catalog.clone()),
+            config,
+            clock: clock.clone(),
+            tasks: Tasks::new(),
+            timers: Arc::new(Timers::default()),
+            ledgers: storage.topics,
+            catalog,
+            watchers: Watchers::default(),
+            metrics: Metrics::default(),
+            topics: Mutex::new(HashMap::new()),
+            peers: Mutex::new(HashMap::new()),
+            next_id: AtomicU64::new(1),
+            instance,
+            next_producer: AtomicU64::new(0),
+            service_url: OnceLock::new(),
+            stopping: AtomicBool::new(false),
+        });
+        core.tasks
+            .spawn_cancellable("timers", core.timers.clone().run(clock));
+        let keeper = core.clone();
+        core.tasks
+            .spawn_cancellable("topic maintenance", async move { keeper.maintain().await });
+        Ok(Broker {
+            core,
+            connections: Tasks::new(),
+        })
+    }
+
+    /// Listens for clients and returns the address (port 0 = a free one). The first listener's
+    /// address is what lookups answer, unless `advertisedAddress` says otherwise.
+    pub async fn listen(&self, address: SocketAddr) -> Result<SocketAddr, BrokerError> {
+        let failed = |error: std::io::Error| BrokerError::Listen {
+            address: address.to_string(),
+            reason: error.to_string(),
+        };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        self.advertise(local);
+        let broker = self.clone();
+        self.core
+            .tasks
+            .spawn_cancellable("listener", async move { broker.accept(listener).await });
+        Ok(local)
+    }
+
+    /// The URL that lookups answer, once the broker listens.
+    pub fn service_url(&self) -> Option<String> {
+        self.core.service_url.get().cloned()
+    }
+
+    pub fn config(&self) -> &BrokerConfig {
+        &self.core.config
+    }
+
+    /// A connection without a socket, for clients in the same process.
+    pub fn connect_in_process(&self) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+        self.serve(ours, "in-process".to_owned());
+        theirs
+    }
+
+    /// Closes everything: producers and consumers are told, what waits for the disk is confirmed,
+    /// what is queued is written. False when that took longer than `grace`.
+    pub async fn stop(&self, grace: Duration) -> bool {
+        self.core.stopping.store(true, Ordering::Release);
+        let stop = async {
+            self.core.wait_for_publishes().await;
+            for topic in self.core.loaded() {
+                self.core.unload(&topic).await;
+            }
+            for peer in self.core.peers() {
+                peer.outbox.close();
+            }
+        };
+        let in_time = tokio::time::timeout(grace, stop).await.is_ok();
+        let closed = self.connections.join(grace).await;
+        self.connections.cancel();
+        self.core.tasks.cancel();
+        let joined = self.core.tasks.join(grace).await;
+        tracing::info!(in_time, closed, joined, "broker stopped");
+        in_time && closed && joined
+    }
+
+    fn advertise(&self, local: SocketAddr) {
+        let host = match &self.core.config.advertised_address {
+            Some(host) => host.clone(),
+            None if local.ip().is_unspecified() => "localhost".to_owned(),
+            None => match local {
+                SocketAddr::V4(address) => address.ip().to_string(),
+                SocketAddr::V6(address) => format!("[{}]", address.ip()),
+            },
+        };
+        // The first listener wins.
+        drop(
+            self.core
+                .service_url
+                .set(format!("pulsar://{host}:{}", local.port())),
+        );
+    }
+
+    async fn accept(&self, listener: TcpListener) {
+        loop {
+            let (stream, address) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let max = self.core.config.broker_max_connections;
+            if max > 0 && self.core.peers.lock().len() >= max {
+                tracing::warn!(%address, max, "refused: brokerMaxConnections is reached");
+                continue;
+            }
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%address, %error, "TCP_NODELAY was not set");
+            }
+            self.serve(stream, format!("/{address}"));
+        }
+    }
+
+    fn serve<S>(&self, stream: S, address: String)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let core = self.core.clone();
+        if core.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        let id = core.next_id();
+        let config = &core.config;
+        let peer = Peer::new(
+            id,
+            address,
+            config.geminga_outbox_bytes_max,
+            config.max_pending_publish_requests_per_connection,
+        );
+        core.peers.lock().insert(id, peer.clone());
+        core.metrics
+            .connections_created
+            .fetch_add(1, Ordering::Relaxed);
+        self.connections
+            .spawn("connection", OnError::Log, async move {
+                serve(core, stream, peer).await;
+                Ok::<(), std::convert::Infallible>(())
+            });
+    }
+}
+
+impl Core {
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn producer_name(&self) -> String {
+        let number = self.next_producer.fetch_add(1, Ordering::Relaxed);
+        format!("{}-{}-{number}", self.config.cluster_name, self.instance)
+    }
+
+    /// `host:port`, as REST names brokers.
+    pub(crate) fn broker_id(&self) -> String {
+        let url = self.service_url.get().map_or("", String::as_str);
+        url.strip_prefix("pulsar://").unwrap_or(url).to_owned()
+    }
+
+    /// Delayed entries with a time up to this may go out now.
+    pub(crate) fn due_before_ms(&self, now_ms: u64) -> u64 {
+        if !self.config.delayed_delivery_enabled {
+            u64::MAX
+        } else if self.config.is_delayed_delivery_deliver_at_time_strict {
+            now_ms
+        } else {
+            now_ms + self.config.delayed_delivery_tick_time_millis
+        }
+    }
+
+    /// When to look again for an entry that is due at `due_ms`.
+    pub(crate) fn alarm_ms(&self, due_ms: u64) -> u64 {
+        if self.config.is_delayed_delivery_deliver_at_time_strict {
+            due_ms
+        } else {
+            due_ms.saturating_sub(self.config.delayed_delivery_tick_time_millis)
+        }
+    }
+
+    pub(crate) fn parse_topic(&self, name: &str) -> Result<TopicName, BrokerError> {
+        name.parse().map_err(|error: geminga_model::NameError| {
+            BrokerError::InvalidTopicName(error.to_string())
+        })
+    }
+
+    pub(crate) fn parse_namespace(&self, name: &str) -> Result<NamespaceName, BrokerError> {
+        name.parse().map_err(|error: geminga_model::NameError| {
+            BrokerError::InvalidTopicName(error.to_string())
+        })
+    }
+
+    // Topics
+
+    /// The loaded topic, loaded if need be, made if it may be.
+    pub(crate) async fn topic(
+        self: &Arc<Core>,
+        name: &TopicName,
+        create: bool,
+    ) -> Result<Arc<Topic>, BrokerError> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(BrokerError::NotReady("the broker is stopping".to_owned()));
+        }
+        loop {
+            let cell = self.topics.lock().entry(name.clone()).or_default().clone();
+            match cell.get_or_try_init(|| self.load(name, create)).await {
+                Ok(topic) => {
+                    let mut state = topic.lock();
+                    if state.life == Life::Open {
+                        // Not idle while the caller is about to use it.
+                        state.idle_since_ms = self.clock.now_ms();
+                        drop(state);
+                        return Ok(topic.clone());
+                    }
+                    drop(state);
+                    self.forget_cell(name, &cell);
+                }
+                Err(error) => {
+                    if cell.get().is_none() {
+                        self.forget_cell(name, &cell);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn loaded_topic(&self, name: &TopicName) -> Option<Arc<Topic>> {
+        let cell = self.topics.lock().get(name)?.clone();
+        cell.get()
+            .filter(|topic| topic.lock().life == Life::Open)
+            .cloned()
+    }
+
+    pub(crate) fn loaded(&self) -> Vec<Arc<Topic>> {
+        self.topics
+            .lock()
+            .values()
+            .filter_map(|cell| cell.get().cloned())
+            .collect()
+    }
+
+    fn forget_cell(&self, name: &TopicName, cell: &Arc<OnceCell<Arc<Topic>>>) {
+        let mut topics = self.topics.lock();
+        if topics
+            .get(name)
+            .is_some_and(|other| Arc::ptr_eq(other, cell))
+        {
+            topics.remove(name);
+        }
+    }
+
+    async fn load(
+        self: &Arc<Core>,
+        name: &TopicName,
+        create: bool,
+    ) -> Result<Arc<Topic>, BrokerError> {
+        let result = self.load_checked(name, create).await;
+        let counter = match &result {
+            Ok(_) => &self.metrics.topic_loads,
+            Err(_) => &self.metrics.topic_load_failures,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        result
+    }
+
+    async fn load_checked(
+        self: &Arc<Core>,
+        name: &TopicName,
+        create: bool,
+    ) -> Result<Arc<Topic>, BrokerError> {
+        self.check_domain(name)?;
+        let ledger_name = ledger_name(name);
+        let exists = self.ledgers.exists(&ledger_name).await?;
+        let create = !exists && self.may_create(name, create).await?;
+        if !exists && !create {
+            return Err(BrokerError::TopicNotFound(name.to_string()));
+        }
+        let options = OpenOptions {
+            create,
+            ..OpenOptions::default()
+        };
+        let ledger = self.ledgers.open(&ledger_name, options).await?;
+        if create {
+            self.watchers.changed(name, true);
+        }
+        Ok(Topic::new(self, name.clone(), ledger))
+    }
+
+    pub(crate) fn check_domain(&self, name: &TopicName) -> Result<(), BrokerError> {
+        if !name.is_persistent() {
+            return Err(BrokerError::NotAllowed(format!(
+                "non-persistent topics are not supported by this version: {name}"
+            )));
+        }
+        if !self.config.enable_persistent_topics {
+            return Err(BrokerError::NotAllowed(format!(
+                "persistent topics are disabled: {name}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether a missing topic may be made; an error says why it must not be.
+    async fn may_create(&self, name: &TopicName, wanted: bool) -> Result<bool, BrokerError> {
+        if let Some(partition) = name.partition()
+            && let Some(count) = self.catalog.partitions(&name.parent()).await?
+        {
+            if partition < count {
+                return Ok(true);
+            }
+            return Err(BrokerError::NotAllowed(format!(
+                "Illegal topic partition name {name} with max allowed {count} partitions"
+            )));
+        }
+        if self.catalog.partitions(name).await?.is_some() {
+            return Err(BrokerError::NotAllowed(format!(
+                "{name} is a partitioned topic: use its partitions"
+            )));
+        }
+        let policy = self.auto_creation(name).await?;
+        Ok(wanted && policy.0)
+    }
+
+    /// Whether topics of this namespace are made on first use, and with how many partitions.
+    async fn auto_creation(&self, name: &TopicName) -> Result<(bool, Option<u32>), BrokerError> {
+        let Some((policies, _)) = self.catalog.policies(name.namespace_str()).await? else {
+            return Err(BrokerError::NamespaceNotFound(
+                name.namespace_str().to_owned(),
+            ));
+        };
+        let config = &self.config;
+        let own = policies.auto_topic_creation.as_ref();
+        let allowed = own.map_or(config.allow_auto_topic_creation, |own| {
+            own.allow_auto_topic_creation
+        });
+        let kind = own
+            .and_then(|own| own.topic_type)
+            .unwrap_or(config.allow_auto_topic_creation_type);
+        let count = own
+            .and_then(|own| own.default_num_partitions)
+            .unwrap_or(config.default_num_partitions);
+        let retry = name.local().ends_with("-DLQ") || name.local().ends_with("-RETRY");
+        let partitions = (kind == TopicType::Partitioned && !retry).then_some(count);
+        Ok((allowed, partitions))
+    }
+
+    pub(crate) async fn allows_auto_subscription(
+        &self,
+        name: &TopicName,
+    ) -> Result<bool, BrokerError> {
+        let policies = self.catalog.policies(name.namespace_str()).await?;
+        let own = policies.and_then(|(policies, _)| policies.auto_subscription_creation);
+        Ok(own.unwrap_or(self.config.allow_auto_subscription_creation))
+    }
+
+    /// Takes a topic out of memory; whoever is connected is told to come back.
+    pub(crate) async fn unload(&self, topic: &Arc<Topic>) {
+        topic.close();
+        let mut topics = self.topics.lock();
+        let same = |cell: &Arc<OnceCell<Arc<Topic>>>| {
+            cell.get().is_some_and(|other| Arc::ptr_eq(other, topic))
+        };
+        if topics.get(&topic.name).is_some_and(same) {
+            topics.remove(&topic.name);
+        }
+    }
+
+    // Lookups
+
+    pub(crate) async fn lookup(&self, request: &CommandLookupTopic) -> Result<String, BrokerError> {
+        self.metrics.lookups.fetch_add(1, Ordering::Relaxed);
+        let result = async {
+            let name = self.parse_topic(&request.topic)?;
+            if let Some(listener) = request.advertised_listener_name.as_deref()
+                && !listener.is_empty()
+            {
+                return Err(BrokerError::NotReady(format!(
+                    "the broker does not have the {listener} listener"
+                )));
+            }
+            self.lookup_url(&name).await
+        };
+        let result = result.await;
+        if result.is_err() {
+            self.metrics.lookup_failures.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    pub(crate) async fn lookup_url(&self, name: &TopicName) -> Result<String, BrokerError> {
+        if self.catalog.policies(name.namespace_str()).await?.is_none() {
+            return Err(BrokerError::NamespaceNotFound(
+                name.namespace_str().to_owned(),
+            ));
+        }
+        // In-process clients need none; the name is only their key for the connection.
+        Ok(self
+            .service_url
+            .get()
+            .cloned()
+            .unwrap_or_else(|| "pulsar://localhost:6650".to_owned()))
+    }
+
+    /// Whether only clients on this machine could use the URL: then they are to use the one that
+    /// they came by.
+    pub(crate) fn is_loopback(&self, url: &str) -> bool {
+        let host = url.strip_prefix("pulsar://").unwrap_or(url);
+        let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        host == "localhost"
+            || host
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+    }
+
+    /// The number of partitions, 0 for a topic without. A missing topic is made if it may be.
+    pub(crate) async fn partitions_or_create(
+        &self,
+        name: &TopicName,
+        create: bool,
+    ) -> Result<u32, BrokerError> {
+        if let Some(count) = self.catalog.partitions(name).await? {
+            return Ok(count);
+        }
+        if name.is_persistent() && self.ledgers.exists(&ledger_name(name)).await? {
+            return Ok(0);
+        }
+        if let Some(partition) = name.partition()
+            && let Some(count) = self.catalog.partitions(&name.parent()).await?
+            && partition < count
+        {
+            return Ok(0);
+        }
+        let (allowed, partitions) = self.auto_creation(name).await?;
+        if !create || !allowed {
+            return Err(BrokerError::TopicNotFound(name.to_string()));
+        }
+        match partitions.filter(|_| name.partition().is_none()) {
+            None => Ok(0),
+            Some(count) => match self
+                .create_partitioned(name, count, Default::default())
+                .await
+            {
+                Ok(()) => Ok(count),
+                // Another client was first.
+                Err(BrokerError::AlreadyExists(_)) => {
+                    Ok(self.catalog.partitions(name).await?.unwrap_or(0))
+                }
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    pub(crate) async fn create_partitioned(
+        &self,
+        name: &TopicName,
+        partitions: u32,
+        properties: std::collections::BTreeMap<String, String>,
+    ) -> Result<(), BrokerError> {
+        let value = Partitioned {
+            partitions,
+            properties,
+        };
+        let expected = geminga_storage::metadata::Expected::Absent;
+        let put = self
+            .catalog
+            .put(&partitioned_key(name), &value, expected)
+            .await;
+        put.map_err(|error| match error {
+            BrokerError::AlreadyExists(_) => {
+                BrokerError::AlreadyExists("This topic already exists".to_owned())
+            }
+            other => other,
+        })
+    }
+
+    /// The persistent topics of a namespace that users made, partitions one by one.
+    pub(crate) async fn user_topics(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<Vec<String>, BrokerError> {
+        let path = ledger_path(namespace);
+        let names = self.ledgers.list(&path).await?;
+        let mut topics: Vec<String> = names
+            .iter()
+            .filter_map(|name| crate::namespace::decode(name))
+            .filter(|local| !local.starts_with("__"))
+            .map(|local| format!("persistent://{namespace}/{local}"))
+            .collect();
+        topics.sort_unstable();
+        Ok(topics)
+    }
+
+    pub(crate) async fn watch_topics(
+        &self,
+        peer: &Arc<Peer>,
+        request: &CommandWatchTopicList,
+        namespace: NamespaceName,
+        pattern: Pattern,
+    ) -> Result<(), BrokerError> {
+        let topics = self.user_topics(&namespace).await?;
+        self.watchers.add(peer, request, namespace, pattern, topics)
+    }
+
+    // Connections
+
+    pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
+        self.peers.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn connection_ended(&self, peer: &Arc<Peer>) {
+        self.peers.lock().remove(&peer.id);
+        self.watchers.remove_peer(peer);
+        self.metrics
+            .connections_closed
+            .fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The connection is dead, though its task may not know it yet: takes it off the topic.
+    pub(crate) fn forget_peer(&self, topic: &Arc<Topic>, peer: &Arc<Peer>) {
+        let mut consumers = Vec::new();
+        {
+            let mut state = topic.lock();
+            let dead: Vec<_> = state
+                .producers
+                .values()
+                .filter(|producer| Arc::ptr_eq(&producer.peer, peer))
+                .cloned()
+                .collect();
+            for producer in dead {
+                topic.detach(&mut state, &producer);
+            }
+            for subscription in &state.subscriptions {
+                for consumer in subscription.consumers() {
+                    if Arc::ptr_eq(&consumer.peer, peer) {
+                        consumers.push((subscription.id, consumer.key));
+                    }
+                }
+            }
+        }
+        for (id, key) in consumers {
+            topic.leave(id, key);
+        }
+    }
+
+    async fn wait_for_publishes(&self) {
+        while self.publishing.used() > 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! A count of bytes with a limit: what a connection looks at before it reads more.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::peer::Peer;
+
+/// Never refuses: what has been read must be handled. Over the limit, connections stop reading and
+/// wait here.
+pub(crate) struct Budget {
+    used: AtomicUsize,
+    max: usize,
+    waiting: Mutex<Vec<Arc<Peer>>>,
+}
+
+impl Budget {
+    /// 0 = no limit.
+    pub(crate) fn new(max: usize) -> Budget {
+        let max = if max == 0 { usize::MAX } else { max };
+        Budget {
+            used: AtomicUsize::new(0),
+            max,
+            waiting: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take(&self, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    pub(crate) fn give_back(&self, bytes: usize) {
+        let before = self.used.fetch_sub(bytes, Ordering::AcqRel);
+        if before >= self.max && before - bytes < self.max {
+            for peer in self.waiting.lock().drain(..) {
+                peer.outbox.post(Box::new(|_| {}));
+            }
+        }
+    }
+
+    /// Whether the limit is reached. If so, `peer` is woken when it no longer is.
+    pub(crate) fn is_over(&self, peer: &Arc<Peer>) -> bool {
+        if self.used() < self.max {
+            return false;
+        }
+        let mut waiting = self.waiting.lock();
+        if self.used() < self.max {
+            return false;
+        }
+        if !waiting.iter().any(|other| Arc::ptr_eq(other, peer)) {
+            waiting.push(peer.clone());
+        }
+        true
+    }
+}

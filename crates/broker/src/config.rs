@@ -1,0 +1,248 @@
+//! Settings of the broker, under Pulsar's names. What stands here is honoured; any other name is
+//! refused when the settings are read.
+
+use serde::{Deserialize, Serialize};
+
+/// The kind of topic made on first use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TopicType {
+    Partitioned,
+    NonPartitioned,
+}
+
+/// A subscription type, as Pulsar spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum SubscriptionType {
+    Exclusive,
+    Shared,
+    Failover,
+    #[serde(rename = "Key_Shared")]
+    KeyShared,
+}
+
+impl SubscriptionType {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SubscriptionType::Exclusive => "Exclusive",
+            SubscriptionType::Shared => "Shared",
+            SubscriptionType::Failover => "Failover",
+            SubscriptionType::KeyShared => "Key_Shared",
+        }
+    }
+
+    pub(crate) fn is_single_active(self) -> bool {
+        matches!(
+            self,
+            SubscriptionType::Exclusive | SubscriptionType::Failover
+        )
+    }
+}
+
+/// Settings of one broker. Where a number limits something, 0 means no limit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct BrokerConfig {
+    /// Name of this cluster; also the first part of generated producer names.
+    pub cluster_name: String,
+    /// Host given to clients in lookups; unset = the address they reach the listener at.
+    pub advertised_address: Option<String>,
+    /// HTTP address given to clients in lookups over HTTP, as `http://host:port`.
+    pub web_service_address: Option<String>,
+
+    /// Seconds between PINGs; a peer silent for two of them is closed.
+    pub keep_alive_interval_seconds: u64,
+    /// How long an old connection has to answer when a new producer or consumer collides with it.
+    pub connection_liveness_check_timeout_millis: u64,
+    /// Largest message; sent to clients when they connect. Larger frames close the connection.
+    pub max_message_size: usize,
+    /// Connections at once.
+    pub broker_max_connections: usize,
+
+    /// Whether topics are created on first use.
+    pub allow_auto_topic_creation: bool,
+    pub allow_auto_topic_creation_type: TopicType,
+    /// Partitions of topics created on first use as partitioned.
+    pub default_num_partitions: u32,
+    /// Whether subscriptions are created on first subscribe.
+    pub allow_auto_subscription_creation: bool,
+    pub max_num_partitions_per_partitioned_topic: u32,
+    pub enable_persistent_topics: bool,
+    pub enable_non_persistent_topics: bool,
+
+    pub max_producers_per_topic: usize,
+    pub max_consumers_per_topic: usize,
+    pub max_consumers_per_subscription: usize,
+    pub max_subscriptions_per_topic: usize,
+    /// Sends of one connection that wait for the disk before its socket is no longer read.
+    pub max_pending_publish_requests_per_connection: usize,
+    /// Bytes of all sends that wait for the disk before sockets are no longer read.
+    #[serde(rename = "maxMessagePublishBufferSizeInMB")]
+    pub max_message_publish_buffer_size_in_mb: usize,
+
+    /// Types that may be subscribed with.
+    pub subscription_types_enabled: Vec<SubscriptionType>,
+    pub max_unacked_messages_per_consumer: u32,
+    pub max_unacked_messages_per_subscription: u32,
+    /// Whether acks inside of a batch are kept by the broker.
+    pub acknowledgment_at_batch_index_level_enabled: bool,
+    /// Wait before the new active consumer of a Failover subscription gets messages.
+    pub active_consumer_failover_delay_time_millis: u64,
+    /// Choose the active consumer by hash ring on partitions too.
+    pub active_consumer_failover_consistent_hashing: bool,
+    /// Key_Shared by hash ring; otherwise by splitting ranges.
+    pub subscription_key_shared_use_consistent_hashing: bool,
+    pub subscription_key_shared_consistent_hashing_replica_points: u32,
+    pub key_shared_look_ahead_msg_in_replay_threshold_per_consumer: usize,
+    pub key_shared_look_ahead_msg_in_replay_threshold_per_subscription: usize,
+    /// Characters of a consumer's metadata.
+    pub max_consumer_metadata_size: usize,
+    /// Entries of one read for dispatch.
+    pub dispatcher_max_read_batch_size: usize,
+    /// Bytes of one read for dispatch.
+    pub dispatcher_max_read_size_bytes: usize,
+    /// Messages of one consumer's turn on a Shared subscription.
+    pub dispatcher_max_round_robin_batch_size: u32,
+    pub enable_broker_side_subscription_pattern_evaluation: bool,
+    pub subscription_pattern_max_length: usize,
+
+    pub delayed_delivery_enabled: bool,
+    /// Delivery may be early by up to this.
+    pub delayed_delivery_tick_time_millis: u64,
+    pub is_delayed_delivery_deliver_at_time_strict: bool,
+    pub delayed_delivery_max_delay_in_millis: u64,
+
+    /// Default of namespaces: keep acked messages this long; -1 = for ever.
+    pub default_retention_time_in_minutes: i64,
+    /// Default of namespaces: keep this much of acked messages; -1 = any amount.
+    #[serde(rename = "defaultRetentionSizeInMB")]
+    pub default_retention_size_in_mb: i64,
+    /// How often retention is looked at, and idle topics are unloaded.
+    pub retention_check_interval_in_seconds: u64,
+    /// Default of namespaces: messages older than this are acked for every subscription; 0 = off.
+    pub ttl_duration_default_in_seconds: u64,
+    pub message_expiry_check_interval_in_minutes: u64,
+
+    /// Whether producers may register new schemas.
+    #[serde(rename = "isAllowAutoUpdateSchemaEnabled")]
+    pub is_allow_auto_update_schema_enabled: bool,
+    /// Refuse producers without a schema on topics that have one.
+    pub is_schema_validation_enforced: bool,
+
+    /// Bytes queued to one connection before nothing more is dispatched to its consumers.
+    pub geminga_outbox_bytes_max: usize,
+    /// Milliseconds without producers and consumers after which a topic leaves memory.
+    pub geminga_topic_idle_millis: u64,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> BrokerConfig {
+        use SubscriptionType::{Exclusive, Failover, KeyShared, Shared};
+        BrokerConfig {
+            cluster_name: "standalone".to_owned(),
+            advertised_address: None,
+            web_service_address: None,
+            keep_alive_interval_seconds: 30,
+            connection_liveness_check_timeout_millis: 5_000,
+            max_message_size: geminga_proto::MAX_MESSAGE_SIZE,
+            broker_max_connections: 0,
+            allow_auto_topic_creation: true,
+            allow_auto_topic_creation_type: TopicType::NonPartitioned,
+            default_num_partitions: 1,
+            allow_auto_subscription_creation: true,
+            max_num_partitions_per_partitioned_topic: 0,
+            enable_persistent_topics: true,
+            enable_non_persistent_topics: true,
+            max_producers_per_topic: 0,
+            max_consumers_per_topic: 0,
+            max_consumers_per_subscription: 0,
+            max_subscriptions_per_topic: 0,
+            max_pending_publish_requests_per_connection: 1_000,
+            max_message_publish_buffer_size_in_mb: 64,
+            subscription_types_enabled: vec![Failover, Shared, KeyShared, Exclusive],
+            max_unacked_messages_per_consumer: 50_000,
+            max_unacked_messages_per_subscription: 200_000,
+            acknowledgment_at_batch_index_level_enabled: false,
+            active_consumer_failover_delay_time_millis: 1_000,
+            active_consumer_failover_consistent_hashing: false,
+            subscription_key_shared_use_consistent_hashing: true,
+            subscription_key_shared_consistent_hashing_replica_points: 100,
+            key_shared_look_ahead_msg_in_replay_threshold_per_consumer: 2_000,
+            key_shared_look_ahead_msg_in_replay_threshold_per_subscription: 20_000,
+            max_consumer_metadata_size: 1_024,
+            dispatcher_max_read_batch_size: 100,
+            dispatcher_max_read_size_bytes: 5_242_880,
+            dispatcher_max_round_robin_batch_size: 20,
+            enable_broker_side_subscription_pattern_evaluation: true,
+            subscription_pattern_max_length: 50,
+            delayed_delivery_enabled: true,
+            delayed_delivery_tick_time_millis: 1_000,
+            is_delayed_delivery_deliver_at_time_strict: false,
+            delayed_delivery_max_delay_in_millis: 0,
+            default_retention_time_in_minutes: 0,
+            default_retention_size_in_mb: 0,
+            retention_check_interval_in_seconds: 120,
+            ttl_duration_default_in_seconds: 0,
+            message_expiry_check_interval_in_minutes: 5,
+            is_allow_auto_update_schema_enabled: true,
+            is_schema_validation_enforced: false,
+            geminga_outbox_bytes_max: 4 << 20,
+            geminga_topic_idle_millis: 30_000,
+        }
+    }
+}
+
+impl BrokerConfig {
+    /// Values that cannot be honoured, by name.
+    pub(crate) fn check(&self) -> Result<(), crate::error::BrokerError> {
+        let bad = |setting: &'static str, reason: &'static str| {
+            Err(crate::error::BrokerError::BadSetting { setting, reason })
+        };
+        if self.cluster_name.is_empty() {
+            return bad("clusterName", "must not be empty");
+        }
+        if self.keep_alive_interval_seconds == 0 {
+            return bad("keepAliveIntervalSeconds", "must be above 0");
+        }
+        if self.max_message_size == 0 || self.max_message_size > 1 << 30 {
+            return bad("maxMessageSize", "must be between 1 and 1073741824");
+        }
+        if self.default_num_partitions == 0 {
+            return bad("defaultNumPartitions", "must be above 0");
+        }
+        if self.dispatcher_max_read_batch_size == 0 {
+            return bad("dispatcherMaxReadBatchSize", "must be above 0");
+        }
+        if self.dispatcher_max_read_size_bytes == 0 {
+            return bad("dispatcherMaxReadSizeBytes", "must be above 0");
+        }
+        if self.subscription_key_shared_consistent_hashing_replica_points == 0 {
+            return bad(
+                "subscriptionKeySharedConsistentHashingReplicaPoints",
+                "must be above 0",
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_pulsars_and_unknown_ones_are_refused() {
+        let text = r#"{"maxMessageSize": 1000, "defaultRetentionSizeInMB": -1,
+            "subscriptionTypesEnabled": ["Key_Shared"],
+            "allowAutoTopicCreationType": "non-partitioned"}"#;
+        let config: BrokerConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(config.max_message_size, 1000);
+        assert_eq!(config.default_retention_size_in_mb, -1);
+        assert_eq!(
+            config.subscription_types_enabled,
+            [SubscriptionType::KeyShared]
+        );
+        let error = serde_json::from_str::<BrokerConfig>(r#"{"maxMesageSize": 1}"#).unwrap_err();
+        assert!(error.to_string().contains("maxMesageSize"), "{error}");
+    }
+}

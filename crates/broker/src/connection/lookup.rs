@@ -1,0 +1,116 @@
+//! LOOKUP, PARTITIONED_METADATA and GET_TOPICS_OF_NAMESPACE.
+
+use geminga_proto::pb::command_get_topics_of_namespace::Mode;
+use geminga_proto::pb::command_lookup_topic_response::LookupType;
+use geminga_proto::pb::command_partitioned_topic_metadata_response::LookupType as PartitionsResult;
+use geminga_proto::pb::{
+    CommandGetTopicsOfNamespace, CommandGetTopicsOfNamespaceResponse, CommandLookupTopic,
+    CommandLookupTopicResponse, CommandPartitionedTopicMetadata,
+    CommandPartitionedTopicMetadataResponse,
+};
+
+use super::Connection;
+use crate::error::BrokerError;
+use crate::topic_list::{Pattern, topics_hash};
+
+impl Connection {
+    pub(super) fn handle_lookup(&mut self, request: CommandLookupTopic) {
+        let request_id = request.request_id;
+        let core = self.core.clone();
+        self.request("look up a topic", async move {
+            let result = core.lookup(&request).await;
+            move |connection: &mut Connection| {
+                let response = match result {
+                    Ok(url) => CommandLookupTopicResponse {
+                        proxy_through_service_url: Some(connection.core.is_loopback(&url)),
+                        broker_service_url: Some(url),
+                        response: Some(LookupType::Connect as i32),
+                        request_id,
+                        authoritative: Some(true),
+                        ..CommandLookupTopicResponse::default()
+                    },
+                    Err(reason) => CommandLookupTopicResponse {
+                        response: Some(LookupType::Failed as i32),
+                        request_id,
+                        error: Some(reason.server_error() as i32),
+                        message: Some(reason.to_string()),
+                        ..CommandLookupTopicResponse::default()
+                    },
+                };
+                connection.peer.outbox.send(response);
+            }
+        });
+    }
+
+    pub(super) fn handle_partitions(&mut self, request: CommandPartitionedTopicMetadata) {
+        let request_id = request.request_id;
+        let core = self.core.clone();
+        self.request("get partition metadata", async move {
+            let create = request.metadata_auto_creation_enabled.unwrap_or(true);
+            let result = match core.parse_topic(&request.topic) {
+                Ok(name) => core.partitions_or_create(&name, create).await,
+                Err(reason) => Err(reason),
+            };
+            move |connection: &mut Connection| {
+                let response = match result {
+                    Ok(partitions) => CommandPartitionedTopicMetadataResponse {
+                        partitions: Some(partitions),
+                        request_id,
+                        response: Some(PartitionsResult::Success as i32),
+                        ..CommandPartitionedTopicMetadataResponse::default()
+                    },
+                    Err(reason) => CommandPartitionedTopicMetadataResponse {
+                        request_id,
+                        response: Some(PartitionsResult::Failed as i32),
+                        error: Some(reason.server_error() as i32),
+                        message: Some(reason.to_string()),
+                        ..CommandPartitionedTopicMetadataResponse::default()
+                    },
+                };
+                connection.peer.outbox.send(response);
+            }
+        });
+    }
+
+    pub(super) fn handle_topics(&mut self, request: CommandGetTopicsOfNamespace) {
+        let request_id = request.request_id;
+        let core = self.core.clone();
+        self.request("list topics", async move {
+            let result = topics(&core, &request).await;
+            move |connection: &mut Connection| match result {
+                Ok(response) => connection.peer.outbox.send(response),
+                Err(reason) => connection.refuse(request_id, &reason),
+            }
+        });
+    }
+}
+
+async fn topics(
+    core: &crate::broker::Core,
+    request: &CommandGetTopicsOfNamespace,
+) -> Result<CommandGetTopicsOfNamespaceResponse, BrokerError> {
+    let namespace = core.parse_namespace(&request.namespace)?;
+    let mut topics = match request.mode() {
+        Mode::NonPersistent => Vec::new(),
+        Mode::Persistent | Mode::All => core.user_topics(&namespace).await?,
+    };
+    let config = &core.config;
+    let pattern = request.topics_pattern.as_deref().filter(|pattern| {
+        config.enable_broker_side_subscription_pattern_evaluation
+            && pattern.len() <= config.subscription_pattern_max_length
+    });
+    let filtered = pattern.is_some();
+    if let Some(pattern) = pattern {
+        let pattern = Pattern::new(pattern)?;
+        topics.retain(|topic| pattern.matches(topic));
+    }
+    let hash = topics_hash(topics.iter().map(String::as_str));
+    let same = request.topics_hash.as_deref() == Some(hash.as_str());
+    Ok(CommandGetTopicsOfNamespaceResponse {
+        request_id: request.request_id,
+        topics: if same { Vec::new() } else { topics },
+        filtered: Some(filtered),
+        topics_hash: Some(hash),
+        changed: Some(!same),
+    })
+}

@@ -1,0 +1,410 @@
+//! PRODUCER, SEND and CLOSE_PRODUCER.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use geminga_proto::frame::Frame;
+use geminga_proto::message::{peek, verify_checksum};
+use geminga_proto::pb::{
+    CommandCloseProducer, CommandProducer, CommandSendError, CommandSuccess, ProducerAccessMode,
+    ServerError,
+};
+use geminga_proto::send::Send;
+use geminga_storage::managed::Initial;
+use tokio::time::Instant;
+
+use super::{Closed, Connection};
+use crate::broker::Core;
+use crate::error::BrokerError;
+use crate::peer::Peer;
+use crate::producer::{AccessMode, Producer};
+use crate::topic::Topic;
+use crate::topic::producers::{AttachError, Attached};
+use crate::topic::publish::Receipt;
+use crate::topic::subscribe::Wanted;
+
+/// Entries of one run: one append, one lock.
+const RUN_ENTRIES_MAX: usize = 4_096;
+const RUN_BYTES_MAX: usize = 1 << 20;
+
+pub(crate) enum ProducerSlot {
+    /// The number of the request that opens it.
+    Opening(u64),
+    Open {
+        topic: Arc<Topic>,
+        producer: Arc<Producer>,
+    },
+}
+
+impl Connection {
+    pub(super) fn handle_producer(&mut self, request: CommandProducer) {
+        let (id, request_id) = (request.producer_id, request.request_id);
+        match self.producers.get(&id) {
+            Some(ProducerSlot::Opening(_)) => {
+                let text = "Producer is already present on the connection".to_owned();
+                return self.refuse(request_id, &BrokerError::NotReady(text));
+            }
+            Some(ProducerSlot::Open { producer, .. }) => {
+                let mut success = Topic::success(producer, request_id, None, true);
+                success.last_sequence_id = None;
+                return self.peer.outbox.send(success);
+            }
+            None => {}
+        }
+        self.recently_closed.remove(&id);
+        let op = self.next_op();
+        self.producers.insert(id, ProducerSlot::Opening(op));
+        let (core, peer) = (self.core.clone(), self.peer.clone());
+        self.request("open a producer", async move {
+            let result = open_producer(&core, &peer, request).await;
+            move |connection: &mut Connection| {
+                connection.producer_opened(id, op, request_id, result)
+            }
+        });
+    }
+
+    fn producer_opened(
+        &mut self,
+        id: u64,
+        op: u64,
+        request_id: u64,
+        result: Result<Opened, BrokerError>,
+    ) {
+        let current =
+            matches!(self.producers.get(&id), Some(ProducerSlot::Opening(at)) if *at == op);
+        match result {
+            Err(reason) => {
+                if current {
+                    self.producers.remove(&id);
+                    self.refuse(request_id, &reason);
+                }
+            }
+            // It was granted before this came.
+            Ok(Opened {
+                producer,
+                attached: Attached::Queued,
+                ..
+            }) if self.is_open_producer(id, producer.key) => {}
+            Ok(opened) if !current || self.peer.is_gone() => {
+                opened.topic.detach_gone(&opened.producer);
+                if current {
+                    self.producers.remove(&id);
+                }
+            }
+            Ok(Opened {
+                topic,
+                producer,
+                attached,
+            }) => match attached {
+                Attached::Now { topic_epoch } => {
+                    self.producer_granted(&topic, producer, request_id, topic_epoch);
+                }
+                Attached::Queued => {
+                    // Stays `Opening`: it may not send before it is granted.
+                    let success = Topic::success(&producer, request_id, None, false);
+                    self.peer.outbox.send(success);
+                    self.waiting_producers.insert(id, (topic, producer));
+                }
+            },
+        }
+    }
+
+    /// The producer may publish.
+    pub(crate) fn producer_granted(
+        &mut self,
+        topic: &Arc<Topic>,
+        producer: Arc<Producer>,
+        request_id: u64,
+        topic_epoch: Option<u64>,
+    ) {
+        self.waiting_producers.remove(&producer.id);
+        if !matches!(
+            self.producers.get(&producer.id),
+            Some(ProducerSlot::Opening(_))
+        ) {
+            // Closed while it waited.
+            return topic.detach_gone(&producer);
+        }
+        self.peer
+            .outbox
+            .send(Topic::success(&producer, request_id, topic_epoch, true));
+        let slot = ProducerSlot::Open {
+            topic: topic.clone(),
+            producer: producer.clone(),
+        };
+        self.producers.insert(producer.id, slot);
+    }
+
+    /// We have closed it and told the client: its SENDs on the way are ignored.
+    pub(crate) fn producer_closed(&mut self, id: u64, key: u64) {
+        if self.remove_producer(id, key) {
+            self.recently_closed.insert(id, Instant::now());
+        }
+    }
+
+    /// Others took the topic: the client is not told, its next SEND closes the connection.
+    pub(crate) fn producer_fenced(&mut self, id: u64, key: u64) {
+        if self
+            .waiting_producers
+            .get(&id)
+            .is_some_and(|(_, producer)| producer.key == key)
+        {
+            self.waiting_producers.remove(&id);
+            self.producers.remove(&id);
+        }
+        self.remove_producer(id, key);
+    }
+
+    fn is_open_producer(&self, id: u64, key: u64) -> bool {
+        matches!(self.producers.get(&id),
+            Some(ProducerSlot::Open { producer, .. }) if producer.key == key)
+    }
+
+    fn remove_producer(&mut self, id: u64, key: u64) -> bool {
+        let here = self.is_open_producer(id, key);
+        if here {
+            self.publish_batch();
+            self.producers.remove(&id);
+        }
+        here
+    }
+
+    pub(super) fn handle_close_producer(&mut self, request: &CommandCloseProducer) {
+        let id = request.producer_id;
+        if let Some((topic, producer)) = self.waiting_producers.remove(&id) {
+            topic.detach_gone(&producer);
+        }
+        match self.producers.remove(&id) {
+            Some(ProducerSlot::Open { topic, producer }) => {
+                topic.close_producer(&producer, request.request_id);
+            }
+            Some(ProducerSlot::Opening(_)) | None => {
+                let success = CommandSuccess {
+                    request_id: request.request_id,
+                    schema: None,
+                };
+                self.peer.outbox.send(success);
+            }
+        }
+    }
+
+    pub(super) fn handle_send(&mut self, send: &Send, frame: &Frame<'_>) -> Result<(), Closed> {
+        let fits = self.batch.producer.as_ref().is_some_and(|producer| {
+            producer.id == send.producer_id
+                && self.batch.entries.len() < RUN_ENTRIES_MAX
+                && self.batch.bytes < RUN_BYTES_MAX
+        });
+        if !fits {
+            self.publish_batch();
+            let Some(ProducerSlot::Open { topic, producer }) =
+                self.producers.get(&send.producer_id)
+            else {
+                if self.recently_closed.contains_key(&send.producer_id) {
+                    return Ok(());
+                }
+                return Err(Closed::Protocol("a SEND for an unknown producer"));
+            };
+            self.batch.producer = Some(producer.clone());
+            self.batch_topic = Some(topic.clone());
+        }
+        if let Err((kind, text)) = self.check_send(send, frame.block()) {
+            // In order with the receipts of what came before.
+            self.publish_batch();
+            self.peer.outbox.send(CommandSendError {
+                producer_id: send.producer_id,
+                sequence_id: send.sequence_id,
+                error: kind as i32,
+                message: text,
+            });
+            return Ok(());
+        }
+        let block = frame.block_bytes();
+        let batch = &mut self.batch;
+        batch.bytes += block.len();
+        batch.messages += u64::from(send.num_messages.max(1).unsigned_abs());
+        batch.chunks += u64::from(send.is_chunk);
+        batch.entries.push(block);
+        batch.receipts.push(Receipt {
+            sequence_id: send.sequence_id,
+            highest_sequence_id: send.highest_sequence_id,
+        });
+        Ok(())
+    }
+
+    fn check_send(&self, send: &Send, block: &[u8]) -> Result<(), (ServerError, String)> {
+        if verify_checksum(block).is_err() {
+            return Err((
+                ServerError::ChecksumError,
+                "Checksum failed on the broker".to_owned(),
+            ));
+        }
+        if let Some(highest) = send.highest_sequence_id
+            && highest < send.sequence_id
+            && highest != 0
+        {
+            return Err((
+                ServerError::MetadataError,
+                "Invalid lowest or highest sequence id".to_owned(),
+            ));
+        }
+        if send.txnid_least_bits.is_some() && send.txnid_most_bits.is_some() {
+            return Err((
+                ServerError::NotAllowedError,
+                "Transactions are not enabled on this broker".to_owned(),
+            ));
+        }
+        if send.message_id.is_some() {
+            return Err((
+                ServerError::NotAllowedError,
+                "Only shadow topic supports sending messages with messageId".to_owned(),
+            ));
+        }
+        let max_delay_ms = self.core.config.delayed_delivery_max_delay_in_millis;
+        let encrypted = self
+            .batch
+            .producer
+            .as_ref()
+            .is_some_and(|producer| producer.encrypted);
+        // What every consumer could not read is refused here; that also reads the delay.
+        let Ok(head) = peek(block) else {
+            return Err((
+                ServerError::MetadataError,
+                "Invalid message metadata".to_owned(),
+            ));
+        };
+        if max_delay_ms > 0
+            && let Some(at) = head.deliver_at_time.and_then(|at| u64::try_from(at).ok())
+            && at > self.core.clock.now_ms().saturating_add(max_delay_ms)
+        {
+            let text = format!("Exceeds max allowed delivery delay of {max_delay_ms} milliseconds");
+            return Err((ServerError::NotAllowedError, text));
+        }
+        if encrypted && !head.has_encryption_keys {
+            return Err((
+                ServerError::MetadataError,
+                "Messages must be encrypted".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn publish_batch(&mut self) {
+        let Some(topic) = self.batch_topic.take() else {
+            return;
+        };
+        if self.batch.is_empty() {
+            self.batch.clear();
+        } else {
+            topic.publish(&mut self.batch);
+        }
+    }
+
+    pub(super) fn end_producers(&mut self) {
+        for (_, (topic, producer)) in self.waiting_producers.drain() {
+            topic.detach_gone(&producer);
+        }
+        for (_, slot) in self.producers.drain() {
+            if let ProducerSlot::Open { topic, producer } = slot {
+                topic.detach_gone(&producer);
+            }
+        }
+    }
+}
+
+pub(crate) struct Opened {
+    topic: Arc<Topic>,
+    producer: Arc<Producer>,
+    attached: Attached,
+}
+
+async fn open_producer(
+    core: &Arc<Core>,
+    peer: &Arc<Peer>,
+    request: CommandProducer,
+) -> Result<Opened, BrokerError> {
+    let name = core.parse_topic(&request.topic)?;
+    let topic = core.topic(&name, true).await?;
+    let access = match request.producer_access_mode() {
+        ProducerAccessMode::Shared => AccessMode::Shared,
+        ProducerAccessMode::Exclusive => AccessMode::Exclusive,
+        ProducerAccessMode::WaitForExclusive => AccessMode::WaitForExclusive,
+        ProducerAccessMode::ExclusiveWithFencing => AccessMode::ExclusiveWithFencing,
+    };
+    let schema_version = core.producer_schema(&name, request.schema.as_ref()).await?;
+    if let Some(subscription) = request.initial_subscription_name.as_deref()
+        && !subscription.is_empty()
+    {
+        let wanted = Wanted {
+            name: subscription.into(),
+            durable: true,
+            initial: Initial::Earliest,
+            properties: Default::default(),
+            create: core.config.allow_auto_subscription_creation,
+        };
+        topic
+            .ensure_subscription(&wanted)
+            .await
+            .map_err(|reason| {
+                match reason {
+            BrokerError::SubscriptionNotFound { .. } => BrokerError::NotAllowed(
+                "Could not create the initial subscription due to the auto subscription creation \
+                 is not allowed."
+                    .to_owned(),
+            ),
+            other => other,
+        }
+            })?;
+    }
+    topic.ledger.prepare().await?;
+    let producer_name = match request.producer_name {
+        Some(name) if !name.is_empty() => name,
+        _ => core.producer_name(),
+    };
+    let producer = Arc::new(Producer {
+        key: core.next_id(),
+        id: request.producer_id,
+        name: producer_name.into(),
+        peer: peer.clone(),
+        epoch: request.epoch.unwrap_or(0),
+        access,
+        encrypted: request.encrypted.unwrap_or(false),
+        schema_version,
+        metadata: request
+            .metadata
+            .into_iter()
+            .map(|pair| (pair.key, pair.value))
+            .collect(),
+        connected_since_ms: core.clock.now_ms(),
+        messages_in: AtomicU64::new(0),
+        bytes_in: AtomicU64::new(0),
+    });
+    let timeout = Duration::from_millis(core.config.connection_liveness_check_timeout_millis);
+    loop {
+        match topic.attach(&producer, request.topic_epoch, request.request_id) {
+            Ok(attached) => {
+                if let Attached::Now {
+                    topic_epoch: Some(epoch),
+                } = attached
+                {
+                    topic.store_epoch_durably(epoch).await?;
+                }
+                return Ok(Opened {
+                    topic,
+                    producer,
+                    attached,
+                });
+            }
+            Err(AttachError::Refused(reason)) => return Err(reason),
+            Err(AttachError::NameTaken(other)) => {
+                if Arc::ptr_eq(&other, peer) || other.is_alive(timeout).await {
+                    return Err(BrokerError::ProducerBusy(format!(
+                        "Producer with name '{}' is already connected to topic",
+                        producer.name
+                    )));
+                }
+                core.forget_peer(&topic, &other);
+            }
+        }
+    }
+}

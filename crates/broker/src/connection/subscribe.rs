@@ -1,0 +1,263 @@
+//! SUBSCRIBE, CLOSE_CONSUMER and UNSUBSCRIBE.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_model::Position;
+use geminga_proto::command::success;
+use geminga_proto::pb::command_subscribe::{InitialPosition, SubType};
+use geminga_proto::pb::{
+    CommandCloseConsumer, CommandSubscribe, CommandUnsubscribe, KeySharedMode,
+};
+use geminga_storage::managed::Initial;
+
+use super::Connection;
+use super::consume::{ConsumerSlot, OpenConsumer};
+use crate::broker::Core;
+use crate::config::SubscriptionType;
+use crate::consumer::{KeySharedPolicy, NewConsumer};
+use crate::dispatcher::ConsumerKey;
+use crate::error::BrokerError;
+use crate::peer::Peer;
+use crate::topic::Topic;
+use crate::topic::subscribe::{Wanted, reader_start};
+
+struct Joined {
+    topic: Arc<Topic>,
+    subscription: u32,
+    key: ConsumerKey,
+}
+
+impl Connection {
+    pub(super) fn handle_subscribe(&mut self, request: CommandSubscribe) {
+        let (id, request_id) = (request.consumer_id, request.request_id);
+        match self.consumers.get(&id) {
+            Some(ConsumerSlot::Opening(_)) => {
+                let text = "Consumer is already present on the connection".to_owned();
+                return self.refuse(request_id, &BrokerError::NotReady(text));
+            }
+            Some(ConsumerSlot::Open(_)) => return self.peer.outbox.send(success(request_id)),
+            None => {}
+        }
+        let op = self.next_op();
+        self.consumers.insert(id, ConsumerSlot::Opening(op));
+        let (core, peer) = (self.core.clone(), self.peer.clone());
+        self.request("open a consumer", async move {
+            let result = subscribe(&core, &peer, request).await;
+            move |connection: &mut Connection| connection.subscribed(id, op, request_id, result)
+        });
+    }
+
+    fn subscribed(
+        &mut self,
+        id: u64,
+        op: u64,
+        request_id: u64,
+        result: Result<Joined, BrokerError>,
+    ) {
+        let current =
+            matches!(self.consumers.get(&id), Some(ConsumerSlot::Opening(at)) if *at == op);
+        match result {
+            Err(reason) => {
+                if current {
+                    self.consumers.remove(&id);
+                    self.refuse(request_id, &reason);
+                }
+            }
+            Ok(joined) if !current || self.peer.is_gone() => {
+                joined.topic.leave(joined.subscription, joined.key);
+                if current {
+                    self.consumers.remove(&id);
+                }
+            }
+            Ok(Joined {
+                topic,
+                subscription,
+                key,
+            }) => {
+                self.peer.outbox.send(success(request_id));
+                let open = OpenConsumer {
+                    topic: topic.clone(),
+                    subscription,
+                    key,
+                };
+                self.consumers.insert(id, ConsumerSlot::Open(open));
+                topic.announce(subscription);
+            }
+        }
+    }
+
+    /// We have closed it and told the client, which will subscribe again.
+    pub(crate) fn consumer_closed(&mut self, id: u64, key: ConsumerKey) {
+        if matches!(self.consumers.get(&id), Some(ConsumerSlot::Open(open)) if open.key == key) {
+            self.consumers.remove(&id);
+        }
+    }
+
+    pub(super) fn handle_close_consumer(&mut self, request: &CommandCloseConsumer) {
+        // One that is still opening leaves as soon as it has joined.
+        if let Some(ConsumerSlot::Open(open)) = self.consumers.remove(&request.consumer_id) {
+            open.topic.leave(open.subscription, open.key);
+        }
+        self.peer.outbox.send(success(request.request_id));
+    }
+
+    pub(super) fn handle_unsubscribe(&mut self, request: &CommandUnsubscribe) {
+        let (id, request_id, force) = (
+            request.consumer_id,
+            request.request_id,
+            request.force.unwrap_or(false),
+        );
+        let Some(ConsumerSlot::Open(open)) = self.consumers.get(&id) else {
+            let reason = BrokerError::Metadata("Consumer not found".to_owned());
+            return self.refuse(request_id, &reason);
+        };
+        let open = open.clone();
+        self.request("unsubscribe", async move {
+            let result = open
+                .topic
+                .unsubscribe(open.subscription, open.key, force)
+                .await;
+            move |connection: &mut Connection| match result {
+                Ok(()) => {
+                    connection.consumer_closed(id, open.key);
+                    connection.peer.outbox.send(success(request_id));
+                }
+                Err(reason) => connection.refuse(request_id, &reason),
+            }
+        });
+    }
+
+    pub(super) fn end_consumers(&mut self) {
+        for (_, slot) in self.consumers.drain() {
+            if let ConsumerSlot::Open(open) = slot {
+                open.topic.leave(open.subscription, open.key);
+            }
+        }
+    }
+
+    /// The outbox has room again: dispatches to this connection's consumers.
+    pub(super) fn resume_consumers(&mut self) {
+        for slot in self.consumers.values() {
+            if let ConsumerSlot::Open(open) = slot {
+                open.topic.resume(open.subscription);
+            }
+        }
+    }
+}
+
+async fn subscribe(
+    core: &Arc<Core>,
+    peer: &Arc<Peer>,
+    request: CommandSubscribe,
+) -> Result<Joined, BrokerError> {
+    let name = core.parse_topic(&request.topic)?;
+    let kind = match request.sub_type() {
+        SubType::Exclusive => SubscriptionType::Exclusive,
+        SubType::Shared => SubscriptionType::Shared,
+        SubType::Failover => SubscriptionType::Failover,
+        SubType::KeyShared => SubscriptionType::KeyShared,
+    };
+    check(core, &request, kind)?;
+    let durable = request.durable.unwrap_or(true);
+    let create_topic = request.force_topic_creation.unwrap_or(true);
+    let topic = core.topic(&name, create_topic).await?;
+    core.consumer_schema(&topic, request.schema.as_ref())
+        .await?;
+    let start = request.start_message_id.as_ref().filter(|_| !durable);
+    let initial = match (start, request.initial_position()) {
+        (Some(id), _) => reader_start(Position::from_wire(id.ledger_id, id.entry_id)),
+        (None, InitialPosition::Latest) => Initial::Latest,
+        (None, InitialPosition::Earliest) => Initial::Earliest,
+    };
+    let properties = request
+        .subscription_properties
+        .iter()
+        .map(|pair| (pair.key.clone(), pair.value.clone()))
+        .collect();
+    let wanted = Wanted {
+        name: request.subscription.as_str().into(),
+        durable,
+        initial,
+        properties,
+        create: core.allows_auto_subscription(&name).await?,
+    };
+    let key_shared = request.key_shared_meta.clone().unwrap_or_default();
+    let ranges = key_shared
+        .hash_ranges
+        .iter()
+        .map(|range| (range.start, range.end))
+        .collect();
+    let key = ConsumerKey(core.next_id());
+    let consumer = NewConsumer {
+        key,
+        id: request.consumer_id,
+        name: request.consumer_name.clone().unwrap_or_default().into(),
+        peer: peer.clone(),
+        priority: request.priority_level.unwrap_or(0),
+        epoch: request.consumer_epoch,
+        metadata: request
+            .metadata
+            .iter()
+            .map(|pair| (pair.key.clone(), pair.value.clone()))
+            .collect(),
+        kind,
+        key_shared: KeySharedPolicy {
+            sticky: key_shared.key_shared_mode() == KeySharedMode::Sticky,
+            allow_out_of_order: key_shared.allow_out_of_order_delivery.unwrap_or(false),
+        },
+        ranges,
+    };
+    let rollback = request
+        .start_message_rollback_duration_sec
+        .filter(|seconds| *seconds > 0)
+        .map(Duration::from_secs);
+    let subscription = topic.subscribe(&wanted, consumer, rollback).await?;
+    Ok(Joined {
+        topic,
+        subscription,
+        key,
+    })
+}
+
+fn check(
+    core: &Core,
+    request: &CommandSubscribe,
+    kind: SubscriptionType,
+) -> Result<(), BrokerError> {
+    let config = &core.config;
+    let name = &request.subscription;
+    // Pulsar's naming errors come out as ProducerBusy, for subscriptions too.
+    if name.is_empty() {
+        return Err(BrokerError::ProducerBusy(
+            "Empty subscription name".to_owned(),
+        ));
+    }
+    if name.starts_with("pulsar.repl") || name == "pulsar.dedup" {
+        return Err(BrokerError::ProducerBusy(format!(
+            "Subscription with reserved subscription name attempted: {name}"
+        )));
+    }
+    if !config.subscription_types_enabled.contains(&kind) {
+        return Err(BrokerError::NotAllowed(format!(
+            "Topic does not support {} subscription type",
+            kind.as_str()
+        )));
+    }
+    if request.read_compacted.unwrap_or(false) && !kind.is_single_active() {
+        return Err(BrokerError::NotAllowed(
+            "readCompacted only allowed on failover or exclusive subscriptions".to_owned(),
+        ));
+    }
+    let metadata: usize = request
+        .metadata
+        .iter()
+        .map(|pair| pair.key.len() + pair.value.len())
+        .sum();
+    if metadata > config.max_consumer_metadata_size {
+        return Err(BrokerError::Metadata(
+            "Consumer metadata size exceeds the limit".to_owned(),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,476 @@
+//! Dispatch to many consumers at once: Shared and Key_Shared.
+//!
+//! Owns the consumers' permits, what is out unacked (each entry at exactly one consumer), what
+//! waits to be sent again with its redelivery counts, and what is not yet due.
+
+use std::collections::{BTreeMap, HashMap};
+
+use geminga_model::Position;
+
+use super::delayed::Delayed;
+use super::key_range::AssignError;
+use super::key_shared::KeyShared;
+use super::replay::Replay;
+use super::round_robin::RoundRobin;
+use super::{Candidate, ConsumerKey, Flow, Limits, Verdict, Want};
+
+#[derive(Debug)]
+pub(crate) enum Routing {
+    RoundRobin(RoundRobin),
+    Keys(KeyShared),
+}
+
+/// An entry that is out at a consumer.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    holder: ConsumerKey,
+    messages: u32,
+    hash: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    routing: Routing,
+    limits: Limits,
+    /// By priority level, then in order of arrival.
+    consumers: Vec<Flow>,
+    index: HashMap<ConsumerKey, usize>,
+    pending: BTreeMap<Position, Pending>,
+    replay: Replay,
+    redeliveries: HashMap<Position, u32>,
+    delayed: Delayed,
+    unacked: u64,
+    blocked: bool,
+}
+
+impl Shared {
+    pub(crate) fn new(routing: Routing, limits: Limits) -> Shared {
+        Shared {
+            routing,
+            limits,
+            consumers: Vec::new(),
+            index: HashMap::new(),
+            pending: BTreeMap::new(),
+            replay: Replay::default(),
+            redeliveries: HashMap::new(),
+            delayed: Delayed::default(),
+            unacked: 0,
+            blocked: false,
+        }
+    }
+
+    // Consumers
+
+    pub(crate) fn add(&mut self, flow: Flow, ranges: &[(i32, i32)]) -> Result<(), AssignError> {
+        if let Routing::Keys(keys) = &mut self.routing {
+            let out = self
+                .pending
+                .values()
+                .map(|pending| (pending.hash, pending.holder));
+            keys.add(flow.key, &flow.name, ranges, out)?;
+        }
+        let at = self
+            .consumers
+            .partition_point(|other| other.priority <= flow.priority);
+        self.consumers.insert(at, flow);
+        self.consumers_changed(None);
+        Ok(())
+    }
+
+    /// The consumer leaves; what it held is to be sent again, to others. Its going is no
+    /// redelivery, so no count rises.
+    pub(crate) fn remove(&mut self, key: ConsumerKey) {
+        let Some(at) = self.index.get(&key).copied() else {
+            return;
+        };
+        let flow = self.consumers.remove(at);
+        self.unacked -= flow.unacked();
+        let replay = &mut self.replay;
+        self.pending.retain(|position, pending| {
+            if pending.holder == key {
+                replay.insert(*position, pending.hash);
+            }
+            pending.holder != key
+        });
+        if let Routing::Keys(keys) = &mut self.routing {
+            let out = self
+                .pending
+                .values()
+                .map(|pending| (pending.hash, pending.holder));
+            keys.remove(key, out);
+        }
+        self.consumers_changed(Some(key));
+        self.check_unblock();
+        if self.consumers.is_empty() {
+            self.redeliveries.clear();
+        }
+    }
+
+    pub(crate) fn flow(&self, key: ConsumerKey) -> Option<&Flow> {
+        self.index.get(&key).map(|at| &self.consumers[*at])
+    }
+
+    #[cfg(test)]
+    pub(crate) fn consumers(&self) -> &[Flow] {
+        &self.consumers
+    }
+
+    pub(crate) fn add_permits(&mut self, key: ConsumerKey, messages: u32) {
+        if let Some(at) = self.index.get(&key) {
+            self.consumers[*at].add_permits(messages);
+        }
+    }
+
+    pub(crate) fn set_writable(&mut self, key: ConsumerKey, writable: bool) {
+        if let Some(at) = self.index.get(&key) {
+            self.consumers[*at].writable = writable;
+        }
+    }
+
+    /// Whether any consumer takes an entry now.
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.blocked && self.consumers.iter().any(Flow::is_ready)
+    }
+
+    // Dispatch
+
+    pub(crate) fn routing_hash(&self, key: &[u8]) -> u32 {
+        match &self.routing {
+            Routing::RoundRobin(_) => 0,
+            Routing::Keys(keys) => keys.hash(key),
+        }
+    }
+
+    pub(crate) fn routes_by_key(&self) -> bool {
+        matches!(self.routing, Routing::Keys(_))
+    }
+
+    /// Begins a pass: the round robin goes on to the next consumer.
+    pub(crate) fn begin(&mut self) {
+        if let Routing::RoundRobin(turns) = &mut self.routing {
+            turns.begin();
+        }
+    }
+
+    /// What could be placed now, at most `entries_max`. With `past_replay` the replay queue is
+    /// left alone (a pass over it has just placed nothing).
+    pub(crate) fn want(&self, entries_max: usize, past_replay: bool) -> Want {
+        if self.blocked {
+            return Want::Nothing;
+        }
+        let permits: i64 = self
+            .consumers
+            .iter()
+            .filter(|flow| flow.is_ready())
+            .map(Flow::permits)
+            .sum();
+        let budget = usize::try_from(permits).unwrap_or(0).min(entries_max);
+        if budget == 0 {
+            return Want::Nothing;
+        }
+        if !self.replay.is_empty() && !past_replay {
+            let positions = self.replayable(budget);
+            if !positions.is_empty() {
+                return Want::Replay(positions);
+            }
+        }
+        if self.routes_by_key() && self.replay.len() >= self.look_ahead_max() {
+            return Want::Nothing;
+        }
+        Want::Tail(budget)
+    }
+
+    fn replayable(&self, budget: usize) -> Vec<Position> {
+        let keys = match &self.routing {
+            Routing::RoundRobin(_) => {
+                return self
+                    .replay
+                    .iter()
+                    .take(budget)
+                    .map(|(position, _)| position)
+                    .collect();
+            }
+            Routing::Keys(keys) => keys,
+        };
+        let mut left: HashMap<ConsumerKey, i64> = self
+            .consumers
+            .iter()
+            .filter(|flow| flow.is_ready())
+            .map(|flow| (flow.key, flow.permits()))
+            .collect();
+        let mut out = Vec::new();
+        for (position, hash) in self.replay.iter() {
+            if out.len() >= budget || left.is_empty() {
+                break;
+            }
+            // A consumer without permits blocks all its hashes, so the order per key holds.
+            let Some(owner) = keys.owner(hash) else {
+                continue;
+            };
+            let Some(permits) = left.get_mut(&owner) else {
+                continue;
+            };
+            *permits -= 1;
+            if *permits <= 0 {
+                left.remove(&owner);
+            }
+            out.push(position);
+        }
+        out
+    }
+
+    fn look_ahead_max(&self) -> usize {
+        let per_consumer = self
+            .limits
+            .look_ahead_per_consumer_max
+            .saturating_mul(self.consumers.len());
+        match (per_consumer, self.limits.look_ahead_per_subscription_max) {
+            (0, 0) => usize::MAX,
+            (0, max) | (max, 0) => max,
+            (a, b) => a.min(b),
+        }
+    }
+
+    /// Places an entry that was read on request. Offer them in the order of their positions.
+    pub(crate) fn place(&mut self, candidate: &Candidate, due_before_ms: u64) -> Verdict {
+        let Candidate {
+            position,
+            messages,
+            hash,
+            deliver_at_ms,
+            ..
+        } = *candidate;
+        if deliver_at_ms > due_before_ms {
+            self.replay.remove(position);
+            self.delayed.insert(deliver_at_ms, position, hash);
+            return Verdict::Later;
+        }
+        if self.pending.contains_key(&position) {
+            return Verdict::Later;
+        }
+        let waiting = self.replay.remove(position);
+        let chosen = if self.blocked {
+            None
+        } else {
+            self.choose(candidate, waiting)
+        };
+        let Some(at) = chosen else {
+            self.replay.insert(position, hash);
+            return Verdict::Later;
+        };
+        let flow = &mut self.consumers[at];
+        flow.spend(messages);
+        flow.hold(messages);
+        let holder = flow.key;
+        self.unacked += u64::from(messages);
+        let max = u64::from(self.limits.unacked_per_subscription_max);
+        if max > 0 && self.unacked >= max {
+            self.blocked = true;
+        }
+        self.pending.insert(
+            position,
+            Pending {
+                holder,
+                messages,
+                hash,
+            },
+        );
+        let redelivery_count = if self.redeliveries.is_empty() {
+            0
+        } else {
+            self.redeliveries.get(&position).copied().unwrap_or(0)
+        };
+        Verdict::Deliver {
+            consumer: holder,
+            redelivery_count,
+        }
+    }
+
+    fn choose(&mut self, candidate: &Candidate, waiting: bool) -> Option<usize> {
+        match &mut self.routing {
+            Routing::RoundRobin(turns) => {
+                let turn_max = self.limits.round_robin_messages_max;
+                let at = turns.choose(&self.consumers, candidate, turn_max)?;
+                turns.spent(candidate.messages);
+                Some(at)
+            }
+            Routing::Keys(keys) => {
+                // Earlier entries of the key wait: this one goes behind them.
+                if keys.is_in_order() && !waiting && self.replay.holds_hash(candidate.hash) {
+                    return None;
+                }
+                let owner = keys.owner(candidate.hash)?;
+                let at = *self.index.get(&owner)?;
+                self.consumers[at].is_ready().then_some(at)
+            }
+        }
+    }
+
+    // Acks and redelivery
+
+    /// The entry is wholly acked (or skipped). True when something may now be dispatched.
+    pub(crate) fn ack(&mut self, position: Position) -> bool {
+        let waited = self.replay.remove(position);
+        if !self.redeliveries.is_empty() {
+            self.redeliveries.remove(&position);
+        }
+        let Some(pending) = self.pending.remove(&position) else {
+            return waited;
+        };
+        self.release(pending, pending.messages) || waited
+    }
+
+    /// `left` messages of the entry's batch are still to be acked.
+    pub(crate) fn ack_part(&mut self, position: Position, left: u32) -> bool {
+        let Some(pending) = self.pending.get_mut(&position) else {
+            return false;
+        };
+        let acked = pending.messages.saturating_sub(left);
+        pending.messages -= acked;
+        let holder = pending.holder;
+        self.unacked -= u64::from(acked);
+        let unblocked = self.release_flow(holder, acked);
+        self.check_unblock() || unblocked
+    }
+
+    /// Everything up to `through` is gone (cumulative ack, skip, expiry).
+    pub(crate) fn ack_through(&mut self, through: Position) {
+        self.replay.remove_through(through);
+        self.redeliveries.retain(|position, _| *position > through);
+        while let Some(entry) = self.pending.first_entry() {
+            if *entry.key() > through {
+                break;
+            }
+            let pending = entry.remove();
+            self.release(pending, pending.messages);
+        }
+    }
+
+    /// Messages of an entry that are out at this consumer.
+    pub(crate) fn pending_messages(&self, position: Position) -> Option<(ConsumerKey, u32)> {
+        self.pending
+            .get(&position)
+            .map(|pending| (pending.holder, pending.messages))
+    }
+
+    /// The consumer wants these again, or everything it holds. Entries that it does not hold are
+    /// ignored. Returns how many entries go back.
+    pub(crate) fn redeliver(&mut self, key: ConsumerKey, positions: Option<&[Position]>) -> usize {
+        let held = |pending: &Pending| pending.holder == key;
+        let back: Vec<Position> = match positions {
+            Some(positions) => positions
+                .iter()
+                .copied()
+                .filter(|position| self.pending.get(position).is_some_and(held))
+                .collect(),
+            None => self
+                .pending
+                .iter()
+                .filter(|(_, p)| held(p))
+                .map(|(at, _)| *at)
+                .collect(),
+        };
+        let mut count = 0;
+        for position in back {
+            let Some(pending) = self.pending.remove(&position) else {
+                continue;
+            };
+            count += 1;
+            self.replay.insert(position, pending.hash);
+            *self.redeliveries.entry(position).or_default() += 1;
+            self.release(pending, pending.messages);
+        }
+        count
+    }
+
+    /// The cursor starts again from its mark-delete position: nothing is out, waiting or delayed.
+    pub(crate) fn reset(&mut self) {
+        self.replay.clear();
+        self.delayed.clear();
+        self.redeliveries.clear();
+        for (_, pending) in std::mem::take(&mut self.pending) {
+            self.release(pending, pending.messages);
+        }
+    }
+
+    // Delayed delivery
+
+    /// Moves what is due into the replay queue; true when there was something.
+    pub(crate) fn wake_due(&mut self, due_before_ms: u64) -> bool {
+        let mut woken = false;
+        while let Some((position, hash)) = self.delayed.pop_due(due_before_ms) {
+            self.replay.insert(position, hash);
+            woken = true;
+        }
+        woken
+    }
+
+    pub(crate) fn next_due_ms(&self) -> Option<u64> {
+        self.delayed.next_ms()
+    }
+
+    // Figures
+
+    pub(crate) fn unacked(&self) -> u64 {
+        self.unacked
+    }
+
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    pub(crate) fn delayed_len(&self) -> usize {
+        self.delayed.len()
+    }
+
+    pub(crate) fn replay_len(&self) -> usize {
+        self.replay.len()
+    }
+
+    pub(crate) fn draining(&self) -> (usize, u64) {
+        match &self.routing {
+            Routing::RoundRobin(_) => (0, 0),
+            Routing::Keys(keys) => keys.draining(),
+        }
+    }
+
+    fn consumers_changed(&mut self, gone: Option<ConsumerKey>) {
+        self.index = self
+            .consumers
+            .iter()
+            .enumerate()
+            .map(|(at, flow)| (flow.key, at))
+            .collect();
+        if let Routing::RoundRobin(turns) = &mut self.routing {
+            turns.consumers_changed(gone);
+        }
+    }
+
+    fn release(&mut self, pending: Pending, messages: u32) -> bool {
+        self.unacked -= u64::from(messages);
+        let mut progress = self.release_flow(pending.holder, messages);
+        if let Routing::Keys(keys) = &mut self.routing {
+            progress |= keys.released(pending.hash, pending.holder);
+        }
+        self.check_unblock() || progress
+    }
+
+    fn release_flow(&mut self, holder: ConsumerKey, messages: u32) -> bool {
+        match self.index.get(&holder) {
+            Some(at) => self.consumers[*at].release(messages),
+            None => false,
+        }
+    }
+
+    fn check_unblock(&mut self) -> bool {
+        let max = u64::from(self.limits.unacked_per_subscription_max);
+        if self.blocked && self.unacked <= max / 2 {
+            self.blocked = false;
+            return true;
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests;

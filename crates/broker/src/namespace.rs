@@ -1,0 +1,295 @@
+//! Tenants, namespaces and partitioned topics: what is stored about them, and the keys it has.
+//!
+//! | key | value |
+//! |---|---|
+//! | `/tenants/<tenant>` | JSON of [`TenantInfo`] |
+//! | `/namespaces/<tenant>/<namespace>` | JSON of [`Policies`] |
+//! | `/partitioned/<tenant>/<namespace>/<domain>/<encoded topic>` | JSON of [`Partitioned`] |
+//! | `/schemas/<tenant>/<namespace>/<encoded topic>/<version, 20 digits>` | JSON, see `schema` |
+//! | `/broker/instance` | how often a broker was started here |
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use geminga_model::{NamespaceName, TopicName};
+use geminga_storage::metadata::{Expected, MetadataStore, Version};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::BrokerError;
+
+/// Page of a listing.
+const PAGE: usize = 1_000;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TenantInfo {
+    pub admin_roles: Vec<String>,
+    pub allowed_clusters: Vec<String>,
+}
+
+impl Default for TenantInfo {
+    fn default() -> TenantInfo {
+        TenantInfo {
+            admin_roles: Vec::new(),
+            allowed_clusters: vec!["standalone".to_owned()],
+        }
+    }
+}
+
+/// How long acked messages are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retention {
+    /// -1 = for ever.
+    pub retention_time_in_minutes: i64,
+    /// -1 = any amount.
+    #[serde(rename = "retentionSizeInMB")]
+    pub retention_size_in_mb: i64,
+}
+
+/// Whether topics of a namespace are made on first use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AutoTopicCreation {
+    pub allow_auto_topic_creation: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic_type: Option<crate::config::TopicType>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_num_partitions: Option<u32>,
+}
+
+/// The policies of a namespace that are honoured. What is unset comes from the broker's settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policies {
+    #[serde(rename = "retention_policies", skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+    #[serde(
+        rename = "message_ttl_in_seconds",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub message_ttl_seconds: Option<u64>,
+    #[serde(
+        rename = "autoTopicCreationOverride",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub auto_topic_creation: Option<AutoTopicCreation>,
+    #[serde(
+        rename = "autoSubscriptionCreationOverride",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub auto_subscription_creation: Option<bool>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partitioned {
+    pub partitions: u32,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
+}
+
+/// Typed access to the metadata store.
+#[derive(Clone)]
+pub(crate) struct Catalog {
+    pub(crate) store: Arc<dyn MetadataStore>,
+}
+
+impl Catalog {
+    pub(crate) async fn get<T: DeserializeOwned>(
+        &self,
+        key: &str,
+    ) -> Result<Option<(T, Version)>, BrokerError> {
+        let Some(found) = self.store.get(key).await? else {
+            return Ok(None);
+        };
+        let value = serde_json::from_slice(&found.value)
+            .map_err(|error| BrokerError::Metadata(format!("`{key}` cannot be read: {error}")))?;
+        Ok(Some((value, found.version)))
+    }
+
+    pub(crate) async fn put<T: Serialize>(
+        &self,
+        key: &str,
+        value: &T,
+        expected: Expected,
+    ) -> Result<(), BrokerError> {
+        let bytes = serde_json::to_vec(value)
+            .map_err(|error| BrokerError::Metadata(format!("`{key}`: {error}")))?;
+        self.store.put(key, Bytes::from(bytes), expected).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn delete(&self, key: &str) -> Result<(), BrokerError> {
+        self.store.delete(key, Expected::Any).await?;
+        Ok(())
+    }
+
+    /// All keys below `path` with their values.
+    pub(crate) async fn scan<T: DeserializeOwned>(
+        &self,
+        path: &str,
+    ) -> Result<Vec<(String, T)>, BrokerError> {
+        let mut all = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.store.scan(path, after.as_deref(), PAGE).await?;
+            let full = page.len() == PAGE;
+            after = page.last().map(|(key, _)| key.clone());
+            for (key, found) in page {
+                let value = serde_json::from_slice(&found.value).map_err(|error| {
+                    BrokerError::Metadata(format!("`{key}` cannot be read: {error}"))
+                })?;
+                all.push((key, value));
+            }
+            if !full {
+                return Ok(all);
+            }
+        }
+    }
+
+    pub(crate) async fn partitions(&self, topic: &TopicName) -> Result<Option<u32>, BrokerError> {
+        let found = self.get::<Partitioned>(&partitioned_key(topic)).await?;
+        Ok(found.map(|(partitioned, _)| partitioned.partitions))
+    }
+
+    pub(crate) async fn policies(
+        &self,
+        namespace: &str,
+    ) -> Result<Option<(Policies, Version)>, BrokerError> {
+        self.get(&namespace_key(namespace)).await
+    }
+
+    /// What every broker has from the first start.
+    pub(crate) async fn create_builtins(&self, cluster: &str) -> Result<(), BrokerError> {
+        let info = TenantInfo {
+            allowed_clusters: vec![cluster.to_owned()],
+            ..TenantInfo::default()
+        };
+        for tenant in ["public", "pulsar"] {
+            let key = tenant_key(tenant);
+            if self.get::<TenantInfo>(&key).await?.is_none() {
+                self.put(&key, &info, Expected::Absent).await?;
+            }
+        }
+        for namespace in ["public/default", "public/functions", "pulsar/system"] {
+            let key = namespace_key(namespace);
+            if self.get::<Policies>(&key).await?.is_none() {
+                self.put(&key, &Policies::default(), Expected::Absent)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A number that no earlier start of a broker here had.
+    pub(crate) async fn next_instance(&self) -> Result<u64, BrokerError> {
+        const KEY: &str = "/broker/instance";
+        let (last, expected) = match self.get::<u64>(KEY).await? {
+            Some((last, version)) => (Some(last), Expected::Is(version)),
+            None => (None, Expected::Absent),
+        };
+        let next = last.map_or(0, |last| last + 1);
+        self.put(KEY, &next, expected).await?;
+        Ok(next)
+    }
+}
+
+pub(crate) fn tenant_key(tenant: &str) -> String {
+    format!("/tenants/{tenant}")
+}
+
+pub(crate) fn namespace_key(namespace: &str) -> String {
+    format!("/namespaces/{namespace}")
+}
+
+pub(crate) fn partitioned_path(namespace: &NamespaceName) -> String {
+    format!("/partitioned/{namespace}")
+}
+
+pub(crate) fn partitioned_key(topic: &TopicName) -> String {
+    format!(
+        "/partitioned/{}/{}/{}",
+        topic.namespace_str(),
+        topic.domain(),
+        encode(topic.local())
+    )
+}
+
+/// The name of a topic's managed ledger.
+pub(crate) fn ledger_name(topic: &TopicName) -> String {
+    format!(
+        "{}/{}/{}",
+        topic.namespace_str(),
+        topic.domain(),
+        encode(topic.local())
+    )
+}
+
+/// The path below which the managed ledgers of a namespace's topics are.
+pub(crate) fn ledger_path(namespace: &NamespaceName) -> String {
+    format!("{namespace}/persistent")
+}
+
+/// As in URLs (and as Pulsar's own paths are): letters, digits and `-_.*` stay.
+pub(crate) fn encode(local: &str) -> String {
+    let mut out = String::with_capacity(local.len());
+    for byte in local.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'*' => {
+                out.push(char::from(byte));
+            }
+            b' ' => out.push('+'),
+            _ => {
+                const HEX: &[u8; 16] = b"0123456789ABCDEF";
+                out.push('%');
+                out.push(char::from(HEX[usize::from(byte >> 4)]));
+                out.push(char::from(HEX[usize::from(byte & 15)]));
+            }
+        }
+    }
+    out
+}
+
+pub(crate) fn decode(encoded: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(encoded.len());
+    let mut bytes = encoded.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digits = [bytes.next()?, bytes.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_names_survive_their_encoding() {
+        for local in ["plain", "a b", "ä/€?%", "x-partition-3", "a+b*c.d_e~"] {
+            assert_eq!(decode(&encode(local)).as_deref(), Some(local));
+            assert!(!encode(local).contains('/'));
+        }
+        assert_eq!(decode("%zz"), None);
+        assert_eq!(decode("%4"), None);
+    }
+
+    #[test]
+    fn unknown_policies_are_refused() {
+        assert!(serde_json::from_str::<Policies>(r#"{"retention_polices": null}"#).is_err());
+        let text = r#"{"retention_policies":{"retentionTimeInMinutes":-1,"retentionSizeInMB":5}}"#;
+        let policies: Policies = serde_json::from_str(text).unwrap();
+        assert_eq!(policies.retention.map(|r| r.retention_size_in_mb), Some(5));
+        assert_eq!(serde_json::to_string(&policies).unwrap(), text);
+    }
+}

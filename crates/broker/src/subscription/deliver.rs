@@ -1,0 +1,522 @@
+//! From the log to the consumers' outboxes.
+
+use geminga_model::Position;
+use geminga_proto::message::{Peek, peek};
+use geminga_proto::send::Delivery;
+use geminga_storage::managed::ManagedLedger;
+use geminga_storage::{Entry, ReadLimits};
+
+use super::{Dispatch, Subscription};
+use crate::consumer::{Consumer, ConsumerCounters};
+use crate::dispatcher::{Candidate, Chunk, ConsumerKey, Verdict, Want};
+use crate::outbox::Batch;
+use crate::peer::Peer;
+
+/// Passes of one `dispatch` call: it holds the topic's lock.
+const PASSES_MAX: usize = 64;
+
+/// What `dispatch` needs of the topic.
+pub(crate) struct Source<'a> {
+    pub(crate) ledger: &'a ManagedLedger,
+    pub(crate) partition: Option<i32>,
+    pub(crate) terminated: bool,
+    pub(crate) now_ms: u64,
+    /// Entries with a later time wait; `u64::MAX` where delays are not honoured.
+    pub(crate) due_before_ms: u64,
+    pub(crate) entries_max: usize,
+    pub(crate) bytes_max: usize,
+    pub(crate) batch_index_acks: bool,
+}
+
+/// What has to be read from the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ReadPlan {
+    Tail {
+        from: Position,
+        limits: (usize, usize),
+    },
+    Replay(Vec<Position>),
+}
+
+pub(crate) enum Progress {
+    /// Nothing more can be done now; an event will call again.
+    Idle,
+    /// More can be done at once, but others want the lock.
+    Again,
+    /// Not in the cache.
+    Read { plan: ReadPlan, generation: u64 },
+}
+
+impl Subscription {
+    /// Delivers what can be delivered from the cache.
+    pub(crate) fn dispatch(&mut self, source: &Source<'_>) -> Progress {
+        if self.reading || self.held || self.fence.is_some() || self.consumers.is_empty() {
+            return Progress::Idle;
+        }
+        let mut past_replay = false;
+        for _ in 0..PASSES_MAX {
+            self.refresh_writable();
+            match self.want(source, past_replay) {
+                Want::Nothing => {
+                    return Progress::Idle;
+                }
+                Want::Replay(positions) => {
+                    let Some(entries) = cached(source.ledger, &positions) else {
+                        let plan = ReadPlan::Replay(positions);
+                        return Progress::Read {
+                            plan,
+                            generation: self.generation,
+                        };
+                    };
+                    past_replay = self.deliver_replay(source, &positions, &entries) == 0;
+                }
+                Want::Tail(count) => {
+                    if self.read > source.ledger.durable_position() {
+                        if source.terminated {
+                            self.announce_end();
+                        }
+                        return Progress::Idle;
+                    }
+                    let limits = ReadLimits::new(count, source.bytes_max);
+                    match source.ledger.read_cached(self.read, limits) {
+                        Some(entries) if !entries.is_empty() => {
+                            self.deliver_tail(source, &entries);
+                        }
+                        _ => {
+                            let plan = ReadPlan::Tail {
+                                from: self.read,
+                                limits: (count, source.bytes_max),
+                            };
+                            return Progress::Read {
+                                plan,
+                                generation: self.generation,
+                            };
+                        }
+                    }
+                }
+            }
+        }
+        Progress::Again
+    }
+
+    pub(crate) fn read_begins(&mut self) {
+        self.reading = true;
+    }
+
+    /// A read task brings what it read, or nothing where that failed; then `dispatch` goes on.
+    pub(crate) fn read_ends(
+        &mut self,
+        source: &Source<'_>,
+        plan: &ReadPlan,
+        generation: u64,
+        entries: &[Entry],
+    ) {
+        self.reading = false;
+        if self.generation != generation || self.fence.is_some() || self.held {
+            return;
+        }
+        self.refresh_writable();
+        match plan {
+            ReadPlan::Tail { from, .. } if *from == self.read => {
+                if entries.is_empty() && *from <= source.ledger.durable_position() {
+                    // Trimmed meanwhile: go on with what is still there.
+                    self.read = self.read.max(source.ledger.first_position());
+                }
+                self.deliver_tail(source, entries);
+            }
+            ReadPlan::Tail { .. } => {}
+            ReadPlan::Replay(positions) => {
+                self.deliver_replay(source, positions, entries);
+            }
+        }
+    }
+
+    fn want(&mut self, source: &Source<'_>, past_replay: bool) -> Want {
+        let per_entry = self.batch_average.max(1.0);
+        match &mut self.dispatch {
+            Dispatch::None => Want::Nothing,
+            Dispatch::Single(single) => match single.ready() {
+                None => Want::Nothing,
+                Some(flow) => {
+                    let entries = (flow.permits() as f32 / per_entry).ceil() as usize;
+                    Want::Tail(entries.clamp(1, source.entries_max))
+                }
+            },
+            Dispatch::Many(many) => {
+                if !past_replay {
+                    many.begin();
+                    many.wake_due(source.due_before_ms);
+                }
+                match many.want(usize::MAX, past_replay) {
+                    Want::Tail(permits) => {
+                        let entries = (permits as f32 / per_entry).ceil() as usize;
+                        Want::Tail(entries.clamp(1, source.entries_max))
+                    }
+                    Want::Replay(mut positions) => {
+                        positions.truncate(source.entries_max);
+                        Want::Replay(positions)
+                    }
+                    Want::Nothing => Want::Nothing,
+                }
+            }
+        }
+    }
+
+    fn deliver_tail(&mut self, source: &Source<'_>, entries: &[Entry]) {
+        let mut acked_markers = Vec::new();
+        let Subscription {
+            dispatch,
+            consumers,
+            cursor,
+            counters,
+            read,
+            acks_until,
+            batch_average,
+            ..
+        } = self;
+        let mut sender = Sender::new(consumers, source);
+        for entry in entries {
+            let position = entry.position;
+            let next = position.next_in_ledger();
+            if position < *acks_until && cursor.is_acked(position) {
+                *read = next;
+                continue;
+            }
+            let Ok(head) = peek(&entry.data) else {
+                // Stored by us after a check, so this is damage; no client could read it either.
+                tracing::error!(%position, "an entry's metadata cannot be read; skipped");
+                *read = next;
+                continue;
+            };
+            if head.marker_type.is_some() {
+                acked_markers.push(position);
+                *read = next;
+                continue;
+            }
+            let ack_set = match source.batch_index_acks && position < *acks_until {
+                true => cursor.batch_ack_set(position),
+                false => None,
+            };
+            let messages = cost(&head, ack_set.as_deref());
+            *batch_average = *batch_average * 0.9 + messages as f32 * 0.1;
+            let verdict = match dispatch {
+                Dispatch::None => break,
+                Dispatch::Single(single) => {
+                    let Some(flow) = single.ready() else { break };
+                    flow.spend(messages);
+                    Verdict::Deliver {
+                        consumer: flow.key,
+                        redelivery_count: 0,
+                    }
+                }
+                Dispatch::Many(many) => {
+                    if !many.has_ready() {
+                        break;
+                    }
+                    let candidate = candidate(
+                        position,
+                        &head,
+                        messages,
+                        |key| many.routing_hash(key),
+                        many.routes_by_key(),
+                    );
+                    many.place(&candidate, source.due_before_ms)
+                }
+            };
+            *read = next;
+            if let Verdict::Deliver {
+                consumer,
+                redelivery_count,
+            } = verdict
+            {
+                let ack_set = ack_set.as_deref().unwrap_or(&[]);
+                if !sender.send(consumer, entry, messages, redelivery_count, ack_set) {
+                    dispatch.stop(consumer);
+                }
+            }
+        }
+        let sent = sender.finish();
+        counters.messages_out += sent.messages;
+        counters.bytes_out += sent.bytes;
+        if sent.messages > 0 {
+            counters.last_consumed_ms = source.now_ms;
+        }
+        if !acked_markers.is_empty() {
+            counters.markers_skipped += acked_markers.len() as u64;
+            if let Err(error) = cursor.ack(&acked_markers) {
+                // They are skipped again at the next start.
+                tracing::debug!(%error, "markers were not acked");
+            }
+        }
+    }
+
+    /// Offers entries of the replay queue again; returns how many were placed.
+    fn deliver_replay(
+        &mut self,
+        source: &Source<'_>,
+        positions: &[Position],
+        entries: &[Entry],
+    ) -> usize {
+        let Subscription {
+            dispatch,
+            consumers,
+            cursor,
+            counters,
+            ..
+        } = self;
+        let Dispatch::Many(many) = dispatch else {
+            return 0;
+        };
+        let mut sender = Sender::new(consumers, source);
+        let mut placed = 0;
+        let mut found = entries.iter().peekable();
+        for position in positions {
+            let entry = loop {
+                match found.peek() {
+                    Some(entry) if entry.position < *position => _ = found.next(),
+                    Some(entry) if entry.position == *position => break found.next(),
+                    _ => break None,
+                }
+            };
+            let head = entry.map(|entry| (entry, peek(&entry.data)));
+            let (Some((entry, Ok(head))), false) = (head, cursor.is_acked(*position)) else {
+                // Acked meanwhile, or no longer stored.
+                many.ack(*position);
+                placed += 1;
+                continue;
+            };
+            let ack_set = match source.batch_index_acks {
+                true => cursor.batch_ack_set(*position),
+                false => None,
+            };
+            let messages = cost(&head, ack_set.as_deref());
+            let candidate = candidate(
+                *position,
+                &head,
+                messages,
+                |key| many.routing_hash(key),
+                many.routes_by_key(),
+            );
+            let verdict = many.place(&candidate, source.due_before_ms);
+            if let Verdict::Deliver {
+                consumer,
+                redelivery_count,
+            } = verdict
+            {
+                placed += 1;
+                if redelivery_count > 0 {
+                    counters.redelivered += u64::from(messages);
+                }
+                let ack_set = ack_set.as_deref().unwrap_or(&[]);
+                if !sender.send(consumer, entry, messages, redelivery_count, ack_set) {
+                    many.set_writable(consumer, false);
+                }
+            }
+        }
+        let sent = sender.finish();
+        counters.messages_out += sent.messages;
+        counters.bytes_out += sent.bytes;
+        if sent.messages > 0 {
+            counters.last_consumed_ms = source.now_ms;
+        }
+        placed
+    }
+
+    /// Looks which connections take more. One that does not is told to call when it does.
+    fn refresh_writable(&mut self) {
+        for consumer in &self.consumers {
+            let writable = consumer.peer.check_writable();
+            match &mut self.dispatch {
+                Dispatch::None => {}
+                Dispatch::Single(single) => {
+                    if let Some(flow) = single.flow_mut(consumer.key) {
+                        flow.writable = writable;
+                    }
+                }
+                Dispatch::Many(many) => many.set_writable(consumer.key, writable),
+            }
+        }
+    }
+}
+
+/// The messages of an entry that are still to be acked: what it costs in permits.
+fn cost(head: &Peek<'_>, ack_set: Option<&[i64]>) -> u32 {
+    match ack_set {
+        Some(words) => words
+            .iter()
+            .map(|word| word.count_ones())
+            .sum::<u32>()
+            .max(1),
+        None => head.message_count(),
+    }
+}
+
+fn candidate(
+    position: Position,
+    head: &Peek<'_>,
+    messages: u32,
+    hash: impl Fn(&[u8]) -> u32,
+    by_key: bool,
+) -> Candidate {
+    let chunk = match (head.is_chunk() && !by_key, head.uuid) {
+        (true, Some(uuid)) => Some(Chunk {
+            uuid: uuid.into(),
+            id: head.chunk_id.unwrap_or(0),
+            last: head.is_last_chunk(),
+        }),
+        _ => None,
+    };
+    Candidate {
+        position,
+        messages,
+        hash: if by_key {
+            hash(&geminga_proto::key::sticky_key(head))
+        } else {
+            0
+        },
+        deliver_at_ms: head
+            .deliver_at_time
+            .map_or(0, |at| u64::try_from(at).unwrap_or(0)),
+        chunk,
+    }
+}
+
+/// All of these from the cache, or nothing.
+fn cached(ledger: &ManagedLedger, positions: &[Position]) -> Option<Vec<Entry>> {
+    let mut entries = Vec::with_capacity(positions.len());
+    for (first, count) in runs(positions) {
+        let found = ledger.read_cached(first, ReadLimits::new(count, usize::MAX))?;
+        let in_run = |entry: &&Entry| {
+            entry.position.ledger == first.ledger
+                && entry.position.entry.0 < first.entry.0 + count as i64
+        };
+        let before = entries.len();
+        entries.extend(found.iter().filter(in_run).cloned());
+        if entries.len() - before < count {
+            return None;
+        }
+    }
+    Some(entries)
+}
+
+/// Positions as (first, count) of consecutive ones.
+pub(crate) fn runs(positions: &[Position]) -> Vec<(Position, usize)> {
+    let mut runs: Vec<(Position, usize)> = Vec::new();
+    for position in positions {
+        if let Some((first, count)) = runs.last_mut()
+            && first.ledger == position.ledger
+            && first.entry.0 + *count as i64 == position.entry.0
+        {
+            *count += 1;
+        } else {
+            runs.push((*position, 1));
+        }
+    }
+    runs
+}
+
+#[derive(Default)]
+struct Sent {
+    messages: u64,
+    bytes: u64,
+}
+
+/// Queues entries; keeps the outbox of one consumer locked as long as it is the same.
+struct Sender<'a> {
+    lanes: Vec<Lane<'a>>,
+    current: Option<(usize, Batch<'a>)>,
+    partition: Option<i32>,
+    now_ms: u64,
+    sent: Sent,
+}
+
+struct Lane<'a> {
+    key: ConsumerKey,
+    id: u64,
+    epoch: Option<u64>,
+    peer: &'a Peer,
+    counters: &'a mut ConsumerCounters,
+}
+
+impl<'a> Sender<'a> {
+    fn new(consumers: &'a mut [Consumer], source: &Source<'_>) -> Sender<'a> {
+        let lane = |consumer: &'a mut Consumer| Lane {
+            key: consumer.key,
+            id: consumer.id,
+            epoch: consumer.epoch,
+            peer: &consumer.peer,
+            counters: &mut consumer.counters,
+        };
+        Sender {
+            lanes: consumers.iter_mut().map(lane).collect(),
+            current: None,
+            partition: source.partition,
+            now_ms: source.now_ms,
+            sent: Sent::default(),
+        }
+    }
+
+    /// Queues an entry; false when the consumer's connection should get no more for now.
+    fn send(
+        &mut self,
+        key: ConsumerKey,
+        entry: &Entry,
+        messages: u32,
+        redelivery_count: u32,
+        ack_set: &[i64],
+    ) -> bool {
+        let at = match &self.current {
+            Some((at, _)) if self.lanes[*at].key == key => *at,
+            _ => {
+                let Some(at) = self.lanes.iter().position(|lane| lane.key == key) else {
+                    return false;
+                };
+                self.current = None;
+                self.current = Some((at, self.lanes[at].peer.outbox.batch()));
+                at
+            }
+        };
+        let lane = &mut self.lanes[at];
+        let Some((_, batch)) = &mut self.current else {
+            return false;
+        };
+        let (ledger_id, entry_id) = entry.position.to_wire();
+        let delivery = Delivery {
+            consumer_id: lane.id,
+            ledger_id,
+            entry_id,
+            partition: self.partition,
+            redelivery_count,
+            ack_set,
+            consumer_epoch: lane.epoch,
+        };
+        batch.head(|head| delivery.encode_frame(entry.data.len(), head));
+        batch.block(&entry.data);
+        lane.counters.messages_out += u64::from(messages);
+        lane.counters.bytes_out += entry.data.len() as u64;
+        lane.counters.entries_out += 1;
+        lane.counters.last_consumed_ms = self.now_ms;
+        if redelivery_count > 0 {
+            lane.counters.redelivered += u64::from(messages);
+        }
+        self.sent.messages += u64::from(messages);
+        self.sent.bytes += entry.data.len() as u64;
+        lane.peer.takes_more(batch.added())
+    }
+
+    fn finish(self) -> Sent {
+        self.sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_read_in_runs() {
+        let at = Position::new;
+        let runs = runs(&[at(1, 1), at(1, 2), at(1, 4), at(2, 5), at(2, 6), at(2, 7)]);
+        assert_eq!(runs, [(at(1, 1), 2), (at(1, 4), 1), (at(2, 5), 3)]);
+    }
+}

@@ -1,0 +1,146 @@
+//! A loaded topic: its managed ledger, producers and subscriptions, under one lock.
+//!
+//! Entries are appended under the lock, so their order is that of the calls; the store tells what
+//! is durable from its completion thread, and in that same call the receipts are queued and tailing
+//! consumers served. Decisions are in `dispatcher` and `subscription`; this file holds the state.
+//!
+//! What must hold: no lock is held over an await; nothing here runs while the topic is idle.
+
+pub(crate) mod dispatch;
+pub(crate) mod info;
+pub(crate) mod load;
+pub(crate) mod maintain;
+pub(crate) mod producers;
+pub(crate) mod publish;
+pub(crate) mod seek;
+pub(crate) mod stats;
+pub(crate) mod subscribe;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::BytesMut;
+use geminga_model::TopicName;
+use geminga_storage::managed::ManagedLedger;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::broker::Core;
+use crate::error::BrokerError;
+use crate::producer::Producer;
+use crate::subscription::Subscription;
+
+use producers::Access;
+use publish::{Receipt, Run};
+
+pub(crate) struct Topic {
+    pub(crate) name: TopicName,
+    pub(crate) ledger: Arc<ManagedLedger>,
+    pub(crate) core: Arc<Core>,
+    terminated: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    Open,
+    /// Being unloaded or deleted: nobody may join any more.
+    Closed,
+}
+
+pub(crate) struct State {
+    pub(crate) life: Life,
+    pub(crate) producers: HashMap<Arc<str>, Arc<Producer>>,
+    pub(crate) access: Access,
+    /// Appended and not yet durable, oldest first, and what their producers will be told.
+    runs: VecDeque<Run>,
+    receipts: VecDeque<Receipt>,
+    /// Where receipts are encoded.
+    scratch: BytesMut,
+    pub(crate) subscriptions: Vec<Subscription>,
+    next_subscription: u32,
+    /// When the last producer or consumer left.
+    pub(crate) idle_since_ms: u64,
+    pub(crate) counters: Counters,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Counters {
+    pub(crate) messages_in: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) entries_in: u64,
+    pub(crate) chunks_in: u64,
+    /// Of subscriptions that are gone.
+    pub(crate) messages_out: u64,
+    pub(crate) bytes_out: u64,
+}
+
+impl Topic {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    pub(crate) fn is_terminated(&self) -> bool {
+        self.terminated.load(Ordering::Acquire)
+    }
+
+    /// The lock, if the topic may still be used.
+    pub(crate) fn open(&self) -> Result<MutexGuard<'_, State>, BrokerError> {
+        let state = self.state.lock();
+        match state.life {
+            Life::Open => Ok(state),
+            Life::Closed => Err(BrokerError::NotReady(format!(
+                "Topic {} is temporarily unavailable",
+                self.name
+            ))),
+        }
+    }
+
+    /// The partition number as MESSAGE carries it.
+    pub(crate) fn partition(&self) -> Option<i32> {
+        self.name.partition().map(|partition| partition as i32)
+    }
+}
+
+impl State {
+    pub(crate) fn subscription(&self, id: u32) -> Option<&Subscription> {
+        self.subscriptions
+            .iter()
+            .find(|subscription| subscription.id == id)
+    }
+
+    pub(crate) fn subscription_mut(&mut self, id: u32) -> Option<&mut Subscription> {
+        self.subscriptions
+            .iter_mut()
+            .find(|subscription| subscription.id == id)
+    }
+
+    pub(crate) fn subscription_named(&mut self, name: &str) -> Option<&mut Subscription> {
+        self.subscriptions
+            .iter_mut()
+            .find(|subscription| &*subscription.name == name)
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.producers.is_empty()
+            && self.access.is_idle()
+            && self.runs.is_empty()
+            && self
+                .subscriptions
+                .iter()
+                .all(|s| s.consumers().is_empty() && s.fence.is_none())
+    }
+
+    pub(crate) fn consumers(&self) -> usize {
+        self.subscriptions
+            .iter()
+            .map(|subscription| subscription.consumers().len())
+            .sum()
+    }
+
+    fn touch_idle(&mut self, now_ms: u64) {
+        if self.is_idle() {
+            self.idle_since_ms = now_ms;
+        }
+    }
+}

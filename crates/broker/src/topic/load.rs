@@ -1,0 +1,130 @@
+//! A topic comes into memory on first use and leaves it when idle.
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use bytes::BytesMut;
+use geminga_model::{Position, TopicName};
+use geminga_storage::StoreError;
+use geminga_storage::managed::{ManagedLedger, TopicObserver};
+use parking_lot::Mutex;
+
+use super::producers::Access;
+use super::{Counters, Life, State, Topic};
+use crate::broker::Core;
+use crate::error::BrokerError;
+use crate::subscription::Subscription;
+
+/// What the store tells about a topic's entries, on its completion thread.
+struct Observer(Weak<Topic>);
+
+impl TopicObserver for Observer {
+    fn durable(&self, through: Position) {
+        self.guarded(|topic| topic.durable(through));
+    }
+
+    fn failed(&self, error: Arc<StoreError>) {
+        self.guarded(|topic| topic.failed(&error.to_string()));
+    }
+}
+
+impl Observer {
+    /// A bug in one topic takes that topic down, and not the thread that serves all.
+    fn guarded(&self, call: impl FnOnce(&Arc<Topic>)) {
+        let Some(topic) = self.0.upgrade() else {
+            return;
+        };
+        if catch_unwind(AssertUnwindSafe(|| call(&topic))).is_err() {
+            tracing::error!(topic = %topic.name, "dispatch panicked; the topic is closed");
+            topic.failed("dispatch panicked");
+        }
+    }
+}
+
+impl Topic {
+    pub(crate) fn new(core: &Arc<Core>, name: TopicName, ledger: Arc<ManagedLedger>) -> Arc<Topic> {
+        let now_ms = core.clock.now_ms();
+        let last = ledger.last_position();
+        let mut subscriptions = Vec::new();
+        for (id, cursor) in (0..).zip(ledger.cursors()) {
+            let name = cursor.name().into();
+            subscriptions.push(Subscription::new(id, name, cursor, true, last));
+        }
+        let epoch = ledger
+            .properties()
+            .get("topicEpoch")
+            .and_then(|text| text.parse().ok());
+        let topic = Arc::new(Topic {
+            terminated: AtomicBool::new(ledger.is_terminated()),
+            name,
+            core: core.clone(),
+            state: Mutex::new(State {
+                life: Life::Open,
+                producers: HashMap::new(),
+                access: Access::new(epoch),
+                runs: VecDeque::new(),
+                receipts: VecDeque::new(),
+                scratch: BytesMut::new(),
+                next_subscription: subscriptions.len() as u32,
+                subscriptions,
+                idle_since_ms: now_ms,
+                counters: Counters::default(),
+            }),
+            ledger,
+        });
+        topic
+            .ledger
+            .set_observer(Arc::new(Observer(Arc::downgrade(&topic))));
+        topic
+    }
+
+    /// Whether the topic may leave memory.
+    pub(crate) fn is_idle_since(&self, before_ms: u64) -> bool {
+        let state = self.lock();
+        state.is_idle() && state.idle_since_ms <= before_ms
+    }
+
+    /// Nobody may join any more; whoever is connected is told to come back.
+    pub(crate) fn close(self: &Arc<Topic>) {
+        let mut state = self.lock();
+        state.life = Life::Closed;
+        let producers: Vec<_> = state.producers.values().cloned().collect();
+        for producer in producers {
+            self.drop_producer(&mut state, &producer);
+        }
+        for subscription in &mut state.subscriptions {
+            for consumer in subscription.disconnect_all() {
+                super::seek::close_consumer(&consumer);
+            }
+            if let Some(fence) = &subscription.fence {
+                fence.notify_waiters();
+            }
+        }
+        self.forget_runs(&mut state);
+    }
+
+    /// Closes the topic if nobody uses it.
+    pub(crate) fn close_if_idle(&self) -> bool {
+        let mut state = self.lock();
+        let idle = state.is_idle();
+        if idle {
+            state.life = Life::Closed;
+        }
+        idle
+    }
+
+    /// No more entries; consumers hear of the end when they have read all.
+    pub(crate) async fn terminate(self: &Arc<Topic>) -> Result<Position, BrokerError> {
+        let last = self.ledger.terminate().await?;
+        self.terminated.store(true, Ordering::Release);
+        let mut state = self.lock();
+        let producers: Vec<_> = state.producers.values().cloned().collect();
+        for producer in producers {
+            self.drop_producer(&mut state, &producer);
+        }
+        self.dispatch_all(&mut state);
+        Ok(last)
+    }
+}

@@ -1,0 +1,175 @@
+//! Figures of a topic, under the names of Pulsar's stats. What is not kept is not shown.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+
+use super::Topic;
+use crate::metrics::TopicMetrics;
+pub use crate::subscription::stats::{ConsumerStats, SubscriptionStats};
+use crate::time::iso;
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopicStats {
+    pub bytes_in_counter: u64,
+    pub msg_in_counter: u64,
+    pub bytes_out_counter: u64,
+    pub msg_out_counter: u64,
+    pub average_msg_size: f64,
+    pub msg_chunk_published: bool,
+    pub storage_size: u64,
+    pub publishers: Vec<PublisherStats>,
+    pub waiting_publishers: usize,
+    pub subscriptions: BTreeMap<String, SubscriptionStats>,
+    pub replication: BTreeMap<String, ()>,
+    pub deduplication_status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic_epoch: Option<u64>,
+    pub owner_broker: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PublisherStats {
+    pub access_mode: &'static str,
+    pub average_msg_size: f64,
+    pub producer_id: u64,
+    pub producer_name: String,
+    pub address: String,
+    pub connected_since: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_version: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopicInternalStats {
+    pub number_of_entries: u64,
+    pub total_size: u64,
+    pub last_confirmed_entry: String,
+    pub state: &'static str,
+    pub cursors: BTreeMap<String, CursorStats>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CursorStats {
+    pub mark_delete_position: String,
+    pub read_position: String,
+    pub number_of_entries_since_first_not_acked_message: u64,
+    pub total_non_contiguous_deleted_messages_range: usize,
+    pub state: &'static str,
+}
+
+impl Topic {
+    pub(crate) fn stats(&self) -> TopicStats {
+        let state = self.lock();
+        let counters = &state.counters;
+        let publishers = state.producers.values().map(|producer| {
+            let messages = producer.messages_in.load(Ordering::Relaxed);
+            let bytes = producer.bytes_in.load(Ordering::Relaxed);
+            PublisherStats {
+                access_mode: producer.access.as_str(),
+                average_msg_size: average(bytes, messages),
+                producer_id: producer.id,
+                producer_name: producer.name.to_string(),
+                address: producer.peer.address.clone(),
+                connected_since: iso(producer.connected_since_ms),
+                client_version: producer.peer.client_version.get().cloned(),
+                metadata: producer.metadata.iter().cloned().collect(),
+            }
+        });
+        let (messages_out, bytes_out) = state.out_counters();
+        TopicStats {
+            bytes_in_counter: counters.bytes_in,
+            msg_in_counter: counters.messages_in,
+            bytes_out_counter: bytes_out,
+            msg_out_counter: messages_out,
+            average_msg_size: average(counters.bytes_in, counters.messages_in),
+            msg_chunk_published: counters.chunks_in > 0,
+            storage_size: self.ledger.size_bytes(),
+            publishers: publishers.collect(),
+            waiting_publishers: state.access.waiting(),
+            subscriptions: state
+                .subscriptions
+                .iter()
+                .map(|subscription| (subscription.name.to_string(), subscription.stats()))
+                .collect(),
+            replication: BTreeMap::new(),
+            deduplication_status: "Disabled",
+            topic_epoch: state.access.epoch,
+            owner_broker: self.core.broker_id(),
+        }
+    }
+
+    pub(crate) fn internal_stats(&self) -> TopicInternalStats {
+        let state = self.lock();
+        let cursors = state.subscriptions.iter().map(|subscription| {
+            let cursor = &subscription.cursor;
+            let stats = CursorStats {
+                mark_delete_position: cursor.mark_delete().to_string(),
+                read_position: subscription.read_position().to_string(),
+                number_of_entries_since_first_not_acked_message: cursor.backlog(),
+                total_non_contiguous_deleted_messages_range: cursor.acked_ranges(),
+                state: "Open",
+            };
+            (subscription.name.to_string(), stats)
+        });
+        let first = self.ledger.first_position();
+        TopicInternalStats {
+            number_of_entries: self
+                .ledger
+                .count(first, self.ledger.durable_position().next_in_ledger()),
+            total_size: self.ledger.size_bytes(),
+            last_confirmed_entry: self.ledger.durable_position().to_string(),
+            state: if self.is_terminated() {
+                "Terminated"
+            } else {
+                "LedgerOpened"
+            },
+            cursors: cursors.collect(),
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> TopicMetrics {
+        let state = self.lock();
+        let (messages_out, bytes_out) = state.out_counters();
+        let subscriptions: Vec<_> = state.subscriptions.iter().map(|s| s.metrics()).collect();
+        TopicMetrics {
+            topic: self.name.to_string(),
+            namespace: self.name.namespace_str().to_owned(),
+            producers: state.producers.len() as u64,
+            consumers: state.consumers() as u64,
+            messages_in_total: state.counters.messages_in,
+            bytes_in_total: state.counters.bytes_in,
+            messages_out_total: messages_out,
+            bytes_out_total: bytes_out,
+            storage_bytes: self.ledger.size_bytes(),
+            backlog_entries: subscriptions.iter().map(|s| s.backlog_entries).sum(),
+            subscriptions,
+        }
+    }
+}
+
+impl super::State {
+    fn out_counters(&self) -> (u64, u64) {
+        let mut messages = self.counters.messages_out;
+        let mut bytes = self.counters.bytes_out;
+        for subscription in &self.subscriptions {
+            messages += subscription.counters.messages_out;
+            bytes += subscription.counters.bytes_out;
+        }
+        (messages, bytes)
+    }
+}
+
+fn average(bytes: u64, messages: u64) -> f64 {
+    if messages == 0 {
+        0.0
+    } else {
+        bytes as f64 / messages as f64
+    }
+}

@@ -1,0 +1,288 @@
+//! Consumers that join and leave a topic's subscriptions.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_model::Position;
+use geminga_storage::managed::{Initial, Properties};
+
+use tokio::sync::futures::OwnedNotified;
+
+use super::{State, Topic};
+use crate::consumer::NewConsumer;
+use crate::dispatcher::ConsumerKey;
+use crate::error::BrokerError;
+use crate::peer::Peer;
+use crate::subscription::{JoinError, Subscription};
+use crate::timers::Alarm;
+
+/// Which subscription, and how it begins when it has to be made.
+#[derive(Clone)]
+pub(crate) struct Wanted {
+    pub(crate) name: Arc<str>,
+    pub(crate) durable: bool,
+    pub(crate) initial: Initial,
+    pub(crate) properties: Properties,
+    /// Whether a missing durable one may be made.
+    pub(crate) create: bool,
+}
+
+enum Join {
+    Done,
+    /// A seek runs: wait for its end.
+    Fenced(OwnedNotified),
+    Taken(Arc<Peer>),
+}
+
+impl Topic {
+    /// Finds or makes the subscription and adds the consumer; returns the subscription's id.
+    pub(crate) async fn subscribe(
+        self: &Arc<Topic>,
+        wanted: &Wanted,
+        consumer: NewConsumer,
+        rollback: Option<Duration>,
+    ) -> Result<u32, BrokerError> {
+        let id = self.ensure_subscription(wanted).await?;
+        if let Some(back) = rollback {
+            let back_ms = u64::try_from(back.as_millis()).unwrap_or(u64::MAX);
+            let time_ms = self.core.clock.now_ms().saturating_sub(back_ms);
+            let position = self.position_of_time(time_ms).await?;
+            self.reset_subscription(id, position, None).await?;
+        }
+        loop {
+            match self.try_join(id, &consumer)? {
+                Join::Done => return Ok(id),
+                Join::Fenced(fence) => fence.await,
+                Join::Taken(peer) => self.check_taken(&peer, &consumer).await?,
+            }
+        }
+    }
+
+    fn try_join(self: &Arc<Topic>, id: u32, consumer: &NewConsumer) -> Result<Join, BrokerError> {
+        let mut state = self.open()?;
+        let max = self.core.config.max_consumers_per_topic;
+        if max > 0 && state.consumers() >= max {
+            return Err(BrokerError::ConsumerBusy(
+                "Topic reached max consumers limit".to_owned(),
+            ));
+        }
+        let now_ms = self.core.clock.now_ms();
+        let Some(subscription) = state.subscription_mut(id) else {
+            return Err(BrokerError::NotReady("Subscription is fenced".to_owned()));
+        };
+        if let Some(fence) = subscription.fence.clone() {
+            return Ok(Join::Fenced(fence.notified_owned()));
+        }
+        match subscription.join(consumer.clone(), &self.name, &self.core.config, now_ms) {
+            Ok(()) => {
+                self.arm_failover(&state, id);
+                Ok(Join::Done)
+            }
+            Err(JoinError::Refused(error)) => Err(error),
+            Err(JoinError::Taken(peer)) => Ok(Join::Taken(peer)),
+        }
+    }
+
+    /// An Exclusive subscription is taken: by a live consumer, or by a dead connection?
+    async fn check_taken(
+        self: &Arc<Topic>,
+        peer: &Arc<Peer>,
+        consumer: &NewConsumer,
+    ) -> Result<(), BrokerError> {
+        let millis = self.core.config.connection_liveness_check_timeout_millis;
+        if Arc::ptr_eq(peer, &consumer.peer) || peer.is_alive(Duration::from_millis(millis)).await {
+            return Err(BrokerError::ConsumerBusy(
+                "Exclusive consumer is already connected".to_owned(),
+            ));
+        }
+        self.core.forget_peer(self, peer);
+        Ok(())
+    }
+
+    pub(crate) async fn ensure_subscription(
+        self: &Arc<Topic>,
+        wanted: &Wanted,
+    ) -> Result<u32, BrokerError> {
+        {
+            let mut state = self.open()?;
+            let count = state.subscriptions.len();
+            if let Some(found) = state.subscription_named(&wanted.name) {
+                if found.durable != wanted.durable {
+                    return Err(BrokerError::NotAllowed(format!(
+                        "Subscription {} already exists as {}",
+                        wanted.name,
+                        if found.durable {
+                            "durable"
+                        } else {
+                            "non-durable"
+                        }
+                    )));
+                }
+                return Ok(found.id);
+            }
+            if wanted.durable && !wanted.create {
+                return Err(BrokerError::SubscriptionNotFound {
+                    topic: self.name.to_string(),
+                    subscription: wanted.name.to_string(),
+                });
+            }
+            let max = self.core.config.max_subscriptions_per_topic;
+            if max > 0 && count >= max {
+                return Err(BrokerError::NotAllowed(
+                    "Exceed the maximum number of subscriptions of the topic".to_owned(),
+                ));
+            }
+        }
+        let cursor = if wanted.durable {
+            let properties = wanted.properties.clone();
+            self.ledger
+                .open_cursor(&wanted.name, wanted.initial, properties)
+                .await?
+        } else {
+            self.ledger.open_reader_cursor(wanted.initial)
+        };
+        let last = self.ledger.last_position();
+        let mut state = self.open()?;
+        // Another consumer may have made it meanwhile; a durable cursor is then the same one.
+        if let Some(found) = state.subscription_named(&wanted.name) {
+            return Ok(found.id);
+        }
+        let id = state.next_subscription;
+        state.next_subscription += 1;
+        let subscription = Subscription::new(id, wanted.name.clone(), cursor, wanted.durable, last);
+        state.subscriptions.push(subscription);
+        Ok(id)
+    }
+
+    /// Tells the consumers which is active; after the new one has its SUCCESS.
+    pub(crate) fn announce(self: &Arc<Topic>, id: u32) {
+        let mut state = self.lock();
+        if let Some(subscription) = state.subscription(id) {
+            subscription.announce();
+        }
+        self.dispatch(&mut state, id);
+        if self.is_terminated()
+            && let Some(subscription) = state.subscription_mut(id)
+            && subscription.read_position() > self.ledger.last_position()
+        {
+            subscription.announce_end();
+        }
+    }
+
+    /// A consumer closes or its connection is gone. Others get what it held.
+    pub(crate) fn leave(self: &Arc<Topic>, id: u32, key: ConsumerKey) {
+        let mut state = self.lock();
+        let Some(subscription) = state.subscription_mut(id) else {
+            return;
+        };
+        if !subscription.leave(key, &self.core.config) {
+            return;
+        }
+        let forget = !subscription.durable && subscription.consumers().is_empty();
+        if forget {
+            state.forget_subscription(id);
+        } else {
+            self.arm_failover(&state, id);
+            self.dispatch(&mut state, id);
+        }
+        state.touch_idle(self.core.clock.now_ms());
+    }
+
+    fn arm_failover(self: &Arc<Topic>, state: &State, id: u32) {
+        if state.subscription(id).is_some_and(Subscription::is_held) {
+            let delay_ms = self.core.config.active_consumer_failover_delay_time_millis;
+            let at_ms = self.core.clock.now_ms() + delay_ms;
+            self.core
+                .timers
+                .set(at_ms, Arc::downgrade(self), Alarm::Failover(id));
+        }
+    }
+
+    /// UNSUBSCRIBE by a connected consumer.
+    pub(crate) async fn unsubscribe(
+        self: &Arc<Topic>,
+        id: u32,
+        key: ConsumerKey,
+        force: bool,
+    ) -> Result<(), BrokerError> {
+        let name = {
+            let mut state = self.open()?;
+            let Some(subscription) = state.subscription_mut(id) else {
+                return Err(BrokerError::Metadata("Consumer not found".to_owned()));
+            };
+            let alone = subscription.consumers().len() == 1
+                && subscription.consumer(key).is_some()
+                && subscription
+                    .active_consumer()
+                    .is_none_or(|active| active == key);
+            if !alone && !force {
+                return Err(BrokerError::Metadata(
+                    "Unconnected or shared consumer attempting to unsubscribe".to_owned(),
+                ));
+            }
+            for consumer in subscription.disconnect_all() {
+                if consumer.key != key {
+                    super::seek::close_consumer(&consumer);
+                }
+            }
+            subscription.name.clone()
+        };
+        self.delete_subscription(&name, true).await
+    }
+
+    pub(crate) async fn delete_subscription(
+        self: &Arc<Topic>,
+        name: &str,
+        force: bool,
+    ) -> Result<(), BrokerError> {
+        let durable = {
+            let mut state = self.open()?;
+            let Some(subscription) = state.subscription_named(name) else {
+                return Err(BrokerError::SubscriptionNotFound {
+                    topic: self.name.to_string(),
+                    subscription: name.to_owned(),
+                });
+            };
+            if !subscription.consumers().is_empty() && !force {
+                return Err(BrokerError::PreconditionFailed(
+                    "Subscription has active connected consumers".to_owned(),
+                ));
+            }
+            for consumer in subscription.disconnect_all() {
+                super::seek::close_consumer(&consumer);
+            }
+            let (id, durable) = (subscription.id, subscription.durable);
+            state.forget_subscription(id);
+            durable
+        };
+        if durable {
+            self.ledger.delete_cursor(name).await?;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn forget_subscription(&mut self, id: u32) {
+        let Some(at) = self.subscriptions.iter().position(|s| s.id == id) else {
+            return;
+        };
+        let gone = self.subscriptions.remove(at);
+        self.counters.messages_out += gone.counters.messages_out;
+        self.counters.bytes_out += gone.counters.bytes_out;
+        if let Some(fence) = gone.fence {
+            fence.notify_waiters();
+        }
+    }
+}
+
+/// Where a reader begins: the entry that it names is delivered again.
+pub(crate) fn reader_start(position: Position) -> Initial {
+    if position.ledger.0 < 0 || position == Position::EARLIEST {
+        Initial::Earliest
+    } else if position.ledger == Position::LATEST.ledger {
+        Initial::Latest
+    } else {
+        Initial::At(position)
+    }
+}

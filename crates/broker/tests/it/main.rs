@@ -1,0 +1,13 @@
+//! The broker as a client sees it: raw frames over an in-process pipe, on a store in memory.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod connect;
+mod consume;
+mod lookup;
+mod produce;
+mod restart;
+mod server;
+mod subscriptions;
+mod wire;
