@@ -9,6 +9,7 @@ mod component;
 mod consume;
 mod explain;
 mod functions;
+mod mesh;
 mod namespaces;
 mod perf;
 mod produce;
@@ -115,6 +116,8 @@ enum Command {
     /// Make, look at, change and remove sinks
     #[command(visible_alias = "sink")]
     Sinks(sinks::SinksArgs),
+    /// Plan, apply and delete whole meshes of sources, functions and sinks
+    Mesh(mesh::MeshArgs),
     /// Make, list and remove namespaces
     #[command(visible_alias = "namespace")]
     Namespaces(namespaces::NamespacesArgs),
@@ -184,6 +187,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Functions(args) => functions::run(args, &global),
         Command::Sources(args) => sources::run(args, &global),
         Command::Sinks(args) => sinks::run(args, &global),
+        Command::Mesh(args) => mesh::run(args, &global),
         Command::Namespaces(args) => namespaces::run(args, &global),
         Command::Tenants(args) => tenants::run(args, &global),
         Command::Produce(args) => produce::run(args, &global),

@@ -131,6 +131,81 @@ const CODES: &[Code] = &[
          and the nearest known name.",
     ),
     (
+        "G0302",
+        "a value is not legal",
+        "The field is known, its value is of the wrong kind or not one of those it may have. The message says what \
+         would be right. Resources of Function Mesh spell guarantees and positions in lower case \
+         (`atleast_once`, `earliest`), configurations of Pulsar do not (`ATLEAST_ONCE`, `Earliest`).",
+    ),
+    (
+        "G0303",
+        "a field is missing",
+        "Nothing can stand in for it.",
+    ),
+    (
+        "G0304",
+        "the file is not valid YAML or JSON",
+        "The place is where reading stopped; the mistake is there or just before it. A file whose name ends in \
+         `.json` is read as JSON, every other as YAML 1.2. A key may be given once; tags have no meaning.",
+    ),
+    (
+        "G0305",
+        "the file is beyond the bounds",
+        "No configuration needs more than 4 MiB, 200,000 values or 64 levels. Each use of a YAML alias counts as \
+         much as what it stands for, so that a small file cannot become a large one.",
+    ),
+    (
+        "G0306",
+        "the file does not say what it is",
+        "A resource of Function Mesh has `apiVersion: compute.functionmesh.io/v1alpha1` and a kind: Function, \
+         Source, Sink or FunctionMesh. A file without a kind is a FunctionConfig, SourceConfig or SinkConfig.",
+    ),
+    (
+        "G0307",
+        "a rule is broken",
+        "Each field is legal, but not in this way or not together with another one. The rules are Pulsar's, and one \
+         more: topics are compared by their full names, so that a function cannot read its own output by another \
+         spelling of it.",
+    ),
+    (
+        "G0308",
+        "a setting can't be honoured",
+        "The setting would change what the component does, and this runtime cannot do it. It is refused rather than \
+         ignored. Settings that only describe pods and images are accepted and listed by `geminga mesh plan`.",
+    ),
+    (
+        "G0309",
+        "no such built-in connector",
+        "`sourceType` and `sinkType` name connectors that are part of Geminga.",
+    ),
+    (
+        "G0310",
+        "the file can't be read",
+        "The message has the system's reason.",
+    ),
+    (
+        "G0311",
+        "events go round in a circle",
+        "Each function of the circle would feed the next one for ever. The cause names the way: function, topic, \
+         function. Send the output of one of them to another topic, or read from another one.",
+    ),
+    (
+        "G0312",
+        "a name is taken twice",
+        "Sources, functions and sinks of one namespace share their names, as they do in Pulsar.",
+    ),
+    (
+        "G0313",
+        "the function's code is missing",
+        "The path is relative to the file that names it. A script needs no execute permission, an executable does.",
+    ),
+    (
+        "G0314",
+        "a topic may be misspelt",
+        "Nothing in the mesh writes the topic, and something writes one with nearly the same name. A topic that is \
+         written from outside is drawn as external; if that is meant, all is well.",
+    ),
+    (
         "G0401",
         "the code can't be sent",
         "The file that a function, source or sink names as its code can't be read here. A path is relative to the \

@@ -168,7 +168,7 @@ fn check_code(
                 component.name(),
                 path.display()
             );
-            Diagnostic::error("G0403", message).help("a path is relative to the file that names it")
+            Diagnostic::error("G0313", message).help("a path is relative to the file that names it")
         }
         FileKind::Directory if runtime.code_field() != "go" => {
             let message = format!(
@@ -176,7 +176,7 @@ fn check_code(
                 component.name(),
                 path.display()
             );
-            Diagnostic::error("G0403", message)
+            Diagnostic::error("G0313", message)
         }
         FileKind::File if runtime == geminga_model::Runtime::Exec => {
             let message = format!(
@@ -184,7 +184,7 @@ fn check_code(
                 component.name(),
                 path.display()
             );
-            Diagnostic::error("G0403", message).help(format!("chmod +x {}", path.display()))
+            Diagnostic::error("G0313", message).help(format!("chmod +x {}", path.display()))
         }
         _ => return,
     };
@@ -204,11 +204,11 @@ fn check_names(components: &[Component], found: &mut Vec<Diagnostic>) {
         };
         let place = first
             .origin
-            .place(Diagnostic::note("G0402", ""), &["name"])
+            .place(Diagnostic::note("G0312", ""), &["name"])
             .place;
         let place = place.map(|place| place.to_string()).unwrap_or_default();
         let message = format!("the name `{}` is taken twice", component.name());
-        let error = Diagnostic::error("G0402", message)
+        let error = Diagnostic::error("G0312", message)
             .cause(format!("a {} of that name stands at {place}", first.kind()))
             .help("sources, functions and sinks of one namespace share their names");
         found.push(component.origin.place(error, &["name"]));
@@ -230,7 +230,7 @@ fn check_cycles(components: &[Component], graph: &Graph, found: &mut Vec<Diagnos
             way.push_str(&format!("{} --{topic}--> ", graph.nodes[node].name));
         }
         way.push_str(&graph.nodes[cycle[0]].name);
-        let error = Diagnostic::error("G0401", "events go round in a circle for ever")
+        let error = Diagnostic::error("G0311", "events go round in a circle for ever")
             .cause(way)
             .help("let one of them write to another topic");
         found.push(components[cycle[0]].origin.place(error, &["output"]));
@@ -263,7 +263,7 @@ fn check_misspellings(components: &[Component], graph: &Graph, found: &mut Vec<D
                 reader.kind(),
                 reader.name()
             );
-            let warning = Diagnostic::warning("G0405", message).help(format!(
+            let warning = Diagnostic::warning("G0314", message).help(format!(
                 "did you mean `{near}`? If it comes from outside, all is well"
             ));
             found.push(reader.origin.place(warning, &["inputs", &topic.name]));

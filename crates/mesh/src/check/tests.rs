@@ -78,7 +78,7 @@ fn what_is_wrong_and_where() {
         (
             "topic: done",
             "topic: events",
-            "error[G0401]: events go round in a circle for ever\n  --> dir/m.yaml:19:16\n  \
+            "error[G0311]: events go round in a circle for ever\n  --> dir/m.yaml:19:16\n  \
              = cause: first --middle--> second --events--> first\n  \
              = help: let one of them write to another topic",
         ),
@@ -91,19 +91,19 @@ fn what_is_wrong_and_where() {
         (
             "functionFile: first.sh",
             "functionFile: absent.sh",
-            "error[G0403]: function `first` has no code: there is no file `dir/absent.sh`\n  \
+            "error[G0313]: function `first` has no code: there is no file `dir/absent.sh`\n  \
              --> dir/m.yaml:15:38\n  = help: a path is relative to the file that names it",
         ),
         (
             "py: second.py",
             "py: folder",
-            "error[G0403]: code of function `second`: `dir/folder` is a directory\n  \
+            "error[G0313]: code of function `second`: `dir/folder` is a directory\n  \
              --> dir/m.yaml:21:20",
         ),
         (
             "language: bash",
             "language: executable",
-            "error[G0403]: code of function `first`: `dir/first.sh` may not be executed\n  \
+            "error[G0313]: code of function `first`: `dir/first.sh` may not be executed\n  \
              --> dir/m.yaml:15:38\n  = help: chmod +x dir/first.sh",
         ),
         (
@@ -127,14 +127,14 @@ fn what_is_wrong_and_where() {
         (
             "name: second",
             "name: writer",
-            "error[G0402]: the name `writer` is taken twice\n  --> dir/m.yaml:28:13\n  \
+            "error[G0312]: the name `writer` is taken twice\n  --> dir/m.yaml:28:13\n  \
              = cause: a function of that name stands at dir/m.yaml:20:13\n  \
              = help: sources, functions and sinks of one namespace share their names",
         ),
         (
             "topics: [middle]",
             "topics: [midle]",
-            "warning[G0405]: nothing here writes topic `midle`, which function `second` reads\n  \
+            "warning[G0314]: nothing here writes topic `midle`, which function `second` reads\n  \
              --> dir/m.yaml:24:18\n  = help: did you mean `middle`? If it comes from outside, all \
              is well",
         ),

@@ -1,0 +1,419 @@
+//! `geminga mesh`: what a mesh would start or change, and doing it on a running server.
+//!
+//! `plan` touches nothing. `apply` is idempotent: what is as wanted stays as it is. A component
+//! carries its mesh's name in its configuration, so `apply` deletes what left the file and nothing
+//! else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use geminga_admin::client::{AdminClient, Code, Component as Kind};
+use geminga_mesh::check::FileKind;
+use geminga_mesh::graph::draw::draw;
+use geminga_mesh::load::{Component, Config};
+use geminga_mesh::plan::diff::{Action, State, Step, diff};
+use geminga_mesh::plan::{Plan, plan};
+use geminga_stdx::Diagnostic;
+use serde_json::{Value, json};
+
+use super::admin::{failure, with_client};
+use super::component::{FullName, code, failed};
+use super::{Global, block_on};
+use crate::failure::{Exit, Failure, Outcome};
+use crate::output::{self, Format, Table};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct MeshArgs {
+    #[command(subcommand)]
+    action: MeshAction,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum MeshAction {
+    /// Draw the graph and say what would start or change; touches nothing
+    Plan {
+        #[command(flatten)]
+        files: Files,
+        /// Compare with the running server even if it was not named by --admin-url
+        #[arg(long)]
+        compare: bool,
+    },
+    /// Make a running server do what the files say
+    Apply {
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Delete from a running server what the files name
+    Delete {
+        #[command(flatten)]
+        files: Files,
+    },
+    /// List the meshes of a running server
+    List,
+}
+
+#[derive(Debug, clap::Args)]
+struct Files {
+    /// YAML or JSON files: FunctionMesh, Function, Source, Sink, or plain configurations
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
+
+pub(crate) fn run(args: MeshArgs, global: &Global) -> Outcome {
+    match args.action {
+        MeshAction::Plan { files, compare } => {
+            let plan = load(&files.files)?;
+            let steps = if compare || global.admin_url.is_some() {
+                let client = AdminClient::new(global.admin_url()).map_err(failure)?;
+                Some(block_on(steps(&client, &plan))?)
+            } else {
+                None
+            };
+            show(&plan, steps.as_deref(), global.format())
+        }
+        MeshAction::Apply { files } => {
+            let plan = load(&files.files)?;
+            let format = global.format();
+            with_client(global, |client| async move {
+                let steps = steps(&client, &plan).await?;
+                apply(&client, &plan, &steps).await?;
+                print_steps(&steps, format)
+            })
+        }
+        MeshAction::Delete { files } => {
+            let plan = load(&files.files)?;
+            with_client(global, |client| async move { delete(&client, &plan).await })
+        }
+        MeshAction::List => {
+            let format = global.format();
+            with_client(global, |client| async move { list(&client, format).await })
+        }
+    }
+}
+
+/// Reads and plans files; warnings go to stderr, errors are the failure.
+pub(crate) fn load(files: &[PathBuf]) -> Outcome<Plan> {
+    let mut texts = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            let message = format!("`{}` cannot be read", file.display());
+            Failure::new(
+                Exit::Usage,
+                Diagnostic::error("G0310", message).cause(error.to_string()),
+            )
+        })?;
+        texts.push(text);
+    }
+    let all = files
+        .iter()
+        .map(PathBuf::as_path)
+        .zip(texts.iter().map(String::as_str));
+    let plan = plan(all, &look).map_err(|diagnostics| Failure {
+        exit: Exit::Usage,
+        diagnostics,
+    })?;
+    for warning in &plan.warnings {
+        output::note(&warning.to_string());
+    }
+    Ok(plan)
+}
+
+/// What is at a path.
+fn look(path: &Path) -> FileKind {
+    use std::os::unix::fs::PermissionsExt;
+    match std::fs::metadata(path) {
+        Err(_) => FileKind::Missing,
+        Ok(about) if about.is_dir() => FileKind::Directory,
+        Ok(about) if about.permissions().mode() & 0o111 != 0 => FileKind::Executable,
+        Ok(_) => FileKind::File,
+    }
+}
+
+/// The graph as wide as the terminal, or 100 columns where there is none.
+pub(crate) fn drawing(plan: &Plan) -> String {
+    let width = std::env::var("COLUMNS")
+        .ok()
+        .and_then(|columns| columns.parse().ok());
+    draw(&plan.graph, width.unwrap_or_else(terminal_width))
+}
+
+fn terminal_width() -> usize {
+    terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0).clamp(40, 160))
+}
+
+fn show(plan: &Plan, steps: Option<&[Step]>, format: Format) -> Outcome {
+    if matches!(format, Format::Json | Format::Yaml) {
+        let mut whole = plan.to_json();
+        if let Some(steps) = steps {
+            whole["steps"] = json!(steps);
+        }
+        return output::print(format, &whole, |_| Table::default(), Vec::new);
+    }
+    if format == Format::Name {
+        let names = || plan.components.iter().map(Component::fqfn).collect();
+        return output::print(format, &Value::Null, |_| Table::default(), names);
+    }
+    output::line(&drawing(plan))?;
+    output::line("")?;
+    match steps {
+        Some(steps) => print_steps(steps, format)?,
+        None => {
+            let mut table = Table::new(&["would start", "name", "what", "instances"]);
+            for (component, node) in plan.components.iter().zip(&plan.graph.nodes) {
+                table.row([
+                    component.kind().to_owned(),
+                    component.fqfn(),
+                    node.label.clone(),
+                    instances(component).to_string(),
+                ]);
+            }
+            output::print(format, &Value::Null, |_| table, Vec::new)?;
+        }
+    }
+    if !plan.kubernetes_only.is_empty() {
+        output::note(&format!(
+            "only used on Kubernetes: {}",
+            plan.kubernetes_only.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+fn instances(component: &Component) -> u32 {
+    match &component.config {
+        Config::Source(config) => config.parallelism(),
+        Config::Function(config) => config.parallelism(),
+        Config::Sink(config) => config.parallelism(),
+    }
+}
+
+fn print_steps(steps: &[Step], format: Format) -> Outcome {
+    let mut table = Table::new(&["action", "kind", "name", "changes"]);
+    for step in steps {
+        let (action, changes) = match &step.action {
+            Action::Create => ("create", String::new()),
+            Action::Delete => ("delete", String::new()),
+            Action::Unchanged => ("unchanged", String::new()),
+            Action::Update(changes) => {
+                let show = |change: &geminga_mesh::plan::diff::Change| {
+                    format!("{}: {} -> {}", change.field, change.from, change.to)
+                };
+                (
+                    "update",
+                    changes.iter().map(show).collect::<Vec<_>>().join(", "),
+                )
+            }
+        };
+        table.row([
+            action.to_owned(),
+            step.kind.to_owned(),
+            step.name.clone(),
+            changes,
+        ]);
+    }
+    let names = || steps.iter().map(|step| step.name.clone()).collect();
+    output::print(format, &steps, |_| table, names)
+}
+
+fn kind_of(kind: &str) -> Kind {
+    match kind {
+        "source" => Kind::Source,
+        "sink" => Kind::Sink,
+        _ => Kind::Function,
+    }
+}
+
+fn name_of(fqfn: &str) -> FullName {
+    let mut parts = fqfn.splitn(3, '/').map(str::to_owned);
+    let mut next = || parts.next().unwrap_or_default();
+    FullName {
+        tenant: next(),
+        namespace: next(),
+        name: next(),
+    }
+}
+
+/// What a plan wants, as the server would show it.
+fn wanted(plan: &Plan) -> Vec<State> {
+    let state = |component: &Component| State {
+        kind: component.kind(),
+        fqfn: component.fqfn(),
+        config: component.config.to_json(),
+    };
+    plan.components.iter().map(state).collect()
+}
+
+/// Everything in the namespaces of the plan that is in the plan or belongs to its mesh.
+async fn actual(client: &AdminClient, plan: &Plan) -> Outcome<Vec<State>> {
+    let names: BTreeSet<String> = plan.components.iter().map(Component::fqfn).collect();
+    let namespaces: BTreeSet<(String, String)> = names
+        .iter()
+        .map(|name| name_of(name))
+        .map(|name| (name.tenant, name.namespace))
+        .collect();
+    let mut found = Vec::new();
+    for (tenant, namespace) in namespaces {
+        for state in all_in(client, &tenant, &namespace).await? {
+            let is_ours =
+                plan.name.is_some() && state.config["mesh"].as_str() == plan.name.as_deref();
+            if names.contains(&state.fqfn) || is_ours {
+                found.push(state);
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn all_in(client: &AdminClient, tenant: &str, namespace: &str) -> Outcome<Vec<State>> {
+    let mut found = Vec::new();
+    for (kind, word) in [
+        (Kind::Source, "source"),
+        (Kind::Function, "function"),
+        (Kind::Sink, "sink"),
+    ] {
+        let names = client
+            .components(kind, tenant, namespace)
+            .await
+            .map_err(failure)?;
+        for name in names {
+            let name = FullName::new(tenant, namespace, &name);
+            match client.component_config(kind, name.fqfn()).await {
+                Ok(config) => found.push(State {
+                    kind: word,
+                    fqfn: name.to_string(),
+                    config,
+                }),
+                // Deleted since the listing.
+                Err(error) if error.status() == Some(404) => {}
+                Err(error) => return Err(failure(error)),
+            }
+        }
+    }
+    Ok(found)
+}
+
+async fn steps(client: &AdminClient, plan: &Plan) -> Outcome<Vec<Step>> {
+    let mut wanted = wanted(plan);
+    let actual = actual(client, plan).await?;
+    for state in &mut wanted {
+        // A server keeps code under a name of its own; it is sent again at each update.
+        if let Some(there) = actual.iter().find(|there| there.fqfn == state.fqfn) {
+            for field in ["jar", "py", "go", "sh", "exec", "wasm"] {
+                if state.config.get(field).is_some() && there.config.get(field).is_some() {
+                    state.config[field] = there.config[field].clone();
+                }
+            }
+        }
+    }
+    Ok(diff(&wanted, &actual))
+}
+
+/// Readers first, so that nothing that is written is missed; deletions last.
+async fn apply(client: &AdminClient, plan: &Plan, steps: &[Step]) -> Outcome {
+    for node in plan.graph.start_order() {
+        let component = &plan.components[node];
+        let Some(step) = steps
+            .iter()
+            .find(|step| step.name == component.fqfn() && step.kind == component.kind())
+        else {
+            continue;
+        };
+        let is_update = match step.action {
+            Action::Create => false,
+            Action::Update(_) => true,
+            Action::Delete | Action::Unchanged => continue,
+        };
+        send(client, component, is_update).await?;
+    }
+    for step in steps.iter().filter(|step| step.action == Action::Delete) {
+        remove(client, kind_of(step.kind), &name_of(&step.name)).await?;
+    }
+    Ok(())
+}
+
+async fn send(client: &AdminClient, component: &Component, is_update: bool) -> Outcome {
+    let kind = kind_of(component.kind());
+    let name = name_of(&component.fqfn());
+    let mut config = component.config.to_json();
+    let code = match &component.config {
+        Config::Function(function) => match function.code() {
+            Some((runtime, path)) => {
+                let sent = code(path)?;
+                if let Code::File { name, .. } = &sent {
+                    config[runtime.code_field()] = json!(name);
+                }
+                sent
+            }
+            None => Code::None,
+        },
+        Config::Source(source) => builtin(source.builtin()),
+        Config::Sink(sink) => builtin(sink.builtin()),
+    };
+    client
+        .send_component(kind, is_update, name.fqfn(), &config, code)
+        .await
+        .map_err(|error| failed(kind, error))
+}
+
+fn builtin(name: Option<&str>) -> Code {
+    name.map_or(Code::None, |name| Code::Url(format!("builtin://{name}")))
+}
+
+async fn remove(client: &AdminClient, kind: Kind, name: &FullName) -> Outcome<bool> {
+    match client.delete_component(kind, name.fqfn()).await {
+        Ok(()) => Ok(true),
+        Err(error) if error.status() == Some(404) => Ok(false),
+        Err(error) => Err(failed(kind, error)),
+    }
+}
+
+/// Writers first, so that readers see the last of what was written.
+async fn delete(client: &AdminClient, plan: &Plan) -> Outcome {
+    for node in plan.graph.start_order().into_iter().rev() {
+        let component = &plan.components[node];
+        let kind = kind_of(component.kind());
+        let name = name_of(&component.fqfn());
+        let was_there = remove(client, kind, &name).await?;
+        let done = if was_there {
+            "deleted"
+        } else {
+            "was not there"
+        };
+        output::note(&format!("{kind} {name} {done}"));
+    }
+    Ok(())
+}
+
+async fn list(client: &AdminClient, format: Format) -> Outcome {
+    let mut meshes: BTreeMap<String, [usize; 3]> = BTreeMap::new();
+    for tenant in client.tenants().await.map_err(failure)? {
+        for namespace in client.namespaces(&tenant).await.map_err(failure)? {
+            let own = namespace.split('/').next_back().unwrap_or_default();
+            for state in all_in(client, &tenant, own).await? {
+                let Some(mesh) = state.config["mesh"].as_str() else {
+                    continue;
+                };
+                let counts = meshes.entry(mesh.to_owned()).or_default();
+                counts[match state.kind {
+                    "source" => 0,
+                    "function" => 1,
+                    _ => 2,
+                }] += 1;
+            }
+        }
+    }
+    let data: Vec<Value> = meshes
+        .iter()
+        .map(|(name, [sources, functions, sinks])| {
+            json!({"name": name, "sources": sources, "functions": functions, "sinks": sinks})
+        })
+        .collect();
+    let table = |_| {
+        let mut table = Table::new(&["name", "sources", "functions", "sinks"]);
+        for (name, counts) in &meshes {
+            table.row(std::iter::once(name.clone()).chain(counts.iter().map(usize::to_string)));
+        }
+        table
+    };
+    output::print(format, &data, table, || meshes.keys().cloned().collect())
+}
