@@ -232,7 +232,10 @@ mod tests {
         }
     }
 
-    fn sent(acks: &mut Acks) -> Vec<(i32, Vec<(u64, Vec<i64>)>)> {
+    /// Kind of ack, then entries with their sets.
+    type Sent = (i32, Vec<(u64, Vec<i64>)>);
+
+    fn sent(acks: &mut Acks) -> Vec<Sent> {
         let commands = acks.take(9).into_iter();
         commands
             .map(|command| {

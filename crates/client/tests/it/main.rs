@@ -1,5 +1,10 @@
-//! The client against a real broker, Geminga's or Apache Pulsar's: set `GEMINGA_TEST_SERVICE_URL`
-//! (for example `pulsar://127.0.0.1:6650`). Without it these tests pass without a look; the broker's
-//! and testkit's own tests run the client against Geminga in the same process.
+//! The client as its users see it.
+//!
+//! `producing` and `consuming` run against a fake broker that a test plays step by step. `broker`
+//! runs against a real one, Geminga's or Apache Pulsar's, where `GEMINGA_TEST_SERVICE_URL` names it
+//! (for example `pulsar://127.0.0.1:6650`); without it those tests pass without a look.
 
 mod broker;
+mod consuming;
+mod fake;
+mod producing;

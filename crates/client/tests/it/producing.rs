@@ -1,0 +1,323 @@
+//! Producers when the broker misbehaves, vanishes and comes back.
+
+use std::time::Duration;
+
+use geminga_client::{Batching, Error, Message, Producer, Receipt, ServerError};
+use geminga_proto::{Command, pb};
+
+use crate::fake::{Fake, Sent, Session, fake};
+
+/// A producer without batches, and its connection.
+async fn plain(fake_broker: (geminga_client::ClientBuilder, Fake)) -> (Producer, Fake, Session) {
+    let (builder, mut fake) = fake_broker;
+    let client = builder.build();
+    let building = client
+        .producer("t")
+        .batching(Batching::off())
+        .send_timeout(Duration::ZERO);
+    let (producer, session) = tokio::join!(building.build(), async {
+        let mut session = fake.accept().await;
+        session.producer().await;
+        session
+    });
+    (producer.unwrap(), fake, session)
+}
+
+async fn enqueue(producer: &Producer, texts: &[&'static str]) -> Vec<Receipt> {
+    let mut receipts = Vec::new();
+    for text in texts {
+        receipts.push(producer.enqueue(*text).await.unwrap());
+    }
+    receipts
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_no_receipt_is_sent_again_in_order_after_a_lost_connection() {
+    let (producer, mut fake, mut session) = plain(fake()).await;
+    let receipts = enqueue(&producer, &["0", "1", "2", "3"]).await;
+    let mut sent = Vec::new();
+    for _ in 0..4 {
+        sent.push(session.sent().await);
+    }
+    session.receipt(&sent[0], 0).await;
+    session.receipt(&sent[1], 1).await;
+    // The connection ends once the receipts are read.
+    let mut receipts = receipts.into_iter();
+    assert_eq!(receipts.next().unwrap().await.unwrap().entry_id, 0);
+    assert_eq!(receipts.next().unwrap().await.unwrap().entry_id, 1);
+    drop(session);
+
+    let mut session = fake.accept().await;
+    let more = enqueue(&producer, &["4"]).await;
+    let again = session.producer().await;
+    assert_eq!(
+        (again.producer_name.as_deref(), again.epoch),
+        (Some("given"), Some(1))
+    );
+    assert_eq!(again.user_provided_producer_name, Some(false));
+    for (entry, expected) in (2..).zip(&sent[2..]) {
+        let resent = session.sent().await;
+        assert_eq!(&resent, expected, "a message changed on its second way");
+        session.receipt(&resent, entry).await;
+    }
+    let last = session.sent().await;
+    assert_eq!(
+        (last.texts(), last.send.sequence_id),
+        (vec!["4".to_owned()], 4)
+    );
+    session.receipt(&last, 4).await;
+    for (entry, receipt) in (2..).zip(receipts.chain(more)) {
+        assert_eq!(receipt.await.unwrap().entry_id, entry);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_moves_takes_the_producer_along() {
+    let (producer, _fake, mut session) = plain(fake()).await;
+    let mut receipts = enqueue(&producer, &["0", "1"]).await;
+    let first = session.sent().await;
+    let close = pb::CommandCloseProducer {
+        producer_id: first.send.producer_id,
+        request_id: u64::MAX,
+        ..Default::default()
+    };
+    session.sent().await;
+    session.send(close).await;
+    session.producer().await;
+    for entry in 0..2 {
+        let sent = session.sent().await;
+        assert_eq!(sent.send.sequence_id, entry);
+        session.receipt(&sent, entry).await;
+        assert_eq!(receipts.remove(0).await.unwrap().entry_id, entry as i64);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_message_fails_alone_and_a_storage_failure_is_tried_again() {
+    let (producer, mut fake, mut session) = plain(fake()).await;
+    let receipts = enqueue(&producer, &["0", "1", "2"]).await;
+    let sent = [
+        session.sent().await,
+        session.sent().await,
+        session.sent().await,
+    ];
+    session
+        .refuse(&sent[0], pb::ServerError::NotAllowedError)
+        .await;
+    session
+        .refuse(&sent[1], pb::ServerError::PersistenceError)
+        .await;
+    let mut receipts = receipts.into_iter();
+    let refused = receipts.next().unwrap().await.unwrap_err();
+    assert_eq!(refused.server_error(), Some(ServerError::NotAllowedError));
+    assert!(session.is_closed().await);
+    let mut session = fake.accept().await;
+    session.producer().await;
+    for entry in 1..3 {
+        let sent = session.sent().await;
+        assert_eq!(sent.send.sequence_id, entry);
+        session.receipt(&sent, entry).await;
+        assert_eq!(
+            receipts.next().unwrap().await.unwrap().entry_id,
+            entry as i64
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_terminated_topic_fails_everything_at_once() {
+    let (producer, _fake, mut session) = plain(fake()).await;
+    let receipts = enqueue(&producer, &["0", "1"]).await;
+    let sent = session.sent().await;
+    session
+        .refuse(&sent, pb::ServerError::TopicTerminatedError)
+        .await;
+    for receipt in receipts {
+        let error = receipt.await.unwrap_err();
+        assert_eq!(
+            error.server_error(),
+            Some(ServerError::TopicTerminatedError)
+        );
+    }
+    assert!(producer.send("2").await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_a_receipt_times_out_and_its_late_receipt_is_ignored() {
+    let (builder, mut fake) = fake();
+    let client = builder.build();
+    let building = client
+        .producer("t")
+        .send_timeout(Duration::from_secs(2))
+        .build();
+    let (producer, mut session) = tokio::join!(building, async {
+        let mut session = fake.accept().await;
+        session.producer().await;
+        session
+    });
+    let producer = producer.unwrap();
+    let lost = producer.enqueue("lost").await.unwrap();
+    let sent = session.sent().await;
+    assert!(matches!(
+        lost.await,
+        Err(Error::Timeout { what: "send", .. })
+    ));
+    let kept = producer.enqueue("kept").await.unwrap();
+    session.receipt(&sent, 0).await;
+    let sent = session.sent().await;
+    session.receipt(&sent, 1).await;
+    assert_eq!(kept.await.unwrap().entry_id, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_gather_while_a_frame_is_under_way() {
+    let (builder, mut fake) = fake();
+    let client = builder.build();
+    let building = client.producer("t").build();
+    let (producer, mut session) = tokio::join!(building, async {
+        let mut session = fake.accept().await;
+        session.producer().await;
+        session
+    });
+    let producer = producer.unwrap();
+    let receipts = enqueue(&producer, &["0", "1", "2", "3"]).await;
+    let alone: Sent = session.sent().await;
+    assert_eq!(alone.texts(), ["0"]);
+    session.receipt(&alone, 0).await;
+    let rest = session.sent().await;
+    assert_eq!(rest.texts(), ["1", "2", "3"]);
+    assert_eq!(
+        (rest.send.sequence_id, rest.send.highest_sequence_id),
+        (1, Some(3))
+    );
+    assert_eq!(rest.send.num_messages(), 3);
+    session.receipt(&rest, 1).await;
+    let mut ids = Vec::new();
+    for receipt in receipts {
+        ids.push(receipt.await.unwrap().to_string());
+    }
+    assert_eq!(ids, ["1:0:-1", "1:1:-1:0", "1:1:-1:1", "1:1:-1:2"]);
+    producer.flush().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_window_holds_the_sender_back_until_receipts_come() {
+    let (builder, mut fake) = fake();
+    let client = builder.build();
+    let building = client
+        .producer("t")
+        .batching(Batching::off())
+        .window(2)
+        .build();
+    let (producer, mut session) = tokio::join!(building, async {
+        let mut session = fake.accept().await;
+        session.producer().await;
+        session
+    });
+    let producer = producer.unwrap();
+    producer.post("0").await.unwrap();
+    producer.post("1").await.unwrap();
+    assert!(matches!(producer.try_enqueue("2"), Ok(Err(back)) if back == Message::new("2")));
+    let held = tokio::time::timeout(Duration::from_secs(1), producer.post("2")).await;
+    assert!(held.is_err(), "the window has no room");
+    let sent = session.sent().await;
+    let (posted, ()) = tokio::join!(producer.post("2"), session.receipt(&sent, 0));
+    posted.unwrap();
+    assert_eq!(session.sent().await.texts(), ["1"]);
+    assert_eq!(session.sent().await.texts(), ["2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_waits_for_receipts_and_drop_does_not() {
+    let (producer, _fake, mut session) = plain(fake()).await;
+    producer.post("0").await.unwrap();
+    let broker = async {
+        let sent = session.sent().await;
+        session.receipt(&sent, 0).await;
+        let Command::CloseProducer(close) = session.command().await else {
+            panic!("no CLOSE")
+        };
+        session
+            .send(geminga_proto::command::success(close.request_id))
+            .await;
+    };
+    let (closed, ()) = tokio::join!(producer.close(), broker);
+    closed.unwrap();
+
+    let (producer, _fake, mut session) = plain(fake()).await;
+    let receipt = producer.enqueue("0").await.unwrap();
+    drop(producer);
+    assert!(matches!(receipt.await, Err(Error::Closed)));
+    session.sent().await;
+    assert!(matches!(session.command().await, Command::CloseProducer(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_from_the_broker_costs_the_connection_and_nothing_else() {
+    let (producer, mut fake, mut session) = plain(fake()).await;
+    let receipt = producer.enqueue("0").await.unwrap();
+    session.sent().await;
+    session.raw(&[0xff; 64]).await;
+    assert!(session.is_closed().await);
+    let mut session = fake.accept().await;
+    session.producer().await;
+    let sent = session.sent().await;
+    session.receipt(&sent, 0).await;
+    receipt.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_broker_is_given_up() {
+    let (builder, fake) = fake();
+    let builder = builder.keep_alive(Duration::from_secs(5));
+    let (_producer, mut fake, mut session) = plain((builder, fake)).await;
+    // Nobody reads or answers here for a while.
+    let again = tokio::time::timeout(Duration::from_secs(60), fake.accept_raw()).await;
+    assert!(again.is_ok(), "the client still waits for a silent broker");
+    assert!(session.is_closed().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_producer_is_an_error_and_a_busy_broker_is_asked_again() {
+    let (builder, mut fake) = fake();
+    let client = builder.build();
+    let broker = async {
+        let mut session = fake.accept().await;
+        for error in [
+            pb::ServerError::ServiceNotReady,
+            pb::ServerError::ProducerBusy,
+        ] {
+            let Command::Producer(producer) = session.command().await else {
+                panic!()
+            };
+            session
+                .send(geminga_proto::command::error(
+                    producer.request_id,
+                    error,
+                    "no",
+                ))
+                .await;
+        }
+    };
+    let (producer, ()) = tokio::join!(client.producer("t").build(), broker);
+    assert_eq!(
+        producer.unwrap_err().server_error(),
+        Some(ServerError::ProducerBusy)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_without_an_answer_times_out() {
+    let (builder, mut fake) = fake();
+    let client = builder.operation_timeout(Duration::from_secs(3)).build();
+    let (partitions, _session) = tokio::join!(client.partitions("t"), async {
+        let mut session = fake.accept().await;
+        session.answers_lookups = false;
+        session.command().await;
+        session
+    });
+    assert!(
+        matches!(partitions, Err(Error::Timeout { .. })),
+        "{partitions:?}"
+    );
+}
