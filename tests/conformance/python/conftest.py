@@ -9,7 +9,7 @@ import sys
 import pulsar
 import pytest
 
-from server import OutsideServer, Server, binary, is_outside
+from server import OutsideServer, Server, binary, is_outside, quiet_ports
 from support import Admin
 
 _names = itertools.count()
@@ -65,7 +65,7 @@ def is_apache_pulsar(server):
 @pytest.fixture
 def own_server():
     """A fresh server that the test may kill."""
-    server = Server().start()
+    server = Server(ports=quiet_ports()).start()
     yield server
     server.close()
 

@@ -6,8 +6,10 @@ Where the binary is: $GEMINGA_BIN, else target/release/geminga, else target/debu
 import json
 import os
 import pathlib
+import random
 import selectors
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -30,26 +32,47 @@ def binary():
     raise RuntimeError(f"no geminga in {target}: run `cargo build --release`, or set GEMINGA_BIN or SERVICE_URL and ADMIN_URL")
 
 
+def quiet_ports():
+    """Two free ports outside the range from which the system takes ports for outgoing connections. A server that is
+    killed and started again needs them: while it is down, a client that tries to reconnect can be given the server's
+    port for its own end, and talks to itself."""
+    found = []
+    while len(found) < 2:
+        port = random.randrange(15_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+    return found
+
+
 class Server:
     """One `geminga standalone` process and its data directory. Ports are free ones at the first start
     and stay the same afterwards, so that clients find the server again."""
 
-    def __init__(self, *options, data=None):
+    def __init__(self, *options, data=None, ports=(0, 0)):
         self._folder = None if data else tempfile.TemporaryDirectory(prefix="geminga-conformance-")
         self.data = data or os.path.join(self._folder.name, "data")
         self.log_path = os.path.join(self._folder.name if self._folder else self.data + ".d", "server.log")
         os.makedirs(os.path.dirname(self.log_path), exist_ok=True)
         self.options = options
         self.process = None
-        self.port = self.http_port = 0
+        self.port, self.http_port = ports
         self.ready_seconds = None
 
-    def start(self):
-        began = time.monotonic()
+    def launch(self):
+        """Starts the process and does not wait for it."""
         command = [binary(), "standalone", "--port", str(self.port), "--http-port", str(self.http_port),
                    "--data", self.data, "-o", "json", *self.options]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL)
+
+    def start(self):
+        """Starts the process and waits until it says its addresses."""
+        began = time.monotonic()
+        self.launch()
         line = self._first_line(began + READY_SECONDS)
         self.ready_seconds = time.monotonic() - began
         told = json.loads(line)
