@@ -20,6 +20,7 @@ mod space;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use geminga_model::{EntryId, LedgerId};
@@ -117,6 +118,8 @@ struct LedgerIds {
 }
 
 const IDS_RESERVED: i64 = 1024;
+/// How long a full disk may hold up the end.
+const CLOSE_WAIT_MAX: Duration = Duration::from_secs(1);
 
 impl EmbeddedStore {
     /// Opens or creates the store in `dir`, which is created if its parent exists.
@@ -161,17 +164,27 @@ impl EmbeddedStore {
         }
         self.shared.leave_ids();
         self.shared.queue.close();
-        self.shared.background.close();
-        // In this order: the writer may need a segment, and completes into the completion thread.
         let ended = |thread: JoinHandle<()>| {
             if thread.join().is_err() {
                 tracing::error!("a storage thread has panicked");
             }
         };
+        // In this order: the writer may need a segment from the other threads, and completes into
+        // the completion thread. On a full disk it would wait for one for ever.
         let mut rest = threads.split_off(1);
+        let deadline = Instant::now() + CLOSE_WAIT_MAX;
+        while threads.iter().any(|writer| !writer.is_finished()) {
+            if Instant::now() >= deadline {
+                tracing::error!("the log could not be written to its end within the time limit");
+                self.shared.pool.close();
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
         threads.drain(..).for_each(ended);
-        self.shared.completion.close();
+        self.shared.background.close();
         self.shared.pool.close();
+        self.shared.completion.close();
         rest.drain(..).for_each(ended);
         self.shared.completion.durability.close();
     }

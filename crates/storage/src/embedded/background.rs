@@ -128,12 +128,19 @@ pub(super) fn run_preparer(shared: &Shared) {
         match result {
             Ok(segment) => shared.pool.put_ready(segment),
             Err(error) => {
-                let error = shared.io_error("prepare", &name, error);
-                tracing::warn!(%error, "no new log file: trying again");
                 // A file in an unknown state is of no use; it may not even be there.
                 let _ = shared.disk.remove(&name);
                 shared.pool.give_up();
-                shared.pool.pause(RETRY);
+                match shared.io_error("prepare", &name, error) {
+                    StoreError::Full => {
+                        tracing::warn!("no space for a new log file: trying again");
+                        shared.pool.pause(RETRY);
+                    }
+                    error => {
+                        shared.stop(&error);
+                        return;
+                    }
+                }
             }
         }
     }
@@ -151,6 +158,15 @@ impl Shared {
         self.disk.sync_dir()?;
         self.count_added(size);
         Ok(segment)
+    }
+
+    /// Something beside the log failed: nothing more is taken, for good.
+    fn stop(&self, error: &StoreError) {
+        tracing::error!(%error, "the store takes nothing more");
+        self.queue.fail();
+        self.pool.close();
+        self.completion
+            .push(Event::Failed(StoreError::stopped(error.to_string())));
     }
 
     pub(super) fn count_added(&self, bytes: u64) {
@@ -204,12 +220,9 @@ impl Sorter {
                         background.changed.wait_for(&mut todo, RETRY);
                     }
                 }
+                (_, Err(_)) if background.todo.lock().closed => {}
                 (_, Err(error)) => {
-                    tracing::error!(%error, "the store takes nothing more");
-                    self.shared.queue.fail();
-                    self.shared.pool.close();
-                    let reason = StoreError::stopped(error.to_string());
-                    self.shared.completion.push(Event::Failed(reason));
+                    self.shared.stop(&error);
                     background.close();
                 }
             }
@@ -280,14 +293,15 @@ impl Sorter {
         if let Some(end) = scan.log_end {
             self.next_commit = end.next_commit;
         }
-        // If this fails for want of space the segment must not be sorted again, only checkpointed.
-        let checkpointed = self.checkpoint();
+        // The segment is not sorted again when this fails for want of space, only checkpointed; and
+        // it may not be used again before.
+        match self.checkpoint() {
+            Err(StoreError::Full) => self.retry_checkpoint()?,
+            other => other?,
+        }
         self.retired
             .extend(shared.index.remove_segment(segment.generation));
-        match checkpointed {
-            Err(StoreError::Full) => self.retry_checkpoint(),
-            other => other,
-        }
+        Ok(())
     }
 
     fn retry_checkpoint(&mut self) -> Result<(), StoreError> {
@@ -300,7 +314,7 @@ impl Sorter {
                     background.changed.wait_for(&mut todo, RETRY);
                 }
                 if todo.closed {
-                    return Ok(());
+                    return Err(StoreError::stopped("it was closed"));
                 }
             }
             match self.checkpoint() {
@@ -414,9 +428,9 @@ impl Sorter {
             let reserved = ids.coming.map_or(ids.reserved, |(end, _)| end);
             (shared.queue.next_record(), reserved)
         };
-        shared.pool.allow_more(1);
+        shared.pool.lift_limit(true);
         let waited = shared.completion.durability.wait_blocking(durable_record);
-        shared.pool.allow_more(0);
+        shared.pool.lift_limit(false);
         waited?;
         let last_file = shared.files.last_number();
         let size = writer.finish(End {
@@ -445,14 +459,16 @@ impl Sorter {
     /// Log files that nobody reads any more are used again.
     fn recycle(&mut self) {
         let shared = &self.shared;
-        self.retired
-            .retain_mut(|segment| match Arc::get_mut(segment) {
-                Some(segment) => {
-                    shared.pool.recycle(segment.name.clone(), segment.size);
-                    false
-                }
-                None => true,
-            });
+        self.retired.retain_mut(|segment| {
+            if Arc::get_mut(segment).is_none() {
+                return true;
+            }
+            let (name, size) = (segment.name.clone(), segment.size);
+            if !shared.pool.recycle(name, size) && shared.disk.remove(&segment.name).is_ok() {
+                shared.count_removed(size);
+            }
+            false
+        });
     }
 
     /// Removes dead segment files and rewrites mostly dead ones.

@@ -155,6 +155,8 @@ impl Completion {
                 }
             }
             Event::Full(segment) => (self.full)(segment),
+            // Several threads may find that it is over; it is told once.
+            Event::Failed(_) if self.durability.failed().is_some() => {}
             Event::Failed(error) => {
                 self.durability.fail(error.clone());
                 let error = Arc::new(error);

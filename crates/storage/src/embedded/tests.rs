@@ -5,6 +5,8 @@ use crate::SpaceLevel;
 use crate::disk::faulty::{Faults, FaultyDisk};
 use crate::ledger::contract::{self, Harness};
 
+mod crash;
+
 /// Small files, so that a test goes through many of them.
 pub(super) fn small(durability: Durability) -> EmbeddedConfig {
     EmbeddedConfig {

@@ -151,8 +151,7 @@ struct PoolInner {
     last_size: u64,
     /// What the writer waits for, if it waits.
     wanted_bytes: Option<u64>,
-    /// Files above the maximum.
-    more: usize,
+    limit_lifted: bool,
     closed: bool,
 }
 
@@ -194,7 +193,7 @@ impl Pool {
                 next_generation,
                 last_size,
                 wanted_bytes: None,
-                more: 0,
+                limit_lifted: false,
                 closed: false,
             }),
             ready: Condvar::new(),
@@ -258,16 +257,22 @@ impl Pool {
         self.inner.lock().files -= 1;
     }
 
-    /// A file's use has ended; it may be used again.
-    pub fn recycle(&self, name: String, size: u64) {
-        self.inner.lock().free.push((name, size));
+    /// A file's use has ended; it may be used again. False: there are too many, remove it.
+    pub fn recycle(&self, name: String, size: u64) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.files > self.limits.segments_max {
+            inner.files -= 1;
+            return false;
+        }
+        inner.free.push((name, size));
         self.work.notify_one();
+        true
     }
 
-    /// While the checkpoint waits for the writer, the writer must not wait for the checkpoint: one
-    /// more file is allowed then.
-    pub fn allow_more(&self, more: usize) {
-        self.inner.lock().more = more;
+    /// While a checkpoint waits for the writer, the writer must not wait for a checkpoint: as many
+    /// files as it needs are allowed then. What it writes meanwhile is bounded by its queue.
+    pub fn lift_limit(&self, lifted: bool) {
+        self.inner.lock().limit_lifted = lifted;
         self.work.notify_one();
     }
 
@@ -314,7 +319,7 @@ impl PoolInner {
             });
         }
         let replaces = self.free.pop();
-        if replaces.is_none() && self.files >= limits.segments_max + self.more {
+        if replaces.is_none() && self.files >= limits.segments_max && !self.limit_lifted {
             return None;
         }
         let name = log_file_name(self.next_file);

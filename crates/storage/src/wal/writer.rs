@@ -58,6 +58,8 @@ impl<H: WriterHost> Writer<H> {
             let bytes = span(batch.buf.len(), self.durable);
             if !self.make_room(bytes as u64) {
                 self.queue.fail();
+                let error = io::Error::other("no further log file could be made");
+                self.host.failed(&self.segment, error);
                 return;
             }
             let offset = self.segment.end();
