@@ -29,6 +29,7 @@ impl ApiError {
         not_found = NOT_FOUND;
         not_allowed = METHOD_NOT_ALLOWED;
         timeout = REQUEST_TIMEOUT;
+        not_acceptable = NOT_ACCEPTABLE;
         conflict = CONFLICT;
         precondition_failed = PRECONDITION_FAILED;
         too_large = PAYLOAD_TOO_LARGE;

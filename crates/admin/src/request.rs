@@ -84,10 +84,19 @@ pub(crate) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
 
 /// Adds the nearest name to serde's message about a name that it does not know.
 pub(crate) fn explain(message: &str) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
     let unknown = message.starts_with("unknown field") || message.starts_with("unknown variant");
-    let (true, Some(word)) = (unknown, quoted.next()) else {
-        return format!("the JSON is not valid: {message}");
+    if unknown {
+        explain_name(message)
+    } else {
+        format!("the JSON is not valid: {message}")
+    }
+}
+
+/// Adds the nearest name to serde's message, when it is about a name.
+pub(crate) fn explain_name(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let Some(word) = quoted.next() else {
+        return message.to_owned();
     };
     match nearest(word, quoted) {
         Some(name) => {

@@ -286,6 +286,12 @@ impl Broker {
             .map(|(found, _)| found))
     }
 
+    /// How many partitions a client is to use, 0 for a topic without; as a lookup on the wire, it
+    /// makes a missing partitioned topic where that is allowed.
+    pub async fn partitions_or_create(&self, name: &TopicName) -> Result<u32, BrokerError> {
+        self.core.partitions_or_create(name, true).await
+    }
+
     /// Whether the topic (or partition) itself exists.
     pub async fn topic_exists(&self, name: &TopicName) -> Result<bool, BrokerError> {
         Ok(name.is_persistent() && self.core.ledgers.exists(&ledger_name(name)).await?)

@@ -1,0 +1,138 @@
+//! The endpoints: a module for each family of Pulsar's resources, and the router that joins them.
+//!
+//! A handler reads the request, calls the broker or the worker, and shapes the answer; it decides
+//! nothing. What must hold: a success to a change is sent after the call that made it durable.
+
+mod extract;
+
+mod brokers;
+mod clusters;
+mod lookup;
+mod metrics;
+mod namespaces;
+mod peek;
+mod policies;
+mod schemas;
+mod subscriptions;
+mod sum;
+mod tenants;
+mod topics;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use geminga_broker::{Broker, BrokerError, ErrorKind};
+use serde::Serialize;
+
+use crate::endpoint;
+use crate::error::{Answer, ApiError};
+
+/// What the endpoints act on.
+#[derive(Clone)]
+pub struct Admin {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    broker: Broker,
+    /// `http://host:port` of this API.
+    http_url: String,
+}
+
+impl Admin {
+    /// `address` is where the API listens; lookups answer it unless `webServiceAddress` is set.
+    #[must_use]
+    pub fn new(broker: Broker, address: SocketAddr) -> Self {
+        let config = broker.config();
+        let http_url = config.web_service_address.clone().unwrap_or_else(|| {
+            let host = match &config.advertised_address {
+                Some(host) => host.clone(),
+                None if address.ip().is_unspecified() => "localhost".to_owned(),
+                None if address.is_ipv6() => format!("[{}]", address.ip()),
+                None => address.ip().to_string(),
+            };
+            format!("http://{host}:{}", address.port())
+        });
+        Self {
+            inner: Arc::new(Inner { broker, http_url }),
+        }
+    }
+
+    /// `http://host:port` of this API.
+    #[must_use]
+    pub fn http_url(&self) -> &str {
+        &self.inner.http_url
+    }
+
+    pub(crate) fn broker(&self) -> &Broker {
+        &self.inner.broker
+    }
+
+    /// All endpoints.
+    pub fn router(self) -> Router {
+        Router::new()
+            .merge(clusters::router())
+            .merge(brokers::router())
+            .merge(tenants::router())
+            .merge(namespaces::router())
+            .merge(policies::router())
+            .merge(topics::router())
+            .merge(subscriptions::router())
+            .merge(schemas::router())
+            .merge(lookup::router())
+            .merge(metrics::router())
+            .fallback(endpoint::refuse)
+            .method_not_allowed_fallback(endpoint::refuse_method)
+            .with_state(self)
+    }
+}
+
+/// A document.
+pub(crate) fn document(value: &impl Serialize) -> Answer {
+    let json = serde_json::to_vec(value)
+        .map_err(|error| ApiError::internal(format!("the answer cannot be written: {error}")))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
+}
+
+/// A document, or Pulsar's answer for what is not set: 200 without a body.
+pub(crate) fn document_or_empty(value: Option<&impl Serialize>) -> Answer {
+    match value {
+        Some(value) => document(value),
+        None => Ok(StatusCode::OK.into_response()),
+    }
+}
+
+/// The answer to a change.
+pub(crate) fn done() -> Answer {
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Plain text.
+pub(crate) fn text(text: impl Into<String>) -> Response {
+    (
+        [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+        text.into(),
+    )
+        .into_response()
+}
+
+impl From<BrokerError> for ApiError {
+    fn from(error: BrokerError) -> Self {
+        let reason = error.to_string();
+        match error.kind() {
+            ErrorKind::Invalid => Self::precondition_failed(reason),
+            ErrorKind::NotFound => Self::not_found(reason),
+            ErrorKind::Conflict => Self::conflict(reason),
+            ErrorKind::PreconditionFailed => Self::precondition_failed(reason),
+            ErrorKind::NotAllowed => Self::not_allowed(reason),
+            ErrorKind::Unavailable => Self::unavailable(reason),
+            ErrorKind::Internal => Self::internal(reason),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! `/lookup/v2`: where a topic is served, for clients whose service URL is an HTTP address.
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use geminga_model::TopicDomain;
+use serde_json::json;
+
+use super::extract::{Params, Segments};
+use super::{Admin, document, text};
+use crate::error::{Answer, ApiError};
+use crate::request;
+
+pub(super) fn router() -> Router<Admin> {
+    let topic = "/lookup/v2/topic/{domain}/{tenant}/{namespace}/{topic}";
+    Router::new()
+        .route(topic, get(lookup))
+        .route(&format!("{topic}/bundle"), get(bundle))
+}
+
+#[derive(serde::Deserialize)]
+struct Named {
+    domain: String,
+    tenant: String,
+    namespace: String,
+    topic: String,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LookupParams {
+    #[serde(rename = "authoritative")]
+    _authoritative: Option<bool>,
+    #[serde(rename = "listenerName")]
+    listener_name: Option<String>,
+}
+
+fn check(named: &Named) -> Answer<geminga_model::TopicName> {
+    let domain = match named.domain.as_str() {
+        "persistent" => TopicDomain::Persistent,
+        "non-persistent" => TopicDomain::NonPersistent,
+        other => {
+            return Err(ApiError::precondition_failed(format!(
+                "unknown topic domain `{other}`"
+            )));
+        }
+    };
+    request::topic(domain, &named.tenant, &named.namespace, &named.topic)
+}
+
+async fn lookup(
+    State(admin): State<Admin>,
+    Segments(named): Segments<Named>,
+    Params(params): Params<LookupParams>,
+) -> Answer {
+    if let Some(listener) = params.listener_name.filter(|name| !name.is_empty()) {
+        return Err(ApiError::bad_request(format!(
+            "`listenerName` {listener} is not configured"
+        )));
+    }
+    let topic = check(&named)?;
+    let url = admin.broker().lookup(&topic).await?;
+    document(&json!({
+        "brokerUrl": url,
+        "httpUrl": admin.http_url(),
+        "nativeUrl": url,
+        "brokerUrlSsl": "",
+    }))
+}
+
+/// The range of the hash that the topic's name falls into, of the four that clients are shown.
+async fn bundle(State(_): State<Admin>, Segments(named): Segments<Named>) -> Answer {
+    let topic = check(&named)?;
+    let quarter = crc32(topic.as_str().as_bytes()) >> 30;
+    let (from, to) = (quarter << 30, (u64::from(quarter) + 1) << 30);
+    let to = to.min(0xffff_ffff);
+    Ok(text(format!("0x{from:08x}_0x{to:08x}")))
+}
+
+/// CRC-32 (IEEE), by which Pulsar puts topics into bundles.
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 {
+                (crc >> 1) ^ 0xedb8_8320
+            } else {
+                crc >> 1
+            };
+        }
+    }
+    !crc
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_hash_is_the_known_one() {
+        assert_eq!(super::crc32(b"123456789"), 0xcbf4_3926);
+    }
+}

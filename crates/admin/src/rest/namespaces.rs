@@ -1,0 +1,264 @@
+//! `/admin/v2/namespaces`: listing, making and removing them. Single policies are in `policies`.
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::routing::{get, post, put};
+use geminga_model::TopicDomain;
+use serde_json::{Map, Value, json};
+
+use super::extract::{Force, Listing, NamespaceInPath, Params, Plain, Segments};
+use super::topics::{listing as topics_of, names as loaded_names};
+use super::{Admin, document, done};
+use crate::error::{Answer, ApiError};
+use crate::request;
+
+pub(super) fn router() -> Router<Admin> {
+    let one = "/admin/v2/namespaces/{tenant}/{namespace}";
+    Router::new()
+        .route("/admin/v2/namespaces/{tenant}", get(list))
+        .route(one, get(policies).put(create).delete(delete))
+        .route(&format!("{one}/topics"), get(topics))
+        .route(&format!("{one}/bundles"), get(bundles))
+        .route(&format!("{one}/permissions"), get(permissions))
+        .route(&format!("{one}/replication"), get(replication))
+        .route(&format!("{one}/unload"), put(unload))
+        .route(&format!("{one}/clearBacklog"), post(clear_backlog))
+}
+
+async fn list(State(admin): State<Admin>, Segments(tenant): Segments<String>) -> Answer {
+    document(&admin.broker().namespaces(&tenant).await?)
+}
+
+/// The document of a namespace without policies of its own.
+fn defaults(cluster: &str) -> Map<String, Value> {
+    let document = json!({
+        "auth_policies": {
+            "namespace_auth": {}, "destination_auth": {}, "subscription_auth_roles": {}
+        },
+        "replication_clusters": [cluster],
+        "allowed_clusters": [],
+        "bundles": bundles_document(),
+        "backlog_quota_map": {},
+        "clusterDispatchRate": {},
+        "topicDispatchRate": {},
+        "subscriptionDispatchRate": {},
+        "replicatorDispatchRate": {},
+        "clusterSubscribeRate": {},
+        "publishMaxMessageRate": {},
+        "latency_stats_sample_rate": {},
+        "deleted": false,
+        "encryption_required": false,
+        "subscription_auth_mode": "None",
+        "offload_threshold": -1,
+        "offload_threshold_in_seconds": -1,
+        "schema_compatibility_strategy": "UNDEFINED",
+        "is_allow_auto_update_schema": true,
+        "schema_validation_enforced": false,
+        "subscription_types_enabled": [],
+        "properties": {},
+        "migrated": false,
+    });
+    match document {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// Topics are not owned by bundle on one broker; clients see Pulsar's default.
+fn bundles_document() -> Value {
+    json!({
+        "boundaries": ["0x00000000", "0x40000000", "0x80000000", "0xc0000000", "0xffffffff"],
+        "numBundles": 4,
+    })
+}
+
+async fn policies(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+) -> Answer {
+    let policies = admin.broker().policies(&namespace).await?;
+    let mut all = defaults(&admin.broker().config().cluster_name);
+    let own = serde_json::to_value(&policies).map_err(|e| ApiError::internal(e.to_string()))?;
+    if let Value::Object(own) = own {
+        all.extend(own);
+    }
+    document(&all)
+}
+
+/// Policies given at creation: those of ours pass, defaults of Pulsar mean nothing, any other value
+/// is refused by name.
+fn check_given(given: Map<String, Value>, cluster: &str) -> Answer<geminga_broker::Policies> {
+    const HONOURED: [&str; 5] = [
+        "retention_policies",
+        "message_ttl_in_seconds",
+        "autoTopicCreationOverride",
+        "autoSubscriptionCreationOverride",
+        "properties",
+    ];
+    let defaults = defaults(cluster);
+    let mut kept = Map::new();
+    for (name, value) in given {
+        let is_empty = match &value {
+            Value::Null => true,
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+            _ => false,
+        };
+        if HONOURED.contains(&name.as_str()) {
+            if !is_empty {
+                kept.insert(name, value);
+            }
+            continue;
+        }
+        // How many bundles a namespace is cut into changes nothing on one broker.
+        if is_empty || name == "bundles" || defaults.get(&name) == Some(&value) {
+            continue;
+        }
+        let known = HONOURED
+            .into_iter()
+            .chain(defaults.keys().map(String::as_str));
+        return Err(ApiError::bad_request(if defaults.contains_key(&name) {
+            format!("policy `{name}` cannot be honoured yet")
+        } else {
+            match geminga_stdx::nearest::nearest(&name, known) {
+                Some(near) => format!("unknown policy `{name}`; did you mean `{near}`?"),
+                None => format!("policy `{name}` is not known or cannot be honoured yet"),
+            }
+        }));
+    }
+    request::from_json(Value::Object(kept).to_string().as_bytes())
+}
+
+async fn create(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+    request: Request,
+) -> Answer {
+    let given: Option<Map<String, Value>> = request::json_or_none(request).await?;
+    let policies = check_given(
+        given.unwrap_or_default(),
+        &admin.broker().config().cluster_name,
+    )?;
+    admin
+        .broker()
+        .create_namespace(&namespace, policies)
+        .await?;
+    done()
+}
+
+async fn delete(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+    Params(params): Params<Force>,
+) -> Answer {
+    admin
+        .broker()
+        .delete_namespace(&namespace, params.force)
+        .await?;
+    done()
+}
+
+async fn topics(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+    Params(params): Params<Listing>,
+) -> Answer {
+    let domain = match params.mode.as_deref() {
+        None | Some("PERSISTENT" | "ALL") => TopicDomain::Persistent,
+        Some("NON_PERSISTENT") => TopicDomain::NonPersistent,
+        Some(other) => return Err(ApiError::bad_request(format!("unknown mode `{other}`"))),
+    };
+    topics_of(&admin, &namespace, domain, &params).await
+}
+
+async fn bundles(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+) -> Answer {
+    admin.broker().policies(&namespace).await?;
+    document(&bundles_document())
+}
+
+/// Nobody is asked who they are, so there is nothing to permit.
+async fn permissions(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+) -> Answer {
+    admin.broker().policies(&namespace).await?;
+    document(&json!({}))
+}
+
+async fn replication(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+) -> Answer {
+    admin.broker().policies(&namespace).await?;
+    document(&[&admin.broker().config().cluster_name])
+}
+
+async fn unload(State(admin): State<Admin>, NamespaceInPath(namespace): NamespaceInPath) -> Answer {
+    admin.broker().policies(&namespace).await?;
+    for topic in loaded_names(&admin, &namespace).await? {
+        admin.broker().unload(&topic).await?;
+    }
+    done()
+}
+
+async fn clear_backlog(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+    Params(_): Params<Plain>,
+) -> Answer {
+    admin.broker().policies(&namespace).await?;
+    for topic in loaded_names(&admin, &namespace).await? {
+        for subscription in admin.broker().subscriptions(&topic).await? {
+            admin.broker().skip_all(&topic, &subscription).await?;
+        }
+    }
+    done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(json: Value) -> Answer<geminga_broker::Policies> {
+        match json {
+            Value::Object(map) => check_given(map, "standalone"),
+            _ => unreachable!("a test gives an object"),
+        }
+    }
+
+    #[test]
+    fn policies_are_honoured_or_refused_by_name() {
+        let defaults = Value::Object(defaults("standalone"));
+        assert!(given(defaults).is_ok());
+        assert!(
+            given(json!({"retention_policies":
+            {"retentionTimeInMinutes": 5, "retentionSizeInMB": 5}}))
+            .is_ok()
+        );
+        for (json, word) in [
+            (
+                json!({"encryption_required": true}),
+                "`encryption_required`",
+            ),
+            (
+                json!({"replication_clusters": ["elsewhere"]}),
+                "`replication_clusters`",
+            ),
+            (
+                json!({"retention_polices": {"a": 1}}),
+                "did you mean `retention_policies`?",
+            ),
+            (
+                json!({"retention_policies": {"retentionTime": 1}}),
+                "`retentionTime`",
+            ),
+        ] {
+            let refused = given(json).unwrap_err();
+            assert_eq!(refused.status.as_u16(), 400);
+            assert!(refused.reason.contains(word), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! `/admin/v2/schemas`: the versions of a topic's schema.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::routing::{get, post};
+use geminga_broker::{StoredSchema, schema_type_name};
+use geminga_model::TopicName;
+use geminga_proto::pb;
+use serde_json::{Value, json};
+
+use super::extract::{Force, Params, Plain, Segments};
+use super::{Admin, document};
+use crate::error::{Answer, ApiError};
+use crate::request;
+
+/// One above the largest type number.
+const TYPES: i32 = 22;
+const KEY_VALUE: &str = "KEY_VALUE";
+
+pub(super) fn router() -> Router<Admin> {
+    let topic = "/admin/v2/schemas/{tenant}/{namespace}/{topic}";
+    Router::new()
+        .route(
+            &format!("{topic}/schema"),
+            get(latest).post(create).delete(delete),
+        )
+        .route(&format!("{topic}/schema/{{version}}"), get(one))
+        .route(&format!("{topic}/schemas"), get(all))
+        .route(&format!("{topic}/version"), post(version_of))
+}
+
+/// The topic of a schema; schemas belong to persistent topics.
+#[derive(serde::Deserialize)]
+struct Named {
+    tenant: String,
+    namespace: String,
+    topic: String,
+    version: Option<u64>,
+}
+
+impl Named {
+    fn topic(&self) -> Answer<TopicName> {
+        let domain = geminga_model::TopicDomain::Persistent;
+        request::topic(domain, &self.tenant, &self.namespace, &self.topic)
+    }
+}
+
+/// `PostSchemaPayload`.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Given {
+    r#type: String,
+    schema: String,
+    #[serde(default)]
+    properties: Option<BTreeMap<String, String>>,
+}
+
+impl Given {
+    fn schema(self, topic: &TopicName) -> Answer<pb::Schema> {
+        let name = if self.r#type == "BYTES" {
+            "NONE"
+        } else {
+            &self.r#type
+        };
+        let Some(number) = (0..TYPES).find(|number| schema_type_name(*number) == name) else {
+            return Err(ApiError::unprocessable(format!(
+                "unknown schema type `{}`",
+                self.r#type
+            )));
+        };
+        let data = if name == KEY_VALUE {
+            join(&self.schema)?
+        } else {
+            self.schema.into_bytes()
+        };
+        Ok(pb::Schema {
+            name: topic.local().to_owned(),
+            schema_data: data.into(),
+            r#type: number,
+            properties: self
+                .properties
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(key, value)| pb::KeyValue { key, value })
+                .collect(),
+        })
+    }
+}
+
+/// A key-value schema, from `{"key":..,"value":..}` to two lengths and definitions.
+fn join(text: &str) -> Answer<Vec<u8>> {
+    let value: Value = request::from_json(text.as_bytes())?;
+    let mut data = Vec::new();
+    for part in ["key", "value"] {
+        let text = match &value[part] {
+            Value::Null => String::new(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        data.extend_from_slice(&(text.len() as u32).to_be_bytes());
+        data.extend_from_slice(text.as_bytes());
+    }
+    Ok(data)
+}
+
+/// The reverse of `join`; none when the bytes are not of that form.
+fn split(data: &[u8]) -> Option<Value> {
+    let mut rest = data;
+    let mut take = || {
+        let (length, behind) = rest.split_first_chunk::<4>()?;
+        let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
+        let text = std::str::from_utf8(behind.get(..length)?).ok()?;
+        rest = behind.get(length..)?;
+        Some(serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())))
+    };
+    Some(json!({ "key": take()?, "value": take()? }))
+}
+
+fn shown(version: u64, schema: &StoredSchema) -> Value {
+    let kind = schema_type_name(schema.r#type);
+    let data = schema.data();
+    let text = match split(&data).filter(|_| kind == KEY_VALUE) {
+        Some(parts) => parts.to_string(),
+        None => String::from_utf8_lossy(&data).into_owned(),
+    };
+    json!({
+        "version": version,
+        "type": kind,
+        "timestamp": schema.timestamp_ms,
+        "data": text,
+        "properties": schema.properties,
+    })
+}
+
+async fn versions(admin: &Admin, named: &Named) -> Answer<Vec<(u64, StoredSchema)>> {
+    let versions = admin.broker().schemas(&named.topic()?).await?;
+    if versions.is_empty() {
+        Err(ApiError::not_found("Schema not found"))
+    } else {
+        Ok(versions)
+    }
+}
+
+async fn latest(
+    State(admin): State<Admin>,
+    Segments(named): Segments<Named>,
+    Params(_): Params<Plain>,
+) -> Answer {
+    let versions = versions(&admin, &named).await?;
+    let latest = versions
+        .last()
+        .map(|(version, schema)| shown(*version, schema));
+    document(&latest)
+}
+
+async fn one(
+    State(admin): State<Admin>,
+    Segments(named): Segments<Named>,
+    Params(_): Params<Plain>,
+) -> Answer {
+    let versions = versions(&admin, &named).await?;
+    let found = versions
+        .iter()
+        .find(|(version, _)| Some(*version) == named.version);
+    match found {
+        Some((version, schema)) => document(&shown(*version, schema)),
+        None => Err(ApiError::not_found("Schema not found")),
+    }
+}
+
+async fn all(
+    State(admin): State<Admin>,
+    Segments(named): Segments<Named>,
+    Params(_): Params<Plain>,
+) -> Answer {
+    let versions = versions(&admin, &named).await?;
+    let all: Vec<Value> = versions
+        .iter()
+        .map(|(version, schema)| shown(*version, schema))
+        .collect();
+    document(&json!({ "getSchemaResponses": all }))
+}
+
+async fn create(
+    State(admin): State<Admin>,
+    Segments(named): Segments<Named>,
+    Params(_): Params<Plain>,
+    request: Request,
+) -> Answer {
+    let topic = named.topic()?;
+    admin.broker().policies(&topic.namespace()).await?;
+    let given: Given = request::json(request).await?;
+    let version = admin
+        .broker()
+        .create_schema(&topic, &given.schema(&topic)?)
+        .await?;
+    document(&json!({ "version": { "version": version } }))
+}
+
+async fn delete(
+    State(admin): State<Admin>,
+    Segments(named): Segments<Named>,
+    Params(_): Params<Force>,
+) -> Answer {
+    let last = versions(&admin, &named)
+        .await?
+        .last()
+        .map(|(version, _)| *version);
+    admin.broker().delete_schema(&named.topic()?).await?;
+    document(&json!({ "version": last }))
+}
+
+async fn version_of(
+    State(admin): State<Admin>,
+    Segments(named): Segments<Named>,
+    Params(_): Params<Plain>,
+    request: Request,
+) -> Answer {
+    let given: Given = request::json(request).await?;
+    let schema = given.schema(&named.topic()?)?;
+    let versions = versions(&admin, &named).await?;
+    let same = versions
+        .iter()
+        .rev()
+        .find(|(_, known)| known.r#type == schema.r#type && known.data() == schema.schema_data[..]);
+    match same {
+        Some((version, _)) => document(&json!({ "version": version })),
+        None => Err(ApiError::not_found("Schema not found")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_value_schemas_go_both_ways() {
+        let text = r#"{"key":"","value":{"type":"record"}}"#;
+        let data = join(text).unwrap();
+        assert_eq!(
+            split(&data).unwrap(),
+            serde_json::from_str::<Value>(text).unwrap()
+        );
+        assert_eq!(split(b"\0\0\0\x09x"), None);
+    }
+}
