@@ -55,6 +55,12 @@ pub trait Connector: Send + Sync + 'static {
     fn connect(&self, address: &str) -> Connecting;
 }
 
+impl<F: Fn(&str) -> Connecting + Send + Sync + 'static> Connector for F {
+    fn connect(&self, address: &str) -> Connecting {
+        self(address)
+    }
+}
+
 /// Connects by TCP.
 #[derive(Debug, Clone)]
 pub struct Tcp {

@@ -1,33 +1,69 @@
 //! What works against any broker that speaks Pulsar's protocol.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use geminga_broker::{Broker, BrokerConfig};
+use geminga_client::transport::{Connecting, Io};
 use geminga_client::{
     Batching, Client, Compression, InitialPosition, Message, MessageId, ReceivedMessage, SeekTo,
     SubType, Topics,
 };
+use geminga_stdx::{Clock, Tasks};
+use geminga_storage::{ManagedConfig, Storage};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A client of the broker under test, and a topic of its own.
-fn setup(test: &str) -> Option<(Client, String)> {
-    let url = std::env::var("GEMINGA_TEST_SERVICE_URL").ok()?;
+/// A client of the broker under test, a topic of its own, and what keeps the broker running.
+async fn setup(test: &str) -> (Client, String, Option<Server>) {
     let unique = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
         .as_micros();
     let topic = format!("persistent://public/default/client-{test}-{unique}");
-    Some((Client::builder(url).build(), topic))
+    if let Ok(url) = std::env::var("GEMINGA_TEST_SERVICE_URL") {
+        return (Client::builder(url).build(), topic, None);
+    }
+    let server = Server::new().await;
+    (server.client(), topic, Some(server))
 }
 
-macro_rules! setup {
-    ($test:literal) => {
-        match setup($test) {
-            Some(set) => set,
-            None => return,
-        }
-    };
+/// Our own broker in this process, on a store in memory.
+struct Server {
+    broker: Broker,
+    tasks: Tasks,
+}
+
+impl Server {
+    async fn new() -> Self {
+        let tasks = Tasks::new();
+        let clock = Clock::system();
+        let storage = Storage::memory(ManagedConfig::default(), clock, &tasks)
+            .await
+            .unwrap();
+        let broker = Broker::start(BrokerConfig::default(), storage)
+            .await
+            .unwrap();
+        Self { broker, tasks }
+    }
+
+    fn client(&self) -> Client {
+        let broker = self.broker.clone();
+        let connector = move |_: &str| -> Connecting {
+            let io = Io::new(broker.connect_in_process());
+            Box::pin(async move { Ok(io) })
+        };
+        Client::builder("pulsar://in-process:6650")
+            .connector(Arc::new(connector))
+            .build()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.tasks.cancel();
+    }
 }
 
 async fn soon<T>(future: impl Future<Output = geminga_client::Result<T>>) -> T {
@@ -59,7 +95,7 @@ fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
 
 #[tokio::test]
 async fn messages_arrive_whole_in_every_compression() {
-    let (client, topic) = setup!("compression");
+    let (client, topic, _server) = setup("compression").await;
     let mut consumer = soon(client.consumer(&topic).subscription("s").build()).await;
     for compression in [
         Compression::None,
@@ -110,7 +146,7 @@ async fn messages_arrive_whole_in_every_compression() {
 
 #[tokio::test]
 async fn many_messages_keep_their_order() {
-    let (client, topic) = setup!("order");
+    let (client, topic, _server) = setup("order").await;
     let mut consumer = soon(client.consumer(&topic).subscription("s").build()).await;
     let producer = soon(client.producer(&topic).window(100).build()).await;
     let sending = async {
@@ -132,7 +168,7 @@ async fn many_messages_keep_their_order() {
 
 #[tokio::test]
 async fn what_is_not_acknowledged_comes_again_to_the_next_consumer() {
-    let (client, topic) = setup!("acks");
+    let (client, topic, _server) = setup("acks").await;
     let consumer = || {
         client
             .consumer(&topic)
@@ -164,7 +200,7 @@ async fn what_is_not_acknowledged_comes_again_to_the_next_consumer() {
 
 #[tokio::test]
 async fn a_batch_is_acknowledged_as_a_whole() {
-    let (client, topic) = setup!("batch-acks");
+    let (client, topic, _server) = setup("batch-acks").await;
     let consumer = || {
         client
             .consumer(&topic)
@@ -201,7 +237,7 @@ async fn a_batch_is_acknowledged_as_a_whole() {
 
 #[tokio::test]
 async fn a_refused_message_comes_again_with_a_count() {
-    let (client, topic) = setup!("nack");
+    let (client, topic, _server) = setup("nack").await;
     let consumer = client
         .consumer(&topic)
         .subscription("s")
@@ -223,7 +259,7 @@ async fn a_refused_message_comes_again_with_a_count() {
 
 #[tokio::test]
 async fn an_exclusive_consumer_gets_everything_again_after_a_refusal() {
-    let (client, topic) = setup!("nack-exclusive");
+    let (client, topic, _server) = setup("nack-exclusive").await;
     let mut consumer = soon(client.consumer(&topic).subscription("s").build()).await;
     let producer = soon(client.producer(&topic).batching(Batching::off()).build()).await;
     for i in 0..10 {
@@ -238,7 +274,7 @@ async fn an_exclusive_consumer_gets_everything_again_after_a_refusal() {
 
 #[tokio::test]
 async fn seek_goes_to_ids_and_times() {
-    let (client, topic) = setup!("seek");
+    let (client, topic, _server) = setup("seek").await;
     let mut consumer = soon(client.consumer(&topic).subscription("s").build()).await;
     let batching = Batching {
         max_messages: 5,
@@ -271,7 +307,7 @@ async fn seek_goes_to_ids_and_times() {
 
 #[tokio::test]
 async fn readers_begin_where_they_are_told() {
-    let (client, topic) = setup!("reader");
+    let (client, topic, _server) = setup("reader").await;
     let producer = soon(client.producer(&topic).build()).await;
     let mut ids = Vec::new();
     for i in 0..5 {
@@ -311,7 +347,7 @@ async fn readers_begin_where_they_are_told() {
 
 #[tokio::test]
 async fn large_messages_go_in_chunks() {
-    let (client, topic) = setup!("chunks");
+    let (client, topic, _server) = setup("chunks").await;
     let mut consumer = soon(client.consumer(&topic).subscription("s").build()).await;
     let producer = client.producer(&topic).batching(Batching::off());
     let large: Vec<u8> = (0..12_000_000u32).map(|i| (i ^ i >> 8) as u8).collect();
@@ -328,7 +364,7 @@ async fn large_messages_go_in_chunks() {
 
 #[tokio::test]
 async fn one_consumer_reads_many_topics_and_patterns() {
-    let (client, topic) = setup!("many");
+    let (client, topic, _server) = setup("many").await;
     let names: Vec<String> = (0..3).map(|i| format!("{topic}-{i}")).collect();
     let mut producers = Vec::new();
     for name in &names {
@@ -362,7 +398,7 @@ async fn one_consumer_reads_many_topics_and_patterns() {
 #[tokio::test]
 async fn refusals_are_errors_with_the_brokers_code() {
     use geminga_client::ServerError;
-    let (client, topic) = setup!("refusals");
+    let (client, topic, _server) = setup("refusals").await;
     let _first = soon(client.consumer(&topic).subscription("s").build()).await;
     let second = client.consumer(&topic).subscription("s").build().await;
     assert_eq!(
