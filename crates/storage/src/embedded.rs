@@ -15,6 +15,7 @@ mod files;
 mod index;
 mod open;
 mod read;
+mod repair;
 mod space;
 
 use std::path::Path;
@@ -43,6 +44,7 @@ use index::{Appender, LedgerIndex};
 use space::SpaceWatch;
 
 pub use crate::wal::recovery::Loss;
+pub use repair::Repair;
 
 /// What "durable" means. Every benchmark names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

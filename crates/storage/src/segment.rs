@@ -12,3 +12,6 @@ pub mod format;
 pub mod gc;
 pub mod reader;
 pub mod writer;
+
+#[cfg(test)]
+mod tests;

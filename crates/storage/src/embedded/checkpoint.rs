@@ -297,3 +297,6 @@ pub(super) fn read(
         Err(bad(size, RecordError::Short))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,9 +15,11 @@ use super::completion::Completion;
 use super::directory::{DirectoryLock, check_format};
 use super::files::SegmentFiles;
 use super::index::{LedgerIndex, SortedRange};
+use super::repair::{find_ledgers, loss};
 use super::space::SpaceWatch;
 use super::{EmbeddedConfig, EmbeddedStore, Host, LedgerIds, Shared};
 use crate::disk::{Disk, Open};
+use crate::segment::reader::corrupt;
 use crate::segment::writer::segment_file_number;
 use crate::wal::log_segment::{
     LogSegment, Pool, PoolLimits, SEGMENT_BYTES_FIRST, SEGMENT_START, create_zeroed, log_file_name,
@@ -50,6 +52,10 @@ pub(super) struct Recovered {
     /// Ledgers whose beginning is nowhere: their deletion must follow, since a checkpoint written
     /// after it does not name them. Where the first such run is.
     headless: HashMap<LedgerId, StoreError>,
+    /// The checkpoint is damaged, and this is a repair.
+    checkpoint_lost: bool,
+    /// A repair: damage is passed over, and nothing is changed on the disk.
+    repairing: bool,
 }
 
 pub(super) fn open(
@@ -169,7 +175,7 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     thread.map_err(|error| StoreError::io(format!("cannot start the thread `{name}`"), error))
 }
 
-fn list(disk: &dyn Disk) -> Result<Vec<(String, u64)>, StoreError> {
+pub(super) fn list(disk: &dyn Disk) -> Result<Vec<(String, u64)>, StoreError> {
     let place = disk.describe("");
     disk.list()
         .map_err(|error| StoreError::io(format!("cannot list `{place}`"), error))
@@ -269,9 +275,16 @@ pub(super) fn recover(
         records: 0,
         torn: false,
         headless: HashMap::new(),
+        checkpoint_lost: false,
+        repairing: losses.is_some(),
     };
     if let Some(number) = newest_checkpoint(names) {
         recovered.read_checkpoint(disk.as_ref(), number, machine, losses.as_deref_mut())?;
+        if recovered.checkpoint_lost
+            && let Some(losses) = &mut losses
+        {
+            find_ledgers(disk.as_ref(), names, &recovered.index, losses);
+        }
     }
     recovered.read_log(disk.as_ref(), config, names, machine, losses.as_deref_mut())?;
     recovered.check_files(disk.as_ref(), names, losses)?;
@@ -279,6 +292,14 @@ pub(super) fn recover(
 }
 
 impl Recovered {
+    pub(super) fn segments(&self) -> impl Iterator<Item = &Arc<LogSegment>> {
+        self.full.iter().chain(&self.active)
+    }
+
+    pub(super) fn reserved(&self) -> i64 {
+        self.reserved
+    }
+
     fn read_checkpoint(
         &mut self,
         disk: &dyn Disk,
@@ -311,11 +332,11 @@ impl Recovered {
             Ok(())
         });
         match (read, losses) {
-            (Err(StoreError::Corrupt { path, offset, what }), Some(losses)) => losses.push(Loss {
-                file: path.display().to_string(),
-                offset,
-                what: what.to_string(),
-            }),
+            (Err(error), Some(losses)) => {
+                losses.push(loss(&error));
+                self.checkpoint_lost = true;
+                return Ok(());
+            }
             (result, _) => result?,
         }
         begin.number = number;
@@ -339,7 +360,7 @@ impl Recovered {
         mut losses: Option<&mut Vec<Loss>>,
     ) -> Result<(), StoreError> {
         let durable = config.durability == super::Durability::Fsync;
-        let segments = self.find_segments(disk, names, durable)?;
+        let segments = self.find_segments(disk, names, durable, losses.as_deref_mut())?;
         let mut expected_generation = self.begin.sorted_generation + 1;
         // Without a checkpoint the log begins at its beginning; with one the records' numbers
         // depend on where the last sorted segment ended, which the first commit tells.
@@ -399,6 +420,7 @@ impl Recovered {
         disk: &dyn Disk,
         names: &[(String, u64)],
         durable: bool,
+        mut losses: Option<&mut Vec<Loss>>,
     ) -> Result<Vec<Arc<LogSegment>>, StoreError> {
         let mut segments = Vec::new();
         for (name, size) in names {
@@ -415,14 +437,23 @@ impl Recovered {
             }
             // Its creator died before it was ready: it was never used.
             if bytes.iter().all(|byte| *byte == 0) {
-                disk.remove(name).map_err(io)?;
+                if !self.repairing {
+                    disk.remove(name).map_err(io)?;
+                }
                 continue;
             }
-            let header = SegmentHeader::parse(&bytes).map_err(|error| StoreError::Corrupt {
-                path: disk.describe(name).into(),
-                offset: 0,
-                what: format!("the header of the log file cannot be read: {error}").into(),
-            })?;
+            let header = match SegmentHeader::parse(&bytes) {
+                Ok(header) => header,
+                Err(error) => {
+                    let what = format!("the header of the log file cannot be read: {error}");
+                    let error = corrupt(&disk.describe(name), 0, what);
+                    match &mut losses {
+                        Some(losses) => losses.push(loss(&error)),
+                        None => return Err(error),
+                    }
+                    continue;
+                }
+            };
             if header.generation <= self.begin.sorted_generation {
                 self.free.push((name.clone(), *size));
                 continue;
@@ -478,7 +509,7 @@ impl Recovered {
                     header.first, header.ledger
                 );
                 let damage = recovery::damage(disk, segment, replayed.offset, what);
-                if due.0 > 0 {
+                if due.0 > 0 && !self.repairing {
                     return Err(damage);
                 }
                 self.headless.entry(header.ledger).or_insert(damage);
@@ -554,7 +585,7 @@ impl Recovered {
                 what: format!("it should have {size} bytes").into(),
             });
         }
-        for (name, _) in names {
+        for (name, _) in names.iter().filter(|_| !self.repairing) {
             let orphan = segment_file_number(name).is_some_and(|file| !self.files.contains(file));
             let old = checkpoint_number(name).is_some_and(|number| number < self.begin.number);
             if orphan || old || name == checkpoint::TEMPORARY {

@@ -9,7 +9,9 @@ use geminga_model::{EntryId, LedgerId, Position};
 
 use super::Shared;
 use super::index::{LogExtent, ReadPlan};
+use crate::disk::Disk;
 use crate::wal::record::{self, RecordKind, Salt};
+use crate::wal::recovery::damage;
 use crate::{Entry, ReadLimits, StoreError};
 
 pub(super) async fn read(
@@ -67,7 +69,7 @@ fn execute(
                 });
             }
             ReadPlan::NoLedger | ReadPlan::Nothing => return Ok(collector.entries),
-            ReadPlan::Log(extents) => read_log(shared, extents, &mut collector),
+            ReadPlan::Log(extents) => read_extents(shared.disk.as_ref(), extents, &mut collector),
             ReadPlan::File { file } => shared.files.read(*file, &mut collector),
         };
         let moved = match (&result, &plan) {
@@ -87,8 +89,9 @@ fn execute(
     }
 }
 
-fn read_log(
-    shared: &Shared,
+/// Reads pieces of the log into one buffer, and cuts it into entries.
+pub(super) fn read_extents(
+    disk: &dyn Disk,
     extents: &[LogExtent],
     collector: &mut Collector,
 ) -> Result<(), StoreError> {
@@ -96,26 +99,22 @@ fn read_log(
     let mut at = 0;
     for extent in extents {
         let part = &mut buf[at..at + extent.bytes];
-        let name = &extent.segment.name;
         extent
             .segment
             .file
             .read_at(part, extent.offset)
-            .map_err(|error| shared.io_error("read", name, error))?;
+            .map_err(|error| {
+                let place = disk.describe(&extent.segment.name);
+                StoreError::io(format!("cannot read `{place}`"), error)
+            })?;
         at += extent.bytes;
     }
     let buf = Bytes::from(buf);
     let mut at = 0;
     for extent in extents {
         let part = buf.slice(at..at + extent.bytes);
-        let salt = extent.segment.salt;
-        collector
-            .take(&part, salt, extent.offset)
-            .map_err(|(offset, what)| StoreError::Corrupt {
-                path: shared.disk.describe(&extent.segment.name).into(),
-                offset,
-                what: what.into(),
-            })?;
+        let taken = collector.take(&part, extent.segment.salt, extent.offset);
+        taken.map_err(|(offset, what)| damage(disk, &extent.segment, offset, what))?;
         at += extent.bytes;
     }
     Ok(())

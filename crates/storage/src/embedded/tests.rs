@@ -6,6 +6,7 @@ use crate::disk::faulty::{Faults, FaultyDisk};
 use crate::ledger::contract::{self, Harness};
 
 mod crash;
+mod damage;
 
 /// Small files, so that a test goes through many of them.
 pub(super) fn small(durability: Durability) -> EmbeddedConfig {
