@@ -404,7 +404,7 @@ mod memory {
             self.image = store.crash(1);
         }
         fn checkpoint(&mut self, store: &MemoryStore) {
-            store.checkpoint();
+            store.checkpoint(0);
         }
         fn set_space(&mut self, store: &MemoryStore, level: SpaceLevel) {
             store.set_space(level);

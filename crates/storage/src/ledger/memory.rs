@@ -49,6 +49,8 @@ struct State {
     closing: bool,
     /// Starts at, may be published at, records.
     checkpoint: Option<(u64, u64, Vec<Bytes>)>,
+    /// Records up to here may be gone.
+    replay_from: u64,
     appended: u64,
 }
 
@@ -128,8 +130,14 @@ impl MemoryStore {
     }
 
     /// Begins a checkpoint; it is published once all that its snapshot may contain is durable.
-    pub fn checkpoint(&self) {
-        let start = self.core.state.lock().appended;
+    /// The last `overlap` records before it are replayed nevertheless, which must be harmless.
+    pub fn checkpoint(&self, overlap: u64) {
+        let start = {
+            let mut state = self.core.state.lock();
+            let start = state.appended.saturating_sub(overlap);
+            state.replay_from = start.max(state.replay_from);
+            state.replay_from
+        };
         let mut records = Vec::new();
         self.core
             .machine

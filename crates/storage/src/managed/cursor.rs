@@ -40,7 +40,9 @@ impl Cursor {
     #[must_use]
     pub fn mark_delete(&self) -> Position {
         let next = self.state().acks.next();
-        self.topic.list().position_before(next)
+        let list = self.topic.list();
+        // A reader's cursor may stand before what was trimmed.
+        list.position_before(next.max(list.base))
     }
 
     #[must_use]
@@ -74,7 +76,7 @@ impl Cursor {
         let end = self.topic.durable_offset();
         let first = self.topic.list().base;
         let state = self.state();
-        // A reader's cursor may stand before what was trimmed.
+        // As above.
         let trimmed = first.saturating_sub(state.acks.next());
         let acked_there = state.acks.acked().covered_in(0..first);
         state

@@ -304,11 +304,14 @@ impl Shared {
         &self.gates[self.hasher.hash_one(name) as usize % GATES]
     }
 
-    /// A power loss without `fsync` may have taken entries that cursors had acked. Their offsets
-    /// will be given to new entries, so those acks must go, durably.
+    /// Keeps cursors within what is stored. What was trimmed had been acked, but perhaps by acks that
+    /// a crash took. And a power loss without `fsync` may have taken entries that were acked: their
+    /// offsets will be given to new entries, so those acks must go, durably.
     fn clamp_cursors(&self, ledger: &ManagedLedger, end: u64) -> Result<(), ManagedError> {
+        let base = ledger.list().base;
         for cell in self.state.cursors.of(ledger.topic) {
             let mut state = cell.state.lock();
+            state.acks.ack_below(base);
             if state.clamp(end, || self.state.next_revision()) {
                 tracing::warn!(topic = %ledger.name, cursor = %cell.name,
                     "entries that were acked are lost; the cursor goes back to the end");

@@ -1,5 +1,7 @@
 //! Tests of managed ledgers and cursors over the store in memory.
 
+mod model;
+mod random;
 mod topic;
 
 use super::{ManagedLedger, ManagedLedgers, OpenOptions, Parts, TopicObserver};

@@ -228,7 +228,7 @@ mod embedded {
             self.image = self.store.take().unwrap().crash(0);
         }
         fn checkpoint(&mut self) {
-            self.store.as_ref().unwrap().checkpoint();
+            self.store.as_ref().unwrap().checkpoint(5);
         }
     }
 
