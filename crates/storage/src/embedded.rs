@@ -94,7 +94,7 @@ impl Default for EmbeddedConfig {
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    _lock: Option<DirectoryLock>,
+    lock: Mutex<Option<DirectoryLock>>,
 }
 
 struct Shared {
@@ -160,12 +160,37 @@ impl EmbeddedStore {
 
     /// Takes nothing more, makes durable what was taken, and ends the threads.
     pub fn close(&self) {
-        let mut threads = self.threads.lock();
-        if threads.is_empty() {
-            return;
+        // Held to the end, so that a second caller returns when the threads have ended.
+        let mut held = self.threads.lock();
+        let threads = std::mem::take(&mut *held);
+        let here = std::thread::current().id();
+        if threads.iter().any(|thread| thread.thread().id() == here) {
+            // The last owner let go inside of a callback: a thread cannot wait for its own end.
+            let (shared, lock) = (self.shared.clone(), self.lock.lock().take());
+            let closer = std::thread::Builder::new().name("geminga-close".into());
+            let closed = closer.spawn(move || {
+                shared.end(threads);
+                drop(lock);
+            });
+            if let Err(error) = closed {
+                tracing::error!(%error, "the storage threads cannot be ended");
+            }
+        } else if !threads.is_empty() {
+            self.shared.end(threads);
         }
-        self.shared.leave_ids();
-        self.shared.queue.close();
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn end(&self, mut threads: Vec<JoinHandle<()>>) {
+        self.leave_ids();
+        self.queue.close();
         let ended = |thread: JoinHandle<()>| {
             if thread.join().is_err() {
                 tracing::error!("a storage thread has panicked");
@@ -178,27 +203,19 @@ impl EmbeddedStore {
         while threads.iter().any(|writer| !writer.is_finished()) {
             if Instant::now() >= deadline {
                 tracing::error!("the log could not be written to its end within the time limit");
-                self.shared.pool.close();
+                self.pool.close();
                 break;
             }
             std::thread::sleep(Duration::from_micros(200));
         }
         threads.drain(..).for_each(ended);
-        self.shared.background.close();
-        self.shared.pool.close();
-        self.shared.completion.close();
+        self.background.close();
+        self.pool.close();
+        self.completion.close();
         rest.drain(..).for_each(ended);
-        self.shared.completion.durability.close();
+        self.completion.durability.close();
     }
-}
 
-impl Drop for EmbeddedStore {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-impl Shared {
     fn durable(&self) -> bool {
         self.config.durability == Durability::Fsync
     }

@@ -148,7 +148,7 @@ pub(super) fn open(
     let store = Arc::new(EmbeddedStore {
         shared,
         threads: Mutex::default(),
-        _lock: lock,
+        lock: Mutex::new(lock),
     });
     start_threads(&store, writer, sorter)?;
     Ok(store)

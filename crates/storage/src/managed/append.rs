@@ -243,20 +243,26 @@ impl AppendObserver for LedgerObserver {
         }
     }
 
-    fn failed(&self, ledger: LedgerId, error: Arc<StoreError>) {
-        let Some(topic) = self.topic.upgrade() else {
-            return;
-        };
+    fn failed(&self, _: LedgerId, error: Arc<StoreError>) {
+        if let Some(topic) = self.topic.upgrade() {
+            topic.fail(self.generation, error);
+        }
+    }
+}
+
+impl ManagedLedger {
+    /// Gives the writers of this generation up and says so, once.
+    pub(super) fn fail(&self, generation: u64, error: Arc<StoreError>) {
         let (observer, given_back) = {
-            let mut appender = topic.appender.lock();
-            if appender.generation != self.generation {
+            let mut appender = self.appender.lock();
+            if appender.generation != generation {
                 return;
             }
-            let given_back = appender.give_up(topic.durable_offset());
+            let given_back = appender.give_up(self.durable_offset());
             (appender.observer.clone(), given_back)
         };
-        topic.shared.budget.give_back(given_back);
-        tracing::warn!(topic = %topic.name, %ledger, %error, "appends failed");
+        self.shared.budget.give_back(given_back);
+        tracing::warn!(topic = %self.name, %error, "appends failed");
         if let Some(observer) = observer {
             observer.failed(error);
         }

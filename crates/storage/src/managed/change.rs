@@ -133,7 +133,14 @@ impl ManagedLedger {
             observer.set_base(base);
             appender.begin(new, base);
         }
-        let end = old.seal().await?;
+        let end = match old.seal().await {
+            Ok(end) => end,
+            Err(error) => {
+                // Its last entries will never be confirmed, so neither may those after them.
+                self.fail(generation, Arc::new(error.clone()));
+                return Err(error.into());
+            }
+        };
         {
             let mut appender = self.appender.lock();
             if appender.generation != generation {

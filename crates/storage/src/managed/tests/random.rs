@@ -581,12 +581,19 @@ impl<M: Machine> World<M> {
         self.confirm();
         // An append finds it out, if the callback did not.
         let payload = self.payload();
-        for _ in 0..1000 {
-            if !topic.is_ready() || last.closed.is_some() {
+        for _ in 0..30 {
+            self.pass().await;
+            if !topic.is_ready() {
                 break;
             }
-            let _ = topic.append(std::slice::from_ref(&payload));
-            self.pass().await;
+            if let Ok(at) = topic.append(std::slice::from_ref(&payload)) {
+                let model = self.models.get_mut(name).unwrap();
+                model.pending.insert(at, payload.clone());
+            }
+        }
+        if topic.is_ready() {
+            // It was just being rolled, and the ledger before was fenced.
+            return true;
         }
         self.finish(async { topic.prepare().await.unwrap() }).await;
         self.confirm();
@@ -662,7 +669,7 @@ fn check<M: Machine>(seeds: u64, acts: u64, machine: impl Fn(u64) -> M) {
 
 #[test]
 fn in_memory() {
-    check(300, 250, |_| InMemory::default());
+    check(120, 250, |_| InMemory::default());
 }
 
 #[test]
