@@ -9,6 +9,7 @@ use std::path::Path;
 use bytes::Bytes;
 use clap::builder::TypedValueParser;
 use geminga_admin::client::{AdminClient, ClientError, Code, Component, Fqfn};
+use geminga_mesh::decode::decode_document;
 use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
 use geminga_stdx::Diagnostic;
 use geminga_stdx::nearest::nearest;
@@ -356,41 +357,27 @@ fn read_file(kind: Component, path: &Path) -> Outcome<Map<String, Value>> {
                 .cause(error.to_string()),
         )
     })?;
-    let bad = |reason: String, location: Option<(usize, usize)>| {
-        let (line, column) = location.unwrap_or_default();
-        let mut parts = reason.splitn(2, "; ");
-        let message = parts.next().unwrap_or_default().to_owned();
-        let mut diagnostic = Diagnostic::error("G0301", message).at(path, line, column);
-        if let Some(help) = parts.next() {
-            diagnostic = diagnostic.help(help);
-        }
-        Failure::new(Exit::Usage, diagnostic)
+    let wrong = |diagnostics| Failure {
+        exit: Exit::Usage,
+        diagnostics,
     };
-    // Read into the type for its strictness and the place of an error, and as it stands for the rest.
-    let place = |error: &serde_saphyr::Error| {
-        error
-            .location()
-            .map(|at| (at.line() as usize, at.column() as usize))
+    let documents = geminga_mesh::node::parse(path, &text).map_err(|error| wrong(vec![error]))?;
+    let [document] = &documents[..] else {
+        let message = format!("`{}` holds {} documents", path.display(), documents.len());
+        let help = format!("a {kind} is one document; `geminga mesh apply` takes several");
+        return Err(wrong(vec![Diagnostic::error("G0306", message).help(help)]));
     };
+    // Through the type, for its strictness; what comes out is what the file says.
     let typed = match kind {
         Component::Function => {
-            serde_saphyr::from_str::<FunctionConfig>(&text).map(serde_json::to_value)
+            decode_document::<FunctionConfig>(document).map(serde_json::to_value)
         }
-        Component::Source => {
-            serde_saphyr::from_str::<SourceConfig>(&text).map(serde_json::to_value)
-        }
-        Component::Sink => serde_saphyr::from_str::<SinkConfig>(&text).map(serde_json::to_value),
+        Component::Source => decode_document::<SourceConfig>(document).map(serde_json::to_value),
+        Component::Sink => decode_document::<SinkConfig>(document).map(serde_json::to_value),
     };
-    match typed {
-        Ok(Ok(Value::Object(map))) => Ok(map),
-        Ok(_) => Err(bad(
-            "the file does not hold a configuration".to_owned(),
-            None,
-        )),
-        Err(error) => Err(bad(
-            spelled(&error.without_snippet().to_string()),
-            place(&error),
-        )),
+    match typed.map_err(wrong)? {
+        Ok(Value::Object(map)) => Ok(map),
+        _ => Ok(Map::new()),
     }
 }
 
