@@ -15,6 +15,7 @@ mod perf;
 mod produce;
 mod sinks;
 mod sources;
+mod standalone;
 mod subscriptions;
 mod tenants;
 mod topics;
@@ -124,6 +125,8 @@ enum Command {
     /// Make, list and remove tenants
     #[command(visible_alias = "tenant")]
     Tenants(tenants::TenantsArgs),
+    /// Run a broker, the admin API and a functions worker in this process
+    Standalone(standalone::StandaloneArgs),
     /// Send messages
     Produce(produce::ProduceArgs),
     /// Print messages as they come
@@ -190,6 +193,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Mesh(args) => mesh::run(args, &global),
         Command::Namespaces(args) => namespaces::run(args, &global),
         Command::Tenants(args) => tenants::run(args, &global),
+        Command::Standalone(args) => standalone::run(args, &global),
         Command::Produce(args) => produce::run(args, &global),
         Command::Consume(args) => consume::run(args, &global),
         Command::Perf(args) => perf::run(args, &global),

@@ -18,7 +18,12 @@ pub(crate) enum Durability {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataArgs {
     /// The data directory; made when it is missing
-    #[arg(long, value_name = "DIR", env = "GEMINGA_DATA", conflicts_with = "ephemeral")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "GEMINGA_DATA",
+        conflicts_with = "ephemeral"
+    )]
     pub(crate) data: Option<PathBuf>,
     /// Keep data in a temporary directory that is removed at the end
     #[arg(long)]

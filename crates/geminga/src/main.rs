@@ -5,8 +5,10 @@
 
 mod cli;
 mod codes;
+mod config;
 mod failure;
 mod output;
+mod serve;
 mod telemetry;
 
 #[global_allocator]

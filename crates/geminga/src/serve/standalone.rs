@@ -1,0 +1,260 @@
+//! All roles in one process: storage, broker, admin API, functions worker.
+//!
+//! Start order is storage, broker, worker, doors; stopping goes the other way, so that what came in is
+//! finished and written before the store closes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use geminga_broker::{Broker, BrokerConfig, BrokerError};
+use geminga_stdx::{Clock, Diagnostic, Tasks};
+use geminga_storage::{EmbeddedConfig, ManagedConfig, ManagedError, Storage, StoreError};
+
+use crate::config::{DATA_DIR_DEFAULT, DataArgs, Durability};
+use crate::failure::{Exit, Failure, Outcome};
+
+/// What a stop may take in all.
+const STOP_GRACE: Duration = Duration::from_millis(1500);
+
+/// How to start.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) bind: IpAddr,
+    /// 0 takes a free one.
+    pub(crate) port: u16,
+    pub(crate) http_port: u16,
+    pub(crate) advertised_address: Option<String>,
+    pub(crate) data: DataArgs,
+}
+
+/// A running server.
+pub(crate) struct Standalone {
+    broker: Broker,
+    storage: Storage,
+    tasks: Tasks,
+    service: SocketAddr,
+    http: SocketAddr,
+    data: DataDir,
+}
+
+/// Where the data is; a temporary one goes with this value.
+struct DataDir {
+    path: PathBuf,
+    temporary: bool,
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        if self.temporary {
+            // Nothing in it is wanted any more; what can't be removed now is in the system's
+            // temporary directory anyway.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+impl Standalone {
+    pub(crate) async fn start(options: &Options) -> Outcome<Self> {
+        let data = data_dir(&options.data)?;
+        let tasks = Tasks::new();
+        let config = EmbeddedConfig {
+            durability: match options.data.durability {
+                Durability::Fsync => geminga_storage::Durability::Fsync,
+                Durability::Os => geminga_storage::Durability::Os,
+            },
+            ..EmbeddedConfig::default()
+        };
+        let storage = Storage::open(
+            &data.path,
+            config,
+            ManagedConfig::default(),
+            Clock::system(),
+            &tasks,
+        )
+        .await
+        .map_err(|error| storage_failure(&error, &data.path))?;
+        // The broker answers lookups over HTTP with this door's address, so the door is there first.
+        let http_server = geminga_admin::Server::bind((options.bind, options.http_port).into())
+            .await
+            .map_err(|error| listen_failure(&error, "--http-port", options.http_port))?;
+        let http = http_server.address();
+        let broker_config = BrokerConfig {
+            advertised_address: options.advertised_address.clone(),
+            web_service_address: Some(format!("http://{}", reachable(http))),
+            ..BrokerConfig::default()
+        };
+        let broker = Broker::start(broker_config, storage.clone())
+            .await
+            .map_err(|error| Diagnostic::error("G0107", error.to_string()))?;
+        let service = broker
+            .listen((options.bind, options.port).into())
+            .await
+            .map_err(|error| {
+                let BrokerError::Listen { reason, .. } = &error else {
+                    return Diagnostic::error("G0001", error.to_string()).into();
+                };
+                port_failure(reason, "--port", options.port)
+            })?;
+        http_server.spawn(
+            &tasks,
+            geminga_admin::Admin::new(broker.clone(), http).router(),
+        );
+        Ok(Self {
+            broker,
+            storage,
+            tasks,
+            service,
+            http,
+            data,
+        })
+    }
+
+    /// `pulsar://host:port`, as clients on this machine reach it.
+    pub(crate) fn service_url(&self) -> String {
+        format!("pulsar://{}", reachable(self.service))
+    }
+
+    pub(crate) fn admin_url(&self) -> String {
+        format!("http://{}", reachable(self.http))
+    }
+
+    pub(crate) fn data(&self) -> &Path {
+        &self.data.path
+    }
+
+    pub(crate) fn is_exposed(&self) -> bool {
+        !self.service.ip().is_loopback()
+    }
+
+    /// Finishes what came in, writes it, and closes. False when that took too long.
+    pub(crate) async fn stop(self) -> bool {
+        let mut clean = self.broker.stop(STOP_GRACE).await;
+        self.tasks.cancel();
+        clean &= self.tasks.join(STOP_GRACE).await;
+        clean
+            & matches!(
+                tokio::time::timeout(STOP_GRACE, self.storage.close()).await,
+                Ok(Ok(()))
+            )
+    }
+}
+
+/// An address that something on this machine can connect to.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if !address.ip().is_unspecified() {
+        return address;
+    }
+    let loopback: IpAddr = match address {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+    };
+    (loopback, address.port()).into()
+}
+
+fn data_dir(args: &DataArgs) -> Outcome<DataDir> {
+    let (path, temporary) = if args.ephemeral {
+        let name = format!(
+            "geminga-{}-{}",
+            std::process::id(),
+            geminga_stdx::Random::from_entropy().name(6)
+        );
+        (std::env::temp_dir().join(name), true)
+    } else {
+        (
+            args.data.clone().unwrap_or_else(|| DATA_DIR_DEFAULT.into()),
+            false,
+        )
+    };
+    std::fs::create_dir_all(&path).map_err(|error| {
+        Diagnostic::error(
+            "G0103",
+            format!("can't make the data directory `{}`", path.display()),
+        )
+        .cause(error.to_string())
+        .help("name another one with `--data DIR`, or try `--ephemeral`")
+    })?;
+    Ok(DataDir { path, temporary })
+}
+
+fn storage_failure(error: &ManagedError, path: &Path) -> Failure {
+    match error {
+        ManagedError::Store(error) => store_failure(error, path),
+        _ => Diagnostic::error(
+            "G0103",
+            format!("can't use the data directory `{}`", path.display()),
+        )
+        .cause(with_sources(error))
+        .into(),
+    }
+}
+
+fn store_failure(error: &StoreError, path: &Path) -> Failure {
+    let shown = path.display();
+    match error {
+        StoreError::Locked { .. } => Failure::new(
+            Exit::Conflict,
+            Diagnostic::error("G0102", format!("the data directory `{shown}` is in use"))
+                .cause(error.to_string())
+                .help("stop the other server, or name another directory with `--data DIR`"),
+        ),
+        StoreError::NewerFormat { .. } => {
+            Diagnostic::error("G0104", format!("`{shown}` was written by a newer Geminga"))
+                .cause(error.to_string())
+                .help("run the newer version, or name another directory with `--data DIR`")
+                .into()
+        }
+        StoreError::Corrupt {
+            path: file,
+            offset,
+            what,
+        } => Diagnostic::error("G0105", format!("the data is damaged: {what}"))
+            .at(shown_file(path, file), 0, 0)
+            .cause(format!("at offset {offset}"))
+            .help(format!(
+                "copy the directory, then `geminga storage repair --data {shown}`"
+            ))
+            .into(),
+        StoreError::Full => Diagnostic::error("G0106", format!("no space left for `{shown}`"))
+            .help("free some space, or name another directory with `--data DIR`")
+            .into(),
+        _ => Diagnostic::error("G0103", format!("can't use the data directory `{shown}`"))
+            .cause(with_sources(error))
+            .help("name another one with `--data DIR`, or try `--ephemeral`")
+            .into(),
+    }
+}
+
+fn shown_file(dir: &Path, file: &Path) -> PathBuf {
+    if file.is_absolute() {
+        file.to_owned()
+    } else {
+        dir.join(file)
+    }
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn listen_failure(error: &std::io::Error, flag: &str, port: u16) -> Failure {
+    port_failure(&error.to_string(), flag, port)
+}
+
+fn port_failure(reason: &str, flag: &str, port: u16) -> Failure {
+    Failure::new(
+        Exit::Conflict,
+        Diagnostic::error("G0101", format!("can't listen on port {port}"))
+            .cause(reason.to_owned())
+            .help(format!(
+                "take another port with `{flag} PORT`; 0 takes a free one"
+            )),
+    )
+}
