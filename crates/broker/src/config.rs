@@ -84,7 +84,8 @@ pub struct BrokerConfig {
     pub subscription_types_enabled: Vec<SubscriptionType>,
     pub max_unacked_messages_per_consumer: u32,
     pub max_unacked_messages_per_subscription: u32,
-    /// Whether acks inside of a batch are kept by the broker.
+    /// Whether acks inside of a batch are kept by the broker. On, unlike in Pulsar: only clients that
+    /// turn it on too send such acks.
     pub acknowledgment_at_batch_index_level_enabled: bool,
     /// Wait before the new active consumer of a Failover subscription gets messages.
     pub active_consumer_failover_delay_time_millis: u64,
@@ -162,7 +163,7 @@ impl Default for BrokerConfig {
             subscription_types_enabled: vec![Failover, Shared, KeyShared, Exclusive],
             max_unacked_messages_per_consumer: 50_000,
             max_unacked_messages_per_subscription: 200_000,
-            acknowledgment_at_batch_index_level_enabled: false,
+            acknowledgment_at_batch_index_level_enabled: true,
             active_consumer_failover_delay_time_millis: 1_000,
             active_consumer_failover_consistent_hashing: false,
             subscription_key_shared_use_consistent_hashing: true,

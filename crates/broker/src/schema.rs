@@ -1,9 +1,12 @@
 //! Schemas of topics, with versions.
 //!
-//! Kept per partitioned parent, so that all partitions share them. What is checked: a definition
-//! that is already known returns its version; another *type* is incompatible. What is not checked
-//! yet: whether a new definition of the same type is compatible with the earlier ones (Pulsar's
-//! strategies); it is accepted as a new version.
+//! Kept per partitioned parent, so that all partitions share them. A definition that is already
+//! known returns its version; another *type* is incompatible. New Avro and JSON definitions are
+//! checked against the latest by Pulsar's default strategy, FULL (each can read what the other
+//! wrote). Not checked yet: Protobuf and KeyValue definitions, which are accepted as new versions,
+//! and no other strategy can be chosen.
+
+mod avro;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +17,8 @@ use geminga_proto::pb;
 use geminga_proto::pb::KeyValue;
 use geminga_storage::metadata::Expected;
 use serde::{Deserialize, Serialize};
+
+use avro::Avro;
 
 use crate::broker::Core;
 use crate::error::BrokerError;
@@ -89,6 +94,46 @@ impl StoredSchema {
         let parse = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).ok();
         parse(&mine).is_some_and(|mine| Some(mine) == parse(&schema.schema_data))
     }
+}
+
+impl StoredSchema {
+    /// Whether each of the two can read what the other wrote.
+    fn check_full(&self, schema: &pb::Schema) -> Result<(), BrokerError> {
+        self.check_backward(schema)?;
+        let Some((latest, new)) = self.avro_with(schema) else {
+            return Ok(());
+        };
+        match latest.cannot_read(&new) {
+            Some(reason) => Err(unable_to_read(&reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether `schema` can read what was written with this one.
+    fn check_backward(&self, schema: &pb::Schema) -> Result<(), BrokerError> {
+        let Some((latest, new)) = self.avro_with(schema) else {
+            return Ok(());
+        };
+        match new.cannot_read(&latest) {
+            Some(reason) => Err(unable_to_read(&reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// Both as Avro documents, where they are. A very old JSON schema may be none.
+    fn avro_with(&self, schema: &pb::Schema) -> Option<(Avro, Avro)> {
+        if !matches!(self.r#type, TYPE_JSON | TYPE_AVRO) {
+            return None;
+        }
+        Some((
+            Avro::parse(&self.data())?,
+            Avro::parse(&schema.schema_data)?,
+        ))
+    }
+}
+
+fn unable_to_read(reason: &str) -> BrokerError {
+    BrokerError::IncompatibleSchema(format!("Unable to read schema: {reason}"))
 }
 
 /// The version as 8 bytes, empty for none.
@@ -168,6 +213,9 @@ impl Schemas {
             return incompatible(format!("more than {VERSIONS_MAX} versions of a schema"));
         }
         check(schema)?;
+        if let Some((_, latest)) = all.last() {
+            latest.check_full(schema)?;
+        }
         let version = all.last().map_or(0, |(version, _)| version + 1);
         let key = format!("{}/{version:020}", path(topic));
         let stored = StoredSchema::new(schema, now_ms);
@@ -192,9 +240,12 @@ fn check(schema: &pb::Schema) -> Result<(), BrokerError> {
             "schema definition is larger than {BYTES_MAX} bytes"
         )));
     }
-    if matches!(schema.r#type, TYPE_JSON | TYPE_AVRO)
-        && serde_json::from_slice::<serde_json::Value>(&schema.schema_data).is_err()
-    {
+    let readable = match schema.r#type {
+        TYPE_AVRO => Avro::parse(&schema.schema_data).is_some(),
+        TYPE_JSON => serde_json::from_slice::<serde_json::Value>(&schema.schema_data).is_ok(),
+        _ => true,
+    };
+    if !readable {
         return Err(BrokerError::IncompatibleSchema(format!(
             "Invalid schema definition data for {} schema",
             type_name(schema.r#type)
@@ -287,7 +338,7 @@ impl Core {
         };
         let latest = self.schemas.get(&topic.name, None).await?;
         match latest {
-            Some((_, latest)) if latest.r#type == schema.r#type => Ok(()),
+            Some((_, latest)) if latest.r#type == schema.r#type => latest.check_backward(schema),
             Some((_, latest)) => Err(BrokerError::IncompatibleSchema(format!(
                 "Incompatible schema: exists schema type {}, new schema type {}",
                 type_name(latest.r#type),

@@ -210,11 +210,7 @@ async fn trap_05_an_unacked_limit_blocks_and_releases() {
 
 #[tokio::test]
 async fn batch_indexes_are_acked_one_by_one_where_that_is_on() {
-    let config = BrokerConfig {
-        acknowledgment_at_batch_index_level_enabled: true,
-        ..BrokerConfig::default()
-    };
-    let server = Server::with(config).await;
+    let server = Server::new().await;
     let mut wire = server.connect().await;
     wire.producer(TOPIC, 1, None).await;
     wire.subscribe(subscribe(1, "s", SubType::Shared)).await;
@@ -244,7 +240,11 @@ async fn batch_indexes_are_acked_one_by_one_where_that_is_on() {
 
 #[tokio::test]
 async fn parts_of_a_batch_mean_nothing_where_batch_indexes_are_off() {
-    let server = Server::new().await;
+    let config = BrokerConfig {
+        acknowledgment_at_batch_index_level_enabled: false,
+        ..BrokerConfig::default()
+    };
+    let server = Server::with(config).await;
     let mut wire = server.connect().await;
     wire.producer(TOPIC, 1, None).await;
     wire.subscribe(subscribe(1, "s", SubType::Shared)).await;

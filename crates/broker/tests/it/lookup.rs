@@ -315,7 +315,8 @@ async fn schemas_have_versions_and_one_type() {
     };
     let json = r#"{"type":"record","name":"R","fields":[]}"#;
     let spaced = r#"{ "type" : "record", "name" : "R", "fields" : [] }"#;
-    let other = r#"{"type":"record","name":"R","fields":[{"name":"a","type":"int"}]}"#;
+    let other = r#"{"type":"record","name":"R","fields":[{"name":"a","type":"int","default":0}]}"#;
+    let worse = r#"{"type":"record","name":"R","fields":[{"name":"b","type":"int"}]}"#;
     let version = |success: CommandProducerSuccess| success.schema_version.unwrap().to_vec();
     let first = wire
         .try_producer(with(1, schema(schema::Type::Json, json)))
@@ -336,6 +337,11 @@ async fn schemas_have_versions_and_one_type() {
         .await
         .unwrap();
     assert_eq!(version(next), 1u64.to_be_bytes());
+    let error = wire
+        .try_producer(with(4, schema(schema::Type::Json, worse)))
+        .await
+        .unwrap_err();
+    assert_eq!(error.error(), ServerError::IncompatibleSchema);
     let error = wire
         .try_producer(with(4, schema(schema::Type::String, "")))
         .await

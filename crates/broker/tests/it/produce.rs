@@ -53,16 +53,20 @@ async fn the_same_id_again_is_answered_and_names_must_be_free() {
     assert_eq!(error.unwrap_err().error(), ServerError::ProducerBusy);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn trap_01_a_dead_connection_is_replaced_not_refused() {
-    let server = Server::new().await;
+    let config = BrokerConfig {
+        connection_liveness_check_timeout_millis: 50,
+        ..BrokerConfig::default()
+    };
+    let server = Server::with(config).await;
     let mut dead = server.connect().await;
     dead.try_producer(producer(1, "a")).await.unwrap();
     let mut consumer = subscribe(1, "s", command_subscribe::SubType::Exclusive);
     consumer.consumer_name = None;
     dead.subscribe(consumer.clone()).await;
     let mut wire = server.connect().await;
-    // `dead` never answers the PING: after five seconds it is taken for dead.
+    // `dead` never answers the PING: after the time-out it is taken for dead.
     wire.try_producer(producer(1, "a")).await.unwrap();
     wire.subscribe(consumer).await;
 }

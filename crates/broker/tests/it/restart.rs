@@ -5,7 +5,6 @@ use std::time::Duration;
 use geminga_broker::{BrokerConfig, Policies, SubscribeAt};
 use geminga_proto::Command;
 use geminga_proto::pb::command_subscribe::SubType;
-use geminga_proto::pb::*;
 
 use crate::server::{Server, eventually};
 use crate::wire::{TOPIC, bare, subscribe};
