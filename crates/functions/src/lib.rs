@@ -1,3 +1,24 @@
 //! The worker: function catalogue, scheduler, instances, runtimes and language hosts
+//!
+//! A component is a function, a source or a sink. Each of its instances is a source of messages, a
+//! host that makes outputs of them, and a sink: `instance` is that loop, `runtime` the hosts,
+//! `connector` the built-in ends, `worker` what keeps components and runs them. The worker reaches
+//! the broker by `geminga-client` and in no other way, so it works with any Pulsar broker.
 
+pub mod component;
+pub(crate) mod connector;
+pub mod error;
+pub(crate) mod instance;
+pub mod pipe;
+pub(crate) mod plan;
 pub mod runtime;
+pub mod worker;
+
+pub use component::{Component, ComponentId, Kind};
+pub use connector::table::TableView;
+pub use error::WorkerError;
+pub use pipe::{PipeReport, run_pipe};
+pub use worker::report::{
+    ExceptionInformation, FunctionState, FunctionStats, FunctionStatus, Progress,
+};
+pub use worker::{Upload, Worker, WorkerConfig};

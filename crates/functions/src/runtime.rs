@@ -30,6 +30,9 @@ pub(crate) mod wire;
 
 pub use options::Options;
 pub use process::Processes;
+pub(crate) use process::plain;
+pub(crate) use warm::incremented;
+pub(crate) use wire::shell as wire_base64;
 
 /// A boxed future, so that the traits can be used as objects.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

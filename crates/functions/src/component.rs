@@ -1,0 +1,178 @@
+//! What the worker runs: functions, sources and sinks, and their names.
+
+use std::fmt;
+
+use geminga_model::validate::{
+    Violation, merge_function, merge_sink, merge_source, validate_function, validate_sink,
+    validate_source,
+};
+use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
+use serde::{Deserialize, Serialize};
+
+/// The three kinds of component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Function,
+    Source,
+    Sink,
+}
+
+impl Kind {
+    /// As it begins a sentence: `Function`.
+    #[must_use]
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Function => "Function",
+            Self::Source => "Source",
+            Self::Sink => "Sink",
+        }
+    }
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Function => "function",
+            Self::Source => "source",
+            Self::Sink => "sink",
+        }
+    }
+}
+
+/// A component's full name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ComponentId {
+    pub kind: Kind,
+    pub tenant: String,
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ComponentId {
+    #[must_use]
+    pub fn new(
+        kind: Kind,
+        tenant: impl Into<String>,
+        namespace: impl Into<String>,
+        name: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            tenant: tenant.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    /// `tenant/namespace/name`.
+    #[must_use]
+    pub fn fqfn(&self) -> String {
+        format!("{}/{}/{}", self.tenant, self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for ComponentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.as_str(), self.fqfn())
+    }
+}
+
+/// A component's configuration, as its owner wrote it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "config", rename_all = "lowercase")]
+pub enum Component {
+    Function(Box<FunctionConfig>),
+    Source(Box<SourceConfig>),
+    Sink(Box<SinkConfig>),
+}
+
+impl From<FunctionConfig> for Component {
+    fn from(config: FunctionConfig) -> Self {
+        Self::Function(Box::new(config))
+    }
+}
+
+impl From<SourceConfig> for Component {
+    fn from(config: SourceConfig) -> Self {
+        Self::Source(Box::new(config))
+    }
+}
+
+impl From<SinkConfig> for Component {
+    fn from(config: SinkConfig) -> Self {
+        Self::Sink(Box::new(config))
+    }
+}
+
+impl From<geminga_mesh::load::Config> for Component {
+    fn from(config: geminga_mesh::load::Config) -> Self {
+        use geminga_mesh::load::Config;
+        match config {
+            Config::Function(config) => Self::Function(config),
+            Config::Source(config) => Self::Source(config),
+            Config::Sink(config) => Self::Sink(config),
+        }
+    }
+}
+
+impl Component {
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Function(_) => Kind::Function,
+            Self::Source(_) => Kind::Source,
+            Self::Sink(_) => Kind::Sink,
+        }
+    }
+
+    /// Its full name, once there is a name.
+    #[must_use]
+    pub fn id(&self) -> Option<ComponentId> {
+        let (tenant, namespace, name) = match self {
+            Self::Function(c) => (c.tenant(), c.namespace(), c.name()),
+            Self::Source(c) => (c.tenant(), c.namespace(), c.name.as_deref()),
+            Self::Sink(c) => (c.tenant(), c.namespace(), c.name.as_deref()),
+        };
+        Some(ComponentId::new(self.kind(), tenant, namespace, name?))
+    }
+
+    #[must_use]
+    pub fn parallelism(&self) -> u32 {
+        match self {
+            Self::Function(c) => c.parallelism(),
+            Self::Source(c) => c.parallelism(),
+            Self::Sink(c) => c.parallelism(),
+        }
+    }
+
+    /// What is wrong with it by itself.
+    #[must_use]
+    pub fn violations(&self) -> Vec<Violation> {
+        match self {
+            Self::Function(c) => validate_function(c),
+            Self::Source(c) => validate_source(c),
+            Self::Sink(c) => validate_sink(c),
+        }
+    }
+
+    /// This configuration with the fields of `change` over it.
+    ///
+    /// # Errors
+    /// What may not change, and when `change` is of another kind or changes nothing.
+    pub fn merged(&self, change: &Self) -> Result<Self, Vec<Violation>> {
+        match (self, change) {
+            (Self::Function(stored), Self::Function(change)) => {
+                merge_function(stored, change).map(Self::from)
+            }
+            (Self::Source(stored), Self::Source(change)) => {
+                merge_source(stored, change).map(Self::from)
+            }
+            (Self::Sink(stored), Self::Sink(change)) => merge_sink(stored, change).map(Self::from),
+            _ => Err(vec![Violation {
+                field: Vec::new(),
+                message: "the kind of a component can not change".to_owned(),
+                help: None,
+            }]),
+        }
+    }
+}

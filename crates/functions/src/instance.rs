@@ -1,0 +1,523 @@
+//! One instance of a component: reads messages, has them processed, releases outputs in order,
+//! acknowledges.
+//!
+//! The loop here owns the messages in flight. What must hold:
+//! - At-least-once: a message is acknowledged after its outputs and its state changes are durable;
+//!   a crash at any instruction leaves it with the broker. At-most-once: it is acknowledged before
+//!   it is processed.
+//! - Outputs leave in the order in which their messages came. A message that is tried again leaves
+//!   the line, unless order was asked for: then it holds the line up.
+//! - Nothing is dropped: the loop takes no more than it can hold, and so the broker holds the rest.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use geminga_model::ProcessingGuarantees;
+use geminga_stdx::tasks::OnError;
+use geminga_stdx::{Random, Tasks};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+
+use self::commit::Commit;
+use self::guarantee::{Decision, decide};
+use self::order::Line;
+use self::sink::{Sink, WriteError};
+use self::source::{Incoming, Origin, Source};
+use self::state::FunctionState;
+use self::stats::Stats;
+use crate::plan::Policy;
+use crate::runtime::{
+    Broken, Delivery, Failure, FailureKind, Host, Message, Outcome, Output, Verdict,
+};
+
+pub(crate) mod commit;
+pub(crate) mod context;
+pub(crate) mod guarantee;
+pub(crate) mod order;
+pub(crate) mod sink;
+pub(crate) mod source;
+pub(crate) mod state;
+pub(crate) mod stats;
+#[cfg(test)]
+mod tests;
+
+/// Messages in flight where no host sets a window: a connector.
+const WINDOW_PLAIN: usize = 1000;
+/// Messages whose outputs may be on their way at once, beside those in the host.
+const UNCOMMITTED_MAX: usize = 4096;
+/// Messages that a function with manual acks may hold.
+const HELD_MAX: usize = 10_000;
+/// How long a message is remembered as failing when it comes back from the broker.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// What others may look at while an instance runs.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge {
+    pub(crate) stats: Stats,
+    /// Received and not yet acknowledged, or given up.
+    pub(crate) in_flight: AtomicUsize,
+    /// The source has ended for good.
+    pub(crate) ended: AtomicBool,
+    /// Events the source will give in all, when it knows; 0 when not.
+    pub(crate) total: AtomicU64,
+    pub(crate) last_received: Mutex<Option<Instant>>,
+    /// Messages that wait for the function's own acknowledgement, by id.
+    pub(crate) held: Mutex<HashMap<String, Origin>>,
+    /// Acknowledged by the function and not handed on yet.
+    pub(crate) manual_acks: Mutex<Vec<Origin>>,
+    pub(crate) woken: Notify,
+}
+
+/// Why an instance ended before it was told to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error("{0}")]
+    Host(Broken),
+    #[error("reading: {0}")]
+    Source(String),
+    #[error("writing: {0}")]
+    Sink(String),
+    #[error("acknowledging: {0}")]
+    Acknowledge(String),
+}
+
+/// Everything one instance needs; dropped when it ends.
+pub(crate) struct Instance {
+    pub(crate) source: Box<dyn Source>,
+    /// `None`: the message itself is the output.
+    pub(crate) host: Option<Box<dyn Host>>,
+    pub(crate) sink: Box<dyn Sink>,
+    pub(crate) state: Option<Arc<FunctionState>>,
+    pub(crate) policy: Policy,
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) tasks: Tasks,
+}
+
+struct Held {
+    message: Arc<Message>,
+    origin: Origin,
+    /// Deliveries that failed, those before a restart included.
+    attempts: u32,
+}
+
+impl Instance {
+    /// Runs until `stop` says so, the source has ended and all is done, or something breaks.
+    /// `stop` carries the grace for messages in flight.
+    pub(crate) async fn run(
+        mut self,
+        mut stop: watch::Receiver<Option<Duration>>,
+    ) -> Result<(), Fault> {
+        let window = self
+            .host
+            .as_ref()
+            .map_or(WINDOW_PLAIN, |host| host.window());
+        let (commits, committing) = mpsc::channel(UNCOMMITTED_MAX);
+        let (fault_in, mut fault) = watch::channel(None);
+        let committer = commit::Committer {
+            acker: self.source.acker(),
+            syncer: self.sink.syncer(),
+            gauge: self.gauge.clone(),
+        };
+        let committers = self.tasks.child();
+        committers.spawn("function commits", OnError::Log, async move {
+            if let Err(why) = committer.run(committing).await {
+                let _ = fault_in.send(Some(why));
+            }
+            Ok::<(), std::convert::Infallible>(())
+        });
+        let mut work = Work {
+            line: Line::new(),
+            retries: BTreeMap::new(),
+            retry_number: 0,
+            window,
+            in_host: 0,
+            random: Random::from_entropy(),
+            commits: Some(commits),
+        };
+        let result = self.serve(&mut work, &mut stop, &mut fault).await;
+        work.commits = None;
+        let grace = (*stop.borrow())
+            .unwrap_or(Duration::from_secs(5))
+            .max(Duration::from_secs(1));
+        if let Some(host) = &mut self.host {
+            host.stop(if result.is_ok() {
+                grace
+            } else {
+                Duration::ZERO
+            })
+            .await;
+        }
+        // What was released is still acknowledged; the rest goes back to the broker.
+        if !committers.join(grace).await {
+            committers.cancel();
+        }
+        self.source.close().await;
+        self.sink.close().await;
+        self.gauge.in_flight.store(0, Ordering::Relaxed);
+        self.gauge.held.lock().clear();
+        result
+    }
+
+    async fn serve(
+        &mut self,
+        work: &mut Work,
+        stop: &mut watch::Receiver<Option<Duration>>,
+        fault: &mut watch::Receiver<Option<Fault>>,
+    ) -> Result<(), Fault> {
+        let mut ended = false;
+        let mut stop_at: Option<Instant> = None;
+        loop {
+            self.release(work).await?;
+            self.hand_over_manual_acks(work).await;
+            let idle = work.line.is_empty() && work.retries.is_empty();
+            if let Some(fault) = fault.borrow().clone() {
+                return Err(fault);
+            }
+            if (ended || stop_at.is_some()) && idle && self.settled() {
+                self.gauge.ended.store(ended, Ordering::Relaxed);
+                return Ok(());
+            }
+            let room = self.room(work);
+            let reading = !ended && stop_at.is_none() && room > 0;
+            let retry_at = work.retries.keys().next().map(|(at, _)| *at);
+            let wake_at = [retry_at, stop_at].into_iter().flatten().min();
+            tokio::select! {
+                got = self.source.next(room), if reading => {
+                    let got = got.map_err(Fault::Source)?;
+                    if got.is_empty() {
+                        ended = true;
+                    } else {
+                        self.receive(got, work).await?;
+                    }
+                }
+                outcomes = next_outcomes(&mut self.host), if work.in_host > 0 => {
+                    for outcome in outcomes.map_err(Fault::Host)? {
+                        work.in_host -= 1;
+                        self.settle(outcome, work);
+                    }
+                }
+                () = self.gauge.woken.notified() => {}
+                () = sleep_until(wake_at), if wake_at.is_some() => {
+                    if stop_at.is_some_and(|at| at <= Instant::now()) {
+                        return Ok(());
+                    }
+                    self.retry_due(work).await?;
+                }
+                changed = fault.changed() => {
+                    // The committer ends only with a fault, or when this loop lets it.
+                    if changed.is_err() && fault.borrow().is_none() {
+                        return Err(Fault::Acknowledge("the committer ended".to_owned()));
+                    }
+                }
+                changed = stop.changed(), if stop_at.is_none() => {
+                    let grace = stop.borrow().unwrap_or(Duration::ZERO);
+                    if changed.is_err() || stop.borrow().is_some() {
+                        stop_at = Some(Instant::now() + grace);
+                        // A message that waits for its next try is not waited for: it goes back
+                        // to the broker. In line, it keeps all behind it from leaving.
+                        for again in std::mem::take(&mut work.retries).into_values() {
+                            match again {
+                                Again::Outside(_) => {
+                                    self.gauge.in_flight.fetch_sub(1, Ordering::AcqRel);
+                                }
+                                Again::InLine(_) => stop_at = Some(Instant::now()),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether everything released is acknowledged.
+    fn settled(&self) -> bool {
+        self.gauge.in_flight.load(Ordering::Acquire) == 0
+    }
+
+    fn room(&self, work: &Work) -> usize {
+        let waiting = work.window.saturating_sub(work.line.len());
+        let uncommitted = self.gauge.in_flight.load(Ordering::Relaxed);
+        let mut room = waiting.min(UNCOMMITTED_MAX.saturating_sub(uncommitted));
+        if self.policy.guarantee == ProcessingGuarantees::Manual {
+            room = room.min(HELD_MAX.saturating_sub(self.gauge.held.lock().len()));
+        }
+        room
+    }
+
+    async fn receive(&mut self, got: Vec<Incoming>, work: &mut Work) -> Result<(), Fault> {
+        self.gauge.stats.received(got.len());
+        *self.gauge.last_received.lock() = Some(Instant::now());
+        self.gauge.in_flight.fetch_add(got.len(), Ordering::AcqRel);
+        if self.policy.guarantee == ProcessingGuarantees::AtmostOnce {
+            let origins = got.iter().map(|incoming| incoming.origin.clone()).collect();
+            self.source
+                .acker()
+                .ack(origins, true)
+                .await
+                .map_err(Fault::Acknowledge)?;
+        }
+        let mut batch = Vec::with_capacity(got.len());
+        for incoming in got {
+            if self.policy.guarantee == ProcessingGuarantees::Manual {
+                let id = incoming.message.id.clone();
+                self.gauge.held.lock().insert(id, incoming.origin.clone());
+            }
+            let attempts = incoming.message.redelivery;
+            let message = incoming.message;
+            let ticket = work.line.push(Held {
+                message: message.clone(),
+                origin: incoming.origin,
+                attempts,
+            });
+            batch.push(Delivery { ticket, message });
+        }
+        self.deliver(batch, work).await
+    }
+
+    async fn deliver(&mut self, batch: Vec<Delivery>, work: &mut Work) -> Result<(), Fault> {
+        if let Some(host) = &mut self.host {
+            work.in_host += batch.len();
+            return host.deliver(batch).await.map_err(Fault::Host);
+        }
+        for Delivery { ticket, message } in batch {
+            let output = Output {
+                payload: message.payload.clone(),
+                ..Output::default()
+            };
+            work.line.finish(
+                ticket,
+                Outcome {
+                    ticket,
+                    verdict: Verdict::Done,
+                    outputs: vec![output],
+                    state: Vec::new(),
+                    took: Duration::ZERO,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// Decides about a processed message: it is tried again, or waits in line for its release.
+    fn settle(&mut self, outcome: Outcome, work: &mut Work) {
+        let ticket = outcome.ticket;
+        if let Verdict::Failed(failure) = &outcome.verdict {
+            self.gauge.stats.failed(failure, outcome.took);
+            let attempts = work.line.get(ticket).map_or(1, |held| held.attempts + 1);
+            if let Decision::Retry(delay) = decide(&self.policy, &outcome.verdict, attempts) {
+                let delay = jittered(delay, &mut work.random);
+                let at = Instant::now() + delay.min(RETRY_MAX);
+                self.gauge.stats.retried();
+                work.retry_number += 1;
+                let key = (at, work.retry_number);
+                let again = if self.policy.ordered {
+                    if let Some(held) = work.line.get_mut(ticket) {
+                        held.attempts = attempts;
+                    }
+                    Again::InLine(ticket)
+                } else {
+                    match work.line.take_out(ticket) {
+                        Some(held) => Again::Outside(Held { attempts, ..held }),
+                        None => return,
+                    }
+                };
+                work.retries.insert(key, again);
+                return;
+            }
+        } else {
+            self.gauge.stats.processed(outcome.took);
+        }
+        work.line.finish(ticket, outcome);
+    }
+
+    async fn retry_due(&mut self, work: &mut Work) -> Result<(), Fault> {
+        let now = Instant::now();
+        let mut batch = Vec::new();
+        while let Some(entry) = work.retries.first_entry() {
+            if entry.key().0 > now || work.in_host + batch.len() >= work.window {
+                break;
+            }
+            let ticket = match entry.remove() {
+                Again::InLine(ticket) => ticket,
+                Again::Outside(held) => work.line.push(held),
+            };
+            if let Some(held) = work.line.get(ticket) {
+                let mut message = (*held.message).clone();
+                message.redelivery = held.attempts;
+                batch.push(Delivery {
+                    ticket,
+                    message: Arc::new(message),
+                });
+            }
+        }
+        if batch.is_empty() {
+            // The host is full; its next outcome makes room.
+            return Ok(());
+        }
+        self.deliver(batch, work).await
+    }
+
+    /// Sends what is done at the head of the line on its way.
+    async fn release(&mut self, work: &mut Work) -> Result<(), Fault> {
+        while let Some((held, outcome)) = work.line.pop_finished() {
+            let attempts = held.attempts + 1;
+            match decide(&self.policy, &outcome.verdict, attempts) {
+                Decision::Publish => self.publish(held, outcome, work).await?,
+                Decision::Acknowledge => {
+                    work.commit(Commit::of(self.acknowledging(&held, false)))
+                        .await
+                }
+                Decision::DeadLetter => {
+                    let Verdict::Failed(failure) = &outcome.verdict else {
+                        continue;
+                    };
+                    self.dead_letter(held, failure, attempts, work).await?;
+                }
+                // At-most-once: it is acknowledged already. A retry was decided before.
+                Decision::Forget | Decision::Retry(_) => work.commit(Commit::of(None)).await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn publish(
+        &mut self,
+        held: Held,
+        outcome: Outcome,
+        work: &mut Work,
+    ) -> Result<(), Fault> {
+        let count = outcome.outputs.len();
+        let mut commit = Commit::of(self.acknowledging(&held, outcome.verdict == Verdict::Hold));
+        match self.sink.write(&held.message, outcome.outputs).await {
+            Ok(receipts) => {
+                commit.receipts = receipts;
+                commit.written = count;
+            }
+            Err(WriteError::Sink(why)) => return Err(Fault::Sink(why)),
+            Err(WriteError::Message(why)) => {
+                let failure = Failure::new(FailureKind::Data, why);
+                self.gauge.stats.failed(&failure, Duration::ZERO);
+                return match decide(
+                    &self.policy,
+                    &Verdict::Failed(failure.clone()),
+                    held.attempts + 1,
+                ) {
+                    Decision::Forget => {
+                        work.commit(Commit::of(None)).await;
+                        Ok(())
+                    }
+                    _ => {
+                        let attempts = held.attempts + 1;
+                        self.dead_letter(held, &failure, attempts, work).await
+                    }
+                };
+            }
+        }
+        if let Some(state) = &self.state
+            && !outcome.state.is_empty()
+        {
+            let receipts = state.record(&outcome.state).await.map_err(Fault::Sink)?;
+            commit.receipts.extend(receipts);
+        }
+        work.commit(commit).await;
+        Ok(())
+    }
+
+    async fn dead_letter(
+        &mut self,
+        held: Held,
+        failure: &Failure,
+        attempts: u32,
+        work: &mut Work,
+    ) -> Result<(), Fault> {
+        let topic = self
+            .policy
+            .dead_letter_topic
+            .clone()
+            .or_else(|| self.source.dead_letter_topic(&held.message));
+        let Some(topic) = topic else {
+            return Err(Fault::Sink(format!("no dead-letter topic for `{failure}`")));
+        };
+        let letter = guarantee::dead_letter(&held.message, failure, attempts);
+        let receipt = self
+            .sink
+            .dead_letter(&topic, letter, &held.message)
+            .await
+            .map_err(Fault::Sink)?;
+        self.gauge.stats.dead_lettered();
+        let mut commit = Commit::of(self.acknowledging(&held, false));
+        commit.receipts.extend(receipt);
+        work.commit(commit).await;
+        Ok(())
+    }
+
+    /// What is to be acknowledged when `held` is done.
+    fn acknowledging(&self, held: &Held, function_does: bool) -> Option<Origin> {
+        match self.policy.guarantee {
+            ProcessingGuarantees::AtmostOnce => None,
+            ProcessingGuarantees::Manual if function_does => None,
+            ProcessingGuarantees::Manual => {
+                self.gauge.held.lock().remove(&held.message.id);
+                Some(held.origin.clone())
+            }
+            _ => Some(held.origin.clone()),
+        }
+    }
+
+    async fn hand_over_manual_acks(&mut self, work: &mut Work) {
+        let acks = std::mem::take(&mut *self.gauge.manual_acks.lock());
+        for origin in acks {
+            // It was counted out of flight when it was released.
+            self.gauge.in_flight.fetch_add(1, Ordering::AcqRel);
+            work.commit(Commit::of(Some(origin))).await;
+        }
+    }
+}
+
+/// What the loop keeps between its turns.
+struct Work {
+    line: Line<Held, Outcome>,
+    /// By when, and a number that keeps equal times apart.
+    retries: BTreeMap<(Instant, u64), Again>,
+    retry_number: u64,
+    window: usize,
+    in_host: usize,
+    random: Random,
+    commits: Option<mpsc::Sender<Commit>>,
+}
+
+enum Again {
+    InLine(u64),
+    Outside(Held),
+}
+
+impl Work {
+    async fn commit(&mut self, commit: Commit) {
+        if let Some(commits) = &self.commits {
+            // When the committer is gone its fault is about to be seen.
+            let _ = commits.send(commit).await;
+        }
+    }
+}
+
+fn jittered(delay: Duration, random: &mut Random) -> Duration {
+    let nanos = u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX);
+    Duration::from_nanos(nanos - random.below(nanos / 4))
+}
+
+async fn next_outcomes(host: &mut Option<Box<dyn Host>>) -> Result<Vec<Outcome>, Broken> {
+    match host {
+        Some(host) => host.outcomes().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,85 @@
+//! Acknowledges messages once what came of them is durable, in the order in which they were
+//! released, many at once.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use geminga_client::Receipt;
+use tokio::sync::mpsc;
+
+use super::sink::Syncer;
+use super::source::{Acker, Origin};
+use super::{Fault, Gauge};
+
+/// Commits taken up in one turn.
+const AT_ONCE: usize = 512;
+
+/// A message that was released.
+#[derive(Debug)]
+pub(crate) struct Commit {
+    /// What to acknowledge; `None` when nothing is to be.
+    pub(crate) origin: Option<Origin>,
+    /// What must be durable before.
+    pub(crate) receipts: Vec<Receipt>,
+    /// How many outputs that is.
+    pub(crate) written: usize,
+}
+
+impl Commit {
+    pub(crate) fn of(origin: Option<Origin>) -> Self {
+        Self {
+            origin,
+            receipts: Vec::new(),
+            written: 0,
+        }
+    }
+}
+
+/// The task's parts.
+pub(crate) struct Committer {
+    pub(crate) acker: Arc<dyn Acker>,
+    pub(crate) syncer: Option<Arc<dyn Syncer>>,
+    pub(crate) gauge: Arc<Gauge>,
+}
+
+impl Committer {
+    /// Runs until the instance lets go of its end, then acknowledges what is left.
+    pub(crate) async fn run(self, mut commits: mpsc::Receiver<Commit>) -> Result<(), Fault> {
+        let mut turn = Vec::with_capacity(AT_ONCE);
+        while commits.recv_many(&mut turn, AT_ONCE).await > 0 {
+            let mut origins = Vec::with_capacity(turn.len());
+            let (count, mut written) = (turn.len(), 0);
+            let mut failed = None;
+            for commit in turn.drain(..) {
+                for receipt in commit.receipts {
+                    if let Err(error) = receipt.await {
+                        failed = Some(Fault::Sink(error.to_string()));
+                    }
+                }
+                if failed.is_some() {
+                    break;
+                }
+                written += commit.written;
+                origins.extend(commit.origin);
+            }
+            if let Some(syncer) = &self.syncer
+                && failed.is_none()
+            {
+                syncer.sync().await.map_err(Fault::Sink)?;
+            }
+            if !origins.is_empty() {
+                self.acker
+                    .ack(origins, false)
+                    .await
+                    .map_err(Fault::Acknowledge)?;
+            }
+            self.gauge.stats.written(written);
+            if let Some(fault) = failed {
+                return Err(fault);
+            }
+            self.gauge.in_flight.fetch_sub(count, Ordering::AcqRel);
+            self.gauge.woken.notify_one();
+        }
+        Ok(())
+    }
+}

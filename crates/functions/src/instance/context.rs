@@ -1,0 +1,186 @@
+//! What a host may ask of its instance: state, logs, metrics, acknowledgements, publishing.
+//!
+//! Called from the host's task, so nothing here waits: what can not be taken at once is counted and
+//! dropped, and said.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use geminga_client::{Client, Message};
+use geminga_stdx::Tasks;
+use tokio::sync::mpsc;
+
+use super::Gauge;
+use super::state::FunctionState;
+use crate::runtime::{Level, LogLine, Output, Services, StateChange};
+
+/// Log lines that may wait for the log topic.
+const LOGS_WAITING: usize = 2000;
+/// Publications outside a message that may wait.
+const PUBLISH_WAITING: usize = 1000;
+
+/// Takes log lines that are also wanted elsewhere, such as the terminal of `geminga run`.
+pub(crate) type OnLog = Arc<dyn Fn(&LogLine) + Send + Sync>;
+
+/// The services of one instance.
+pub(crate) struct Context {
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) state: Option<Arc<FunctionState>>,
+    pub(crate) on_log: Option<OnLog>,
+    logs: Option<mpsc::Sender<LogLine>>,
+    publications: Option<mpsc::Sender<Output>>,
+}
+
+impl Context {
+    pub(crate) fn new(
+        gauge: Arc<Gauge>,
+        state: Option<Arc<FunctionState>>,
+        on_log: Option<OnLog>,
+    ) -> Self {
+        Self {
+            gauge,
+            state,
+            on_log,
+            logs: None,
+            publications: None,
+        }
+    }
+
+    /// Sends log lines to a topic: the text, with level, instance and function as properties.
+    pub(crate) fn log_to(
+        &mut self,
+        client: Client,
+        topic: String,
+        fqfn: String,
+        instance: u32,
+        tasks: &Tasks,
+    ) {
+        let (sender, mut lines) = mpsc::channel::<LogLine>(LOGS_WAITING);
+        self.logs = Some(sender);
+        tasks.spawn_cancellable("log topic", async move {
+            let producer = match client.producer(&topic).property("function", fqfn.clone()).build().await {
+                Ok(producer) => producer,
+                Err(error) => {
+                    tracing::warn!(topic, %error, "log topic not usable: lines go to the worker's log");
+                    return;
+                }
+            };
+            while let Some(line) = lines.recv().await {
+                let mut message = Message::new(line.text.into_bytes())
+                    .property("loglevel", line.level.as_str())
+                    .property("instance", instance.to_string())
+                    .property("fqn", fqfn.clone());
+                if let Some(id) = line.message_id {
+                    message = message.property("messageId", id);
+                }
+                if let Err(error) = producer.post(message).await {
+                    tracing::warn!(topic, %error, "log line not sent");
+                }
+            }
+        });
+    }
+
+    /// Publishes what code publishes outside a message.
+    pub(crate) fn publish_by(&mut self, client: Client, tasks: &Tasks) {
+        let (sender, mut outputs) = mpsc::channel::<Output>(PUBLISH_WAITING);
+        self.publications = Some(sender);
+        tasks.spawn_cancellable("function publications", async move {
+            let mut producers = std::collections::HashMap::new();
+            while let Some(output) = outputs.recv().await {
+                let Some(topic) = output.topic.clone() else {
+                    continue;
+                };
+                if !producers.contains_key(&topic) {
+                    match client.producer(&topic).build().await {
+                        Ok(producer) => drop(producers.insert(topic.clone(), producer)),
+                        Err(error) => {
+                            tracing::warn!(topic, %error, "not published");
+                            continue;
+                        }
+                    }
+                }
+                let mut message = Message::new(output.payload).properties(output.properties);
+                if let Some(key) = output.key {
+                    message = message.key(key);
+                }
+                if let Some(time) = output.event_time {
+                    message = message.event_time(time);
+                }
+                if let Some(producer) = producers.get(&topic)
+                    && let Err(error) = producer.post(message).await
+                {
+                    tracing::warn!(topic, %error, "not published");
+                }
+            }
+        });
+    }
+}
+
+impl Services for Context {
+    fn log(&self, line: LogLine) {
+        if let Some(on_log) = &self.on_log {
+            on_log(&line);
+        }
+        tracing::debug!(
+            level = line.level.as_str(),
+            text = line.text,
+            "function log"
+        );
+        if let Some(logs) = &self.logs
+            && logs.try_send(line).is_err()
+            && self.gauge.stats.log_dropped() == 0
+        {
+            tracing::warn!("log lines come faster than the log topic takes them: some are dropped");
+        }
+    }
+
+    fn metric(&self, name: &str, value: f64) {
+        self.gauge.stats.user_metric(name, value);
+    }
+
+    fn state_get(&self, key: &str) -> Option<Bytes> {
+        self.state.as_ref()?.get(key).map(|entry| entry.value)
+    }
+
+    fn state_apply(&self, changes: &[StateChange]) {
+        if let Some(state) = &self.state {
+            state.apply(changes);
+        }
+    }
+
+    fn acknowledge(&self, message_id: &str) {
+        let origin = self.gauge.held.lock().remove(message_id);
+        match origin {
+            Some(origin) => {
+                self.gauge.manual_acks.lock().push(origin);
+                self.gauge.woken.notify_one();
+            }
+            None => self.log(LogLine {
+                level: Level::Warn,
+                text: format!("acknowledged `{message_id}`, which this instance does not hold"),
+                message_id: None,
+            }),
+        }
+    }
+
+    fn publish(&self, output: Output) {
+        let taken = self
+            .publications
+            .as_ref()
+            .is_some_and(|p| p.try_send(output).is_ok());
+        if !taken {
+            self.gauge.stats.system_exception(
+                "a publication outside a message was dropped: too many at once".to_owned(),
+            );
+        }
+    }
+
+    fn restarted(&self, reason: &str) {
+        self.gauge.stats.restarted();
+        self.log(LogLine {
+            level: Level::Warn,
+            text: format!("the process was started again: {reason}"),
+            message_id: None,
+        });
+    }
+}

@@ -1,0 +1,130 @@
+//! What happens to a message after its processing: pure decisions.
+
+use std::time::Duration;
+
+use geminga_client::Message as Sent;
+use geminga_model::ProcessingGuarantees;
+
+use crate::plan::Policy;
+use crate::runtime::{Failure, FailureKind, Message, Verdict};
+
+/// The longest wait between two tries.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// What to do with a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Outputs, then the acknowledgement as the guarantee says.
+    Publish,
+    /// The acknowledgement alone.
+    Acknowledge,
+    /// Another try after this long, jitter not included.
+    Retry(Duration),
+    DeadLetter,
+    /// Nothing: it was acknowledged before.
+    Forget,
+}
+
+/// Decides; `attempts` counts deliveries to the function, this one included.
+pub(crate) fn decide(policy: &Policy, verdict: &Verdict, attempts: u32) -> Decision {
+    let failure = match verdict {
+        Verdict::Done | Verdict::Hold => return Decision::Publish,
+        Verdict::Drop => return Decision::Acknowledge,
+        Verdict::Failed(failure) => failure,
+    };
+    if policy.guarantee == ProcessingGuarantees::AtmostOnce {
+        return Decision::Forget;
+    }
+    if failure.kind == FailureKind::Data {
+        return Decision::DeadLetter;
+    }
+    match policy.retries {
+        Some(retries) if attempts > retries => Decision::DeadLetter,
+        _ => {
+            let doublings = attempts.saturating_sub(1).min(20);
+            Decision::Retry(
+                policy
+                    .retry_first
+                    .saturating_mul(1 << doublings)
+                    .min(RETRY_MAX),
+            )
+        }
+    }
+}
+
+/// A message that was given up, with the reasons as properties beside its own.
+pub(crate) fn dead_letter(message: &Message, failure: &Failure, attempts: u32) -> Sent {
+    let mut letter = Sent::new(message.payload.clone())
+        .properties(message.properties.clone())
+        .property("geminga.topic", &*message.topic)
+        .property("geminga.message-id", message.id.clone())
+        .property("geminga.reason", failure.reason.clone())
+        .property("geminga.kind", failure.kind.as_str())
+        .property("geminga.attempts", attempts.to_string())
+        // The names under which Pulsar's own clients look for a letter's origin.
+        .property("REAL_TOPIC", &*message.topic)
+        .property("ORIGIN_MESSAGE_ID", message.id.clone());
+    if let Some(code) = failure.exit_code {
+        letter = letter.property("geminga.exit-code", code.to_string());
+    }
+    if !failure.stderr_tail.is_empty() {
+        letter = letter.property("geminga.stderr", failure.stderr_tail.clone());
+    }
+    if message.event_time > 0 {
+        letter = letter.event_time(message.event_time);
+    }
+    super::sink::with_key(letter, message.key.as_deref(), message.key_is_base64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(guarantee: ProcessingGuarantees, retries: Option<u32>) -> Policy {
+        Policy {
+            guarantee,
+            retries,
+            dead_letter_topic: None,
+            retry_first: Duration::from_millis(100),
+            ordered: false,
+        }
+    }
+
+    fn failed(kind: FailureKind) -> Verdict {
+        Verdict::Failed(Failure::new(kind, "x"))
+    }
+
+    #[test]
+    fn retries_are_counted_and_back_off() {
+        use Decision::{DeadLetter, Retry};
+        let limited = policy(ProcessingGuarantees::AtleastOnce, Some(2));
+        let endless = policy(ProcessingGuarantees::AtleastOnce, None);
+        let ms = Duration::from_millis;
+        for (policy, kind, attempts, wanted) in [
+            (&limited, FailureKind::User, 1, Retry(ms(100))),
+            (&limited, FailureKind::Crash, 2, Retry(ms(200))),
+            (&limited, FailureKind::Timeout, 3, DeadLetter),
+            (&limited, FailureKind::Data, 1, DeadLetter),
+            (&endless, FailureKind::User, 1000, Retry(RETRY_MAX)),
+            (&endless, FailureKind::Temporary, 3, Retry(ms(400))),
+            (&endless, FailureKind::Data, 1, DeadLetter),
+        ] {
+            assert_eq!(
+                decide(policy, &failed(kind), attempts),
+                wanted,
+                "{kind:?} {attempts}"
+            );
+        }
+    }
+
+    #[test]
+    fn at_most_once_never_tries_again() {
+        let policy = policy(ProcessingGuarantees::AtmostOnce, Some(5));
+        assert_eq!(
+            decide(&policy, &failed(FailureKind::User), 1),
+            Decision::Forget
+        );
+        assert_eq!(decide(&policy, &Verdict::Done, 1), Decision::Publish);
+        assert_eq!(decide(&policy, &Verdict::Drop, 1), Decision::Acknowledge);
+    }
+}

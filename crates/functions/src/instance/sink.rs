@@ -1,0 +1,278 @@
+//! Where an instance's outputs go: producers of topics, made when first needed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use geminga_client::{Client, Message as Sent, Producer, Receipt};
+use geminga_stdx::Clock;
+
+use crate::plan::ProducerPlan;
+use crate::runtime::wire_base64::{base64, from_base64};
+use crate::runtime::{BoxFuture, Message, Output};
+
+/// Topics that one instance may write to.
+const PRODUCERS_MAX: usize = 1000;
+
+/// Why outputs were not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum WriteError {
+    /// These outputs can not be written, whatever the sink does.
+    Message(String),
+    /// The sink can not go on.
+    Sink(String),
+}
+
+/// Takes outputs.
+pub(crate) trait Sink: Send {
+    /// Puts the outputs of one message on their way, waiting for room. They are durable when all
+    /// receipts resolve and, where there is a [`Syncer`], after its next sync.
+    fn write<'a>(
+        &'a mut self,
+        input: &'a Message,
+        outputs: Vec<Output>,
+    ) -> BoxFuture<'a, Result<Vec<Receipt>, WriteError>>;
+
+    /// Sends a message that is given up.
+    fn dead_letter<'a>(
+        &'a mut self,
+        topic: &'a str,
+        letter: Sent,
+        input: &'a Message,
+    ) -> BoxFuture<'a, Result<Vec<Receipt>, String>>;
+
+    fn syncer(&self) -> Option<Arc<dyn Syncer>> {
+        None
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
+}
+
+/// Makes everything written so far durable.
+pub(crate) trait Syncer: Send + Sync {
+    fn sync(&self) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// Producers by topic.
+pub(crate) struct TopicSink {
+    client: Client,
+    default: Option<String>,
+    plan: ProducerPlan,
+    forward_properties: bool,
+    properties: Vec<(String, String)>,
+    producers: HashMap<String, Producer>,
+    clock: Clock,
+}
+
+impl TopicSink {
+    /// Connects to the default topic at once, so that a wrong one shows at the start.
+    pub(crate) async fn open(
+        client: Client,
+        default: Option<String>,
+        plan: ProducerPlan,
+        forward_properties: bool,
+        properties: Vec<(String, String)>,
+    ) -> Result<Self, geminga_client::Error> {
+        let mut sink = Self {
+            client,
+            default,
+            plan,
+            forward_properties,
+            properties,
+            producers: HashMap::new(),
+            clock: Clock::system(),
+        };
+        if let Some(topic) = sink.default.clone() {
+            let producer = sink.build(&topic).await?;
+            sink.producers.insert(topic, producer);
+        }
+        Ok(sink)
+    }
+
+    async fn build(&self, topic: &str) -> Result<Producer, geminga_client::Error> {
+        let mut builder = self
+            .client
+            .producer(topic)
+            .compression(self.plan.compression)
+            .batching(self.plan.batching.clone());
+        if let Some(window) = self.plan.window {
+            builder = builder.window(window);
+        }
+        for (name, value) in &self.properties {
+            builder = builder.property(name.clone(), value.clone());
+        }
+        builder.build().await
+    }
+
+    async fn producer(&mut self, topic: &str) -> Result<&Producer, WriteError> {
+        if !self.producers.contains_key(topic) {
+            if self.producers.len() >= PRODUCERS_MAX {
+                return Err(WriteError::Message(format!(
+                    "`{topic}` would be one of more than {PRODUCERS_MAX} output topics"
+                )));
+            }
+            let producer = self.build(topic).await.map_err(|error| {
+                if error.is_retriable() {
+                    WriteError::Sink(error.to_string())
+                } else {
+                    WriteError::Message(format!("output topic `{topic}`: {error}"))
+                }
+            })?;
+            self.producers.insert(topic.to_owned(), producer);
+        }
+        self.producers
+            .get(topic)
+            .ok_or_else(|| WriteError::Sink("a producer that was just made is gone".to_owned()))
+    }
+
+    fn message(&self, input: &Message, output: Output) -> Sent {
+        let mut properties = Vec::new();
+        if self.forward_properties {
+            let kept = |(name, _): &&(String, String)| {
+                !name.starts_with("__pfn_input_")
+                    && !output.properties.iter().any(|(n, _)| n == name)
+            };
+            properties.extend(input.properties.iter().filter(kept).cloned());
+        }
+        properties.extend(output.properties);
+        if let Some(id) = pfn_id(&input.id) {
+            properties.push(("__pfn_input_topic__".to_owned(), input.topic.to_string()));
+            properties.push(("__pfn_input_msg_id__".to_owned(), id));
+        }
+        let mut message = Sent::new(output.payload).properties(properties);
+        message = match &output.key {
+            Some(key) => message.key(key.clone()),
+            None => with_key(message, input.key.as_deref(), input.key_is_base64),
+        };
+        if let Some(time) = output
+            .event_time
+            .or((input.event_time > 0).then_some(input.event_time))
+        {
+            message = message.event_time(time);
+        }
+        if let Some(delay) = output.delay_ms {
+            let at = self.clock.now_ms().saturating_add(delay);
+            message = message.deliver_at(i64::try_from(at).unwrap_or(i64::MAX));
+        }
+        if let Some(key) = output.ordering_key {
+            message = message.ordering_key(key.into_bytes());
+        }
+        if let Some(sequence) = output.sequence {
+            message = message.sequence_id(sequence);
+        }
+        message
+    }
+}
+
+/// `message` with a key as it was received.
+pub(crate) fn with_key(message: Sent, key: Option<&str>, is_base64: bool) -> Sent {
+    match key {
+        None => message,
+        Some(key) if is_base64 => match from_base64(key) {
+            Some(bytes) => message.key_bytes(&bytes),
+            None => message.key(key),
+        },
+        Some(key) => message.key(key),
+    }
+}
+
+/// A message id as Pulsar's functions write it into a property: base64 of its protobuf form.
+pub(crate) fn pfn_id(id: &str) -> Option<String> {
+    let id: geminga_client::MessageId = id.parse().ok()?;
+    let mut bytes = Vec::new();
+    let mut field = |tag: u8, value: i64| {
+        bytes.push(tag << 3);
+        let mut rest = value.cast_unsigned();
+        while rest >= 0x80 {
+            bytes.push((rest as u8) | 0x80);
+            rest >>= 7;
+        }
+        bytes.push(rest as u8);
+    };
+    field(1, id.ledger_id);
+    field(2, id.entry_id);
+    if id.partition >= 0 {
+        field(3, i64::from(id.partition));
+    }
+    if id.batch_index >= 0 {
+        field(4, i64::from(id.batch_index));
+    }
+    Some(base64(&bytes))
+}
+
+impl Sink for TopicSink {
+    fn write<'a>(
+        &'a mut self,
+        input: &'a Message,
+        outputs: Vec<Output>,
+    ) -> BoxFuture<'a, Result<Vec<Receipt>, WriteError>> {
+        Box::pin(async move {
+            let mut receipts = Vec::with_capacity(outputs.len());
+            for mut output in outputs {
+                let topic = match output.topic.take() {
+                    Some(topic) => crate::plan::full_name(&topic),
+                    None => match &self.default {
+                        Some(topic) => topic.clone(),
+                        // Without an output topic the result is discarded, as in Pulsar.
+                        None => continue,
+                    },
+                };
+                let message = self.message(input, output);
+                let producer = self.producer(&topic).await?;
+                let receipt = producer
+                    .enqueue(message)
+                    .await
+                    .map_err(|error| match error {
+                        geminga_client::Error::MessageTooLarge { .. } => {
+                            WriteError::Message(error.to_string())
+                        }
+                        error => WriteError::Sink(error.to_string()),
+                    })?;
+                receipts.push(receipt);
+            }
+            Ok(receipts)
+        })
+    }
+
+    fn dead_letter<'a>(
+        &'a mut self,
+        topic: &'a str,
+        letter: Sent,
+        _input: &'a Message,
+    ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
+        Box::pin(async move {
+            let text = |error: WriteError| match error {
+                WriteError::Message(why) | WriteError::Sink(why) => why,
+            };
+            let producer = self.producer(topic).await.map_err(text)?;
+            let receipt = producer
+                .enqueue(letter)
+                .await
+                .map_err(|error| error.to_string())?;
+            Ok(vec![receipt])
+        })
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            for (topic, producer) in self.producers {
+                if let Err(error) = producer.close().await {
+                    tracing::debug!(topic, %error, "producer not closed in order");
+                }
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_id_is_written_as_pulsar_writes_it() {
+        // ledger 12, entry 34, no partition, batch index 5: 08 0c 10 22 20 05
+        assert_eq!(pfn_id("12:34:-1:5").as_deref(), Some("CAwQIiAF"));
+        // partition 3 and a ledger that needs two bytes: 08 ac 02 10 00 18 03
+        assert_eq!(pfn_id("300:0:3").as_deref(), Some("CKwCEAAYAw=="));
+        assert_eq!(pfn_id("line 7"), None);
+    }
+}

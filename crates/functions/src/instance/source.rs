@@ -1,0 +1,201 @@
+//! Where an instance's messages come from, and how they are acknowledged there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use geminga_client::{Client, Consumer, ConsumerHandle, MessageId, SeekTo, Topics};
+use parking_lot::Mutex;
+
+use crate::plan::Subscription;
+use crate::runtime::{BoxFuture, Message};
+
+/// A message and its place.
+#[derive(Debug, Clone)]
+pub(crate) struct Incoming {
+    pub(crate) message: Arc<Message>,
+    pub(crate) origin: Origin,
+}
+
+/// A message's place in its source.
+#[derive(Debug, Clone)]
+pub(crate) enum Origin {
+    Topic {
+        topic: Arc<str>,
+        id: MessageId,
+    },
+    /// Everything before this byte of the file with this number is done.
+    File {
+        file: usize,
+        offset: u64,
+    },
+}
+
+/// Gives messages.
+pub(crate) trait Source: Send {
+    /// Waits for messages, `max` at most. None at all means that there will never be more.
+    /// Cancel-safe.
+    fn next(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Incoming>, String>>;
+
+    /// What acknowledges, from another task.
+    fn acker(&self) -> Arc<dyn Acker>;
+
+    /// Where a message goes that is given up, when the configuration does not say.
+    fn dead_letter_topic(&self, message: &Message) -> Option<String>;
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
+}
+
+/// Acknowledges messages of a source.
+pub(crate) trait Acker: Send + Sync {
+    /// `durable` waits until the source will never give them again.
+    fn ack(&self, origins: Vec<Origin>, durable: bool) -> BoxFuture<'_, Result<(), String>>;
+}
+
+/// The newest message taken of each topic, by all instances of a component.
+#[derive(Debug, Default)]
+pub(crate) struct Taken(Mutex<HashMap<Arc<str>, (i64, i64)>>);
+
+impl Taken {
+    fn note(&self, topic: &Arc<str>, id: &MessageId) {
+        let mut taken = self.0.lock();
+        match taken.get_mut(topic) {
+            Some(position) => *position = (*position).max(id.position()),
+            None => drop(taken.insert(topic.clone(), id.position())),
+        }
+    }
+
+    /// Whether everything up to `last` of `topic` was taken; `None` when none of it was.
+    pub(crate) fn has(&self, topic: &str, last: &MessageId) -> Option<bool> {
+        self.0
+            .lock()
+            .get(topic)
+            .map(|taken| *taken >= last.position())
+    }
+}
+
+/// A subscription to topics.
+pub(crate) struct TopicSource {
+    consumer: Consumer,
+    subscription: String,
+    taken: Arc<Taken>,
+}
+
+impl TopicSource {
+    /// Subscribes; `properties` tell the broker who this is.
+    pub(crate) async fn subscribe(
+        client: &Client,
+        plan: &Subscription,
+        properties: &[(String, String)],
+        taken: Arc<Taken>,
+    ) -> Result<Self, geminga_client::Error> {
+        let topics = match &plan.pattern {
+            Some(pattern) => Topics::pattern(pattern.clone()),
+            None => Topics::Names(plan.topics.clone()),
+        };
+        let mut builder = client
+            .consumer(topics)
+            .subscription(plan.name.clone())
+            .sub_type(plan.sub_type)
+            .initial_position(plan.position);
+        if let Some(size) = plan.queue_size {
+            builder = builder.receiver_queue_size(size);
+        }
+        for (name, value) in properties {
+            builder = builder.property(name.clone(), value.clone());
+        }
+        let consumer = builder.build().await?;
+        if plan.skip_to_latest {
+            consumer.seek(SeekTo::Id(MessageId::LATEST)).await?;
+        }
+        Ok(Self {
+            consumer,
+            subscription: plan.name.clone(),
+            taken,
+        })
+    }
+
+    pub(crate) fn handle(&self) -> ConsumerHandle {
+        self.consumer.handle()
+    }
+}
+
+impl Source for TopicSource {
+    fn next(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Incoming>, String>> {
+        Box::pin(async move {
+            let received = self
+                .consumer
+                .recv_batch(max)
+                .await
+                .map_err(|e| e.to_string())?;
+            let incoming = received.into_iter().map(|message| {
+                self.taken.note(&message.topic, &message.id);
+                let origin = Origin::Topic {
+                    topic: message.topic.clone(),
+                    id: message.id,
+                };
+                let ordering_key = message
+                    .ordering_key
+                    .map(|key| String::from_utf8_lossy(&key).into_owned());
+                let message = Message {
+                    id: message.id.to_string(),
+                    partition: message.id.partition,
+                    topic: message.topic,
+                    payload: message.payload,
+                    key: message.key,
+                    key_is_base64: message.key_is_base64,
+                    ordering_key,
+                    properties: message.properties,
+                    event_time: message.event_time.unwrap_or(0),
+                    publish_time: message.publish_time,
+                    producer: message.producer_name,
+                    sequence: message.sequence_id,
+                    redelivery: message.redelivery_count,
+                };
+                Incoming {
+                    message: Arc::new(message),
+                    origin,
+                }
+            });
+            Ok(incoming.collect())
+        })
+    }
+
+    fn acker(&self) -> Arc<dyn Acker> {
+        Arc::new(TopicAcker(self.consumer.handle()))
+    }
+
+    fn dead_letter_topic(&self, message: &Message) -> Option<String> {
+        // Pulsar's default name, which holds no slashes of the subscription's.
+        let subscription = self.subscription.replace('/', "-");
+        Some(format!("{}-{subscription}-DLQ", message.topic))
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            if let Err(error) = self.consumer.close().await {
+                tracing::debug!(%error, "consumer not closed in order");
+            }
+        })
+    }
+}
+
+struct TopicAcker(ConsumerHandle);
+
+impl Acker for TopicAcker {
+    fn ack(&self, origins: Vec<Origin>, durable: bool) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            let targets = || {
+                origins.iter().filter_map(|origin| match origin {
+                    Origin::Topic { topic, id } => Some((&**topic, id)),
+                    Origin::File { .. } => None,
+                })
+            };
+            let result = if durable {
+                self.0.ack_many_durable(targets()).await
+            } else {
+                self.0.ack_many(targets()).await
+            };
+            result.map_err(|error| error.to_string())
+        })
+    }
+}

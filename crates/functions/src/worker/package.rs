@@ -1,0 +1,103 @@
+//! Code that was uploaded: files in the worker's folder, named by what they hold.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::Upload;
+use crate::component::Component;
+use crate::error::WorkerError;
+
+/// Largest upload.
+const BYTES_MAX: usize = 512 * 1024 * 1024;
+
+/// Keeps an upload and gives its name in the folder: `hash/file`. The same bytes are kept once.
+pub(crate) fn store(folder: &Path, upload: &Upload) -> Result<String, WorkerError> {
+    let name = Path::new(&upload.file_name)
+        .file_name()
+        .and_then(|name| name.to_str())
+        .filter(|name| !name.starts_with('.') && !name.contains('\0'))
+        .ok_or_else(|| {
+            WorkerError::Invalid(vec![format!("`{}` is no file name", upload.file_name)])
+        })?;
+    if upload.bytes.len() > BYTES_MAX {
+        return Err(WorkerError::Invalid(vec![format!(
+            "the package has {} bytes, more than {BYTES_MAX}",
+            upload.bytes.len()
+        )]));
+    }
+    let hash = format!("{:032x}", fnv(&upload.bytes));
+    let directory = folder.join(&hash);
+    let path = directory.join(name);
+    let failed = |error| WorkerError::io(format!("keeping `{}`", path.display()))(error);
+    if !path.exists() {
+        std::fs::create_dir_all(&directory).map_err(failed)?;
+        let next = directory.join(format!(".{name}.next"));
+        let write = || -> std::io::Result<()> {
+            use std::os::unix::fs::PermissionsExt;
+            let mut file = File::create(&next)?;
+            file.write_all(&upload.bytes)?;
+            // An executable is uploaded without its bit.
+            file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
+            file.sync_all()?;
+            std::fs::rename(&next, &path)?;
+            File::open(&directory)?.sync_all()
+        };
+        write().map_err(failed)?;
+    }
+    Ok(format!("{hash}/{name}"))
+}
+
+/// FNV-1a in 128 bits: stable for ever. It tells packages apart; it does not prove who made them.
+fn fnv(bytes: &[u8]) -> u128 {
+    bytes.iter().fold(
+        0x6c62_272e_07bb_0142_62b8_2175_6295_c58d,
+        |hash: u128, byte| {
+            (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+        },
+    )
+}
+
+/// A local path of code as an absolute one, so that it means the same after a restart elsewhere.
+pub(crate) fn with_absolute_code(component: Component) -> Component {
+    let Component::Function(mut config) = component else {
+        return component;
+    };
+    let absolute = |path: &mut Option<String>| {
+        let Some(text) = path else { return };
+        let plain = text.strip_prefix("file://").unwrap_or(text);
+        if !plain.contains("://")
+            && let Ok(found) = std::fs::canonicalize(PathBuf::from(plain))
+        {
+            *text = super::shown(&found);
+        }
+    };
+    absolute(&mut config.sh);
+    absolute(&mut config.py);
+    absolute(&mut config.exec);
+    Component::Function(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_bytes_are_kept_once_and_names_can_not_escape() {
+        let folder = tempfile::tempdir().expect("temporary");
+        let upload = |name: &str| Upload {
+            file_name: name.into(),
+            bytes: "text".into(),
+        };
+        let first = store(folder.path(), &upload("f.sh")).expect("kept");
+        assert_eq!(store(folder.path(), &upload("f.sh")).expect("kept"), first);
+        let outside = store(folder.path(), &upload("../../etc/f.sh")).expect("kept");
+        assert_eq!(outside, first);
+        assert!(store(folder.path(), &upload("..")).is_err());
+        assert_eq!(
+            std::fs::read(folder.path().join(first)).expect("there"),
+            b"text"
+        );
+        assert_eq!(fnv(b""), 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
+    }
+}

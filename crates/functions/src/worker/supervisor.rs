@@ -1,0 +1,419 @@
+//! Keeps the instances of one component running: starts them, starts them again with growing pauses
+//! when they break, stops them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_client::{Client, ConsumerHandle};
+use geminga_stdx::tasks::OnError;
+use geminga_stdx::{Backoff, Random, Tasks};
+use parking_lot::Mutex;
+use tokio::sync::{OnceCell, watch};
+use tokio::time::Instant;
+
+use super::Inner;
+use crate::component::{ComponentId, Kind};
+use crate::connector::file_sink::FileEnd;
+use crate::connector::file_source::FileStart;
+use crate::connector::table::{TableEnd, TableView};
+use crate::error::WorkerError;
+use crate::instance::context::Context;
+use crate::instance::sink::{Sink, TopicSink};
+use crate::instance::source::{Source, Taken, TopicSource};
+use crate::instance::state::{self, FunctionState};
+use crate::instance::{Gauge, Instance};
+use crate::plan::{Input, Output, Plan, Process};
+
+/// Pauses between two starts of an instance that breaks.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// An instance that ran so long has recovered: its next pause is the first again.
+const RECOVERED: Duration = Duration::from_secs(60);
+
+/// How an instance is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Health {
+    Starting,
+    Running,
+    /// It broke and is about to be started again.
+    Degraded(String),
+    /// Its source has ended and everything is done.
+    Finished,
+    Stopped,
+}
+
+/// One instance as others see it.
+pub(crate) struct Seat {
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) consumer: Mutex<Option<ConsumerHandle>>,
+    health: Mutex<Health>,
+    started: Mutex<super::Since>,
+    /// Whether it has subscribed, or failed to, once.
+    subscribed: watch::Sender<bool>,
+    running: Mutex<Option<Run>>,
+}
+
+struct Run {
+    stop: watch::Sender<Option<Duration>>,
+    tasks: Tasks,
+}
+
+impl Seat {
+    pub(crate) fn health(&self) -> Health {
+        self.health.lock().clone()
+    }
+
+    pub(crate) fn started(&self) -> super::Since {
+        *self.started.lock()
+    }
+
+    fn set(&self, health: Health) {
+        *self.health.lock() = health;
+    }
+}
+
+/// All instances of a component. Cheap to clone; clones are the same crew.
+#[derive(Clone)]
+pub(crate) struct Crew {
+    pub(crate) id: ComponentId,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) taken: Arc<Taken>,
+    pub(crate) table: Option<TableView>,
+    version: u64,
+    seats: Arc<Vec<Arc<Seat>>>,
+    state: Arc<OnceCell<Arc<FunctionState>>>,
+}
+
+impl Crew {
+    pub(crate) fn new(
+        _inner: &Inner,
+        id: ComponentId,
+        version: u64,
+        plan: Plan,
+        count: u32,
+    ) -> Self {
+        let table = match &plan.output {
+            Output::Table(settings) => Some(TableView::new(settings.clone())),
+            _ => None,
+        };
+        let seats = (0..count).map(|_| {
+            Arc::new(Seat {
+                gauge: Arc::new(Gauge::default()),
+                consumer: Mutex::new(None),
+                health: Mutex::new(Health::Stopped),
+                started: Mutex::new(Instant::now()),
+                subscribed: watch::Sender::new(false),
+                running: Mutex::new(None),
+            })
+        });
+        Self {
+            id,
+            plan: Arc::new(plan),
+            taken: Arc::default(),
+            table,
+            version,
+            seats: Arc::new(seats.collect()),
+            state: Arc::default(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        u32::try_from(self.seats.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn instances(&self) -> &[Arc<Seat>] {
+        &self.seats
+    }
+
+    /// The numbers meant by `instance`: it, or all.
+    pub(crate) fn numbers(
+        &self,
+        id: &ComponentId,
+        instance: Option<u32>,
+    ) -> Result<Vec<u32>, WorkerError> {
+        match instance {
+            None => Ok((0..self.len()).collect()),
+            Some(number) if number < self.len() => Ok(vec![number]),
+            Some(instance) => Err(WorkerError::NoInstance {
+                id: id.clone(),
+                instance,
+                instances: self.len(),
+            }),
+        }
+    }
+
+    /// The function's state, read from its topic at first use.
+    pub(crate) async fn state(&self, inner: &Inner) -> Result<Arc<FunctionState>, WorkerError> {
+        let id = &self.id;
+        self.state
+            .get_or_try_init(|| async {
+                let topic = state::topic(&id.tenant, &id.namespace, &id.name);
+                FunctionState::open(&inner.config.client, &topic)
+                    .await
+                    .map(Arc::new)
+                    .map_err(WorkerError::client(format!("state of {id}")))
+            })
+            .await
+            .cloned()
+    }
+
+    /// Starts an instance that does not run.
+    pub(crate) fn start(&self, inner: &Arc<Inner>, number: u32) {
+        let seat = self.seats[number as usize].clone();
+        let mut running = seat.running.lock();
+        if running.is_some() {
+            return;
+        }
+        let (stop, stopped) = watch::channel(None);
+        let tasks = inner.tasks.child();
+        seat.set(Health::Starting);
+        seat.subscribed.send_replace(false);
+        let crew = self.clone();
+        let keeper = seat.clone();
+        let inner = inner.clone();
+        tasks.spawn("function instance", OnError::Log, async move {
+            crew.keep(&inner, &keeper, number, stopped).await;
+            Ok::<(), std::convert::Infallible>(())
+        });
+        *running = Some(Run { stop, tasks });
+    }
+
+    /// Stops an instance; messages in flight may finish within `grace`.
+    pub(crate) async fn stop(&self, number: u32, grace: Duration) {
+        let seat = &self.seats[number as usize];
+        let Some(run) = seat.running.lock().take() else {
+            return;
+        };
+        let _ = run.stop.send(Some(grace));
+        if !run.tasks.join(grace * 2 + Duration::from_secs(5)).await {
+            tracing::error!(component = %self.id, number, "an instance does not stop");
+        }
+        run.tasks.cancel();
+        seat.set(Health::Stopped);
+    }
+
+    pub(crate) async fn stop_all(&self, grace: Duration) {
+        // Told together, waited for one by one.
+        for seat in self.seats.iter() {
+            if let Some(run) = &*seat.running.lock() {
+                let _ = run.stop.send(Some(grace));
+            }
+        }
+        for number in 0..self.len() {
+            self.stop(number, grace).await;
+        }
+    }
+
+    /// Resolves when every instance that runs has subscribed or failed to.
+    pub(crate) async fn subscribed(&self) {
+        for seat in self.seats.iter() {
+            if seat.running.lock().is_none() {
+                continue;
+            }
+            // The sender lives as long as the seat.
+            let _ = seat
+                .subscribed
+                .subscribe()
+                .wait_for(|subscribed| *subscribed)
+                .await;
+        }
+    }
+
+    /// Removes the subscription from its topics, as far as they can be reached.
+    pub(crate) async fn unsubscribe(&self, client: &Client) {
+        let Input::Topics(subscription) = &self.plan.input else {
+            return;
+        };
+        let plan = crate::plan::Subscription {
+            skip_to_latest: false,
+            ..subscription.clone()
+        };
+        let removed = async {
+            let source = TopicSource::subscribe(client, &plan, &[], Arc::default()).await?;
+            source.handle().unsubscribe().await
+        };
+        if let Err(error) = removed.await {
+            tracing::warn!(component = %self.id, %error, "subscription not removed");
+        }
+    }
+
+    async fn keep(
+        &self,
+        inner: &Arc<Inner>,
+        seat: &Seat,
+        number: u32,
+        mut stop: watch::Receiver<Option<Duration>>,
+    ) {
+        let seed = Random::from_entropy().next_u64();
+        let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX, seed);
+        let mut fresh = true;
+        loop {
+            let began = Instant::now();
+            *seat.started.lock() = began;
+            // A task group of its own: what an instance started ends with it.
+            let tasks = inner.tasks.child();
+            let result = self.once(inner, seat, number, fresh, &stop, &tasks).await;
+            fresh = false;
+            *seat.consumer.lock() = None;
+            tasks.cancel();
+            tasks.join(Duration::from_secs(2)).await;
+            seat.subscribed.send_replace(true);
+            let why = match result {
+                Ok(()) => {
+                    let stopped = stop.borrow().is_some();
+                    seat.set(if stopped {
+                        Health::Stopped
+                    } else {
+                        Health::Finished
+                    });
+                    return;
+                }
+                Err(why) => why,
+            };
+            if began.elapsed() >= RECOVERED {
+                backoff.reset();
+            }
+            let pause = backoff.next_delay();
+            tracing::warn!(component = %self.id, instance = number, why, ?pause, "instance broke");
+            seat.gauge.stats.system_exception(why.clone());
+            seat.gauge.stats.restarted();
+            seat.set(Health::Degraded(why));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = stop.wait_for(Option::is_some) => {
+                    seat.set(Health::Stopped);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Runs an instance once, to its end.
+    async fn once(
+        &self,
+        inner: &Arc<Inner>,
+        seat: &Seat,
+        number: u32,
+        fresh: bool,
+        stop: &watch::Receiver<Option<Duration>>,
+        tasks: &Tasks,
+    ) -> Result<(), String> {
+        let mut stopping = stop.clone();
+        let building = self.build(inner, seat, number, fresh, tasks);
+        let instance = tokio::select! {
+            instance = building => instance?,
+            _ = stopping.wait_for(Option::is_some) => return Ok(()),
+        };
+        seat.set(Health::Running);
+        instance
+            .run(stop.clone())
+            .await
+            .map_err(|fault| match &fault {
+                crate::instance::Fault::Host(broken) => super::broken_text(broken),
+                other => other.to_string(),
+            })
+    }
+
+    async fn build(
+        &self,
+        inner: &Arc<Inner>,
+        seat: &Seat,
+        number: u32,
+        fresh: bool,
+        tasks: &Tasks,
+    ) -> Result<Instance, String> {
+        let client = &inner.config.client;
+        let plan = &self.plan;
+        let application = match self.id.kind {
+            Kind::Function => "pulsar-function",
+            Kind::Source => "pulsar-source",
+            Kind::Sink => "pulsar-sink",
+        };
+        let properties = vec![
+            ("application".to_owned(), application.to_owned()),
+            ("id".to_owned(), self.id.fqfn()),
+            ("instance_id".to_owned(), number.to_string()),
+        ];
+        // Subscribed first: what is published from here on is not missed, whatever else fails.
+        let source: Box<dyn Source> = match &plan.input {
+            Input::Topics(subscription) => {
+                let source =
+                    TopicSource::subscribe(client, subscription, &properties, self.taken.clone())
+                        .await
+                        .map_err(|error| format!("subscribing: {error}"))?;
+                *seat.consumer.lock() = Some(source.handle());
+                seat.subscribed.send_replace(true);
+                Box::new(source)
+            }
+            Input::File(settings) => Box::new(FileStart::open(
+                settings.clone(),
+                inner.places(&self.id),
+                seat.gauge.clone(),
+            )?),
+        };
+        let sink: Box<dyn Sink> = match &plan.output {
+            Output::Topics {
+                default,
+                producer,
+                forward_properties,
+            } => {
+                let sink = TopicSink::open(
+                    client.clone(),
+                    default.clone(),
+                    producer.clone(),
+                    *forward_properties,
+                    properties,
+                );
+                Box::new(sink.await.map_err(|error| format!("output: {error}"))?)
+            }
+            Output::File(settings) => {
+                // A worker that keeps its components goes on with the file after a restart.
+                let begin = fresh && !inner.is_kept();
+                Box::new(FileEnd::open(settings, begin, client.clone())?)
+            }
+            Output::Table(_) => match &self.table {
+                Some(table) => Box::new(TableEnd(table.clone())),
+                None => return Err("no table".to_owned()),
+            },
+        };
+        let mut state = None;
+        let host = match &plan.process {
+            Process::Identity => None,
+            Process::Host(language, spec) => {
+                let opened = self.state(inner).await.map_err(|error| error.to_string())?;
+                state = Some(opened.clone());
+                let on_log = inner.config.on_log.clone().map(|on_log| {
+                    let id = self.id.clone();
+                    let call: crate::instance::context::OnLog =
+                        Arc::new(move |line| on_log(&id, number, line));
+                    call
+                });
+                let mut context = Context::new(seat.gauge.clone(), Some(opened), on_log);
+                if let Some(topic) = &plan.log_topic {
+                    context.log_to(client.clone(), topic.clone(), self.id.fqfn(), number, tasks);
+                }
+                context.publish_by(client.clone(), tasks);
+                let mut spec = (**spec).clone();
+                spec.instance = number;
+                spec.cluster.clone_from(&inner.config.cluster);
+                spec.version = self.version.to_string();
+                spec.function_id = format!("{:016x}", Random::from_entropy().next_u64());
+                let host = inner
+                    .runtimes
+                    .start(*language, Arc::new(spec), Arc::new(context))
+                    .await;
+                Some(host.map_err(|broken| super::broken_text(&broken))?)
+            }
+        };
+        seat.subscribed.send_replace(true);
+        Ok(Instance {
+            source,
+            host,
+            sink,
+            state,
+            policy: plan.policy.clone(),
+            gauge: seat.gauge.clone(),
+            tasks: tasks.clone(),
+        })
+    }
+}
