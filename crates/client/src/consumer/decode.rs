@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use geminga_proto::message::Peek;
 use geminga_proto::pb::{CommandMessage, KeyValue};
 use geminga_proto::send::Delivery;
 use geminga_proto::{MAX_MESSAGE_SIZE, MessageError, MessageId, batch, compress, message};
@@ -70,8 +71,8 @@ impl Entry {
     }
 
     /// What the entry costs in permits.
-    pub(super) fn permits(&self) -> u32 {
-        let count = message::peek(&self.block).map_or(1, |peek| peek.message_count());
+    pub(super) fn permits(&self, peek: Option<&Peek<'_>>) -> u32 {
+        let count = peek.map_or(1, Peek::message_count);
         if self.ack_set.is_empty() {
             return count;
         }
@@ -155,12 +156,12 @@ impl Opener {
     pub(super) fn open(
         &mut self,
         entry: &Entry,
+        peek: &Peek<'_>,
         is_acked: impl Fn(Position, i32) -> bool,
         emit: &mut impl FnMut(ReceivedMessage),
     ) -> Result<Opened, MessageError> {
         let block = &entry.block;
         message::verify_checksum(block)?;
-        let peek = message::peek(block)?;
         if *self.producer != *peek.producer_name {
             self.producer = peek.producer_name.into();
         }
@@ -173,7 +174,7 @@ impl Opener {
         let mut id = entry.id;
         if peek.is_chunk() {
             let uuid = peek.uuid.unwrap_or_default();
-            match self.add_chunk(uuid, &peek, &payload, entry.id) {
+            match self.add_chunk(uuid, peek, &payload, entry.id) {
                 ChunkStep::More => return Ok(Opened::Chunk),
                 ChunkStep::Dropped(positions) => return Ok(Opened::Dropped(positions)),
                 ChunkStep::Whole(whole, before) => {
@@ -266,7 +267,7 @@ impl Opener {
     fn add_chunk(
         &mut self,
         uuid: &str,
-        peek: &message::Peek<'_>,
+        peek: &Peek<'_>,
         payload: &Bytes,
         id: MessageId,
     ) -> ChunkStep {

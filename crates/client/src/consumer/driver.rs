@@ -7,8 +7,8 @@ use geminga_proto::{Command, command, pb};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::settings::{InitialPosition, KeyShared, Options, SubType};
 use super::topic::{Link, Topic};
-use super::{InitialPosition, KeyShared, SubType};
 use crate::connection::Connection;
 use crate::error::{Error, Result};
 use crate::lookup::Broker;
@@ -162,7 +162,7 @@ fn wire_type(sub_type: SubType) -> pb::command_subscribe::SubType {
     }
 }
 
-fn key_shared(options: &super::Options) -> Option<pb::KeySharedMeta> {
+fn key_shared(options: &Options) -> Option<pb::KeySharedMeta> {
     if options.sub_type != SubType::KeyShared {
         return None;
     }

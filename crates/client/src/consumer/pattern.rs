@@ -6,7 +6,7 @@ use geminga_model::name::TopicName;
 use geminga_proto::pb::command_get_topics_of_namespace::Mode;
 use regex::Regex;
 
-use super::Group;
+use super::group::Group;
 use crate::client::Shared;
 use crate::error::{Error, Result};
 

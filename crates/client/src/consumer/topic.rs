@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use geminga_model::name::TopicName;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::acks::{Acks, Position};
 use super::decode::{Entry, Opened, Opener, Start};
 use super::inbox::Inbox;
-use super::{Options, SeekTo};
+use super::settings::{Options, SeekTo};
 use crate::client::Shared;
 use crate::connection::Connection;
 use crate::error::{Error, Result};
@@ -43,6 +43,8 @@ pub(crate) struct Topic {
     /// The link opened or is over: for those who wait for it.
     pub(super) linked: Notify,
     pub(super) paused: Arc<AtomicBool>,
+    /// Counts the jumps: what was delivered before one is stale. Changed only under the state.
+    generation: AtomicU32,
 }
 
 pub(super) enum Link {
@@ -56,8 +58,6 @@ pub(super) struct State {
     pub(super) assigned: Option<String>,
     /// Counts the times that the link opened.
     subscription: u32,
-    /// Counts the jumps: what was delivered before one is stale.
-    generation: u32,
     /// The broker's counter of the same, for Exclusive and Failover.
     pub(super) epoch: u64,
     /// Messages taken from the queue whose permits the broker has not got back.
@@ -90,7 +90,6 @@ impl Topic {
             link: Link::Connecting,
             assigned: None,
             subscription: 0,
-            generation: 0,
             epoch: 0,
             permits: 0,
             seeking: false,
@@ -116,6 +115,7 @@ impl Topic {
             timing: Notify::new(),
             linked: Notify::new(),
             paused,
+            generation: AtomicU32::new(0),
         }
     }
 
@@ -126,7 +126,7 @@ impl Topic {
             if !state.is_linked_to(from) {
                 return;
             }
-            let (subscription, generation) = (state.subscription, state.generation);
+            let (subscription, generation) = (state.subscription, self.generation());
             let (epoch, seeking) = (state.epoch, state.seeking);
             let mut dropped = 0;
             entries.retain_mut(|entry| {
@@ -135,7 +135,8 @@ impl Topic {
                 entry.generation = generation;
                 let stale = seeking || entry.epoch.is_some_and(|its| its < epoch);
                 if stale {
-                    dropped += entry.permits();
+                    dropped +=
+                        entry.permits(geminga_proto::message::peek(&entry.block).ok().as_ref());
                 }
                 !stale
             });
@@ -154,25 +155,29 @@ impl Topic {
         if entry.subscription != state.subscription {
             return;
         }
-        self.give_back(&mut state, entry.permits());
-        if entry.generation != state.generation {
+        let peek = geminga_proto::message::peek(&entry.block);
+        self.give_back(&mut state, entry.permits(peek.as_ref().ok()));
+        if entry.generation != self.generation() {
             return;
         }
-        if message_is_encrypted(entry) {
+        if peek.as_ref().is_ok_and(|peek| peek.has_encryption_keys) {
             tracing::warn!(topic = %self.name, id = %entry.id, "encrypted message is left alone");
             return;
         }
         let State { opener, acks, .. } = &mut *state;
         let mut last = None;
         let looks_at_acks = acks.has_partial_batches();
-        let result = opener.open(
-            entry,
-            |position, index| looks_at_acks && acks.is_acked(position, index),
-            &mut |message: ReceivedMessage| {
-                last = Some(message.id);
-                emit(message);
-            },
-        );
+        let result = peek.and_then(|peek| {
+            opener.open(
+                entry,
+                &peek,
+                |position, index| looks_at_acks && acks.is_acked(position, index),
+                &mut |message: ReceivedMessage| {
+                    last = Some(message.id);
+                    emit(message);
+                },
+            )
+        });
         match result {
             Ok(Opened::Messages) => {}
             // Acknowledged with the last one.
@@ -228,7 +233,15 @@ impl Topic {
 
     /// Whether a message that was opened earlier is still to be delivered.
     pub(super) fn is_current(&self, generation: u32) -> bool {
-        self.state.lock().generation == generation
+        self.generation() == generation
+    }
+
+    fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn jump(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// Returns permits: to the broker once half the queue is free.
@@ -258,7 +271,7 @@ impl Topic {
         self.flow(&mut self.state.lock());
     }
 
-    pub(super) fn ack<'a>(&self, ids: impl IntoIterator<Item = &'a MessageId>) {
+    pub(super) fn ack(&self, ids: &[MessageId]) {
         let mut state = self.state.lock();
         for id in ids {
             state.acks.ack(id);
@@ -366,7 +379,7 @@ impl Topic {
                     .extend(all.map(|(ledger, entry)| MessageId::entry(ledger, entry).to_data()));
             }
         } else {
-            state.generation += 1;
+            self.jump();
             state.opener.clear();
             state.nacks.clear();
             if !one_by_one {
@@ -408,7 +421,7 @@ impl Topic {
         let (subscription, before) = {
             let mut state = self.state.lock();
             let before = (state.opener.start, state.resume);
-            state.generation += 1;
+            self.jump();
             state.seeking = true;
             state.acks.clear();
             state.nacks.clear();
@@ -571,7 +584,7 @@ impl Topic {
             }
             state.link = Link::Open(connection.clone());
             state.subscription += 1;
-            state.generation += 1;
+            self.jump();
             state.opener.clear();
             state.acks.forget_deliveries();
             state.nacks.clear();
@@ -676,8 +689,4 @@ impl State {
     fn is_linked_to(&self, connection: &Connection) -> bool {
         matches!(&self.link, Link::Open(ours) if std::ptr::eq(&**ours, connection))
     }
-}
-
-fn message_is_encrypted(entry: &Entry) -> bool {
-    geminga_proto::message::peek(&entry.block).is_ok_and(|peek| peek.has_encryption_keys)
 }

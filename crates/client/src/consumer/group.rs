@@ -1,0 +1,104 @@
+//! The topics of one consumer, which share an inbox.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use geminga_model::name::TopicName;
+use parking_lot::RwLock;
+use tokio::sync::oneshot;
+
+use super::driver;
+use super::handle::Target;
+use super::inbox::Inbox;
+use super::settings::Options;
+use super::topic::Topic;
+use crate::client::Shared;
+use crate::error::{Error, Result};
+
+/// Messages that wait in all topics of a consumer together.
+const QUEUE_TOTAL_MAX: usize = 50_000;
+
+/// All topics of one consumer.
+pub(super) struct Group {
+    pub(super) shared: Arc<Shared>,
+    pub(super) options: Arc<Options>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) paused: Arc<AtomicBool>,
+    /// Topics are added and never removed: an entry knows its topic by its number.
+    pub(super) topics: RwLock<Vec<Arc<Topic>>>,
+}
+
+impl Group {
+    pub(super) fn new(shared: Arc<Shared>, options: Options) -> Self {
+        Self {
+            shared,
+            options: Arc::new(options),
+            inbox: Arc::default(),
+            paused: Arc::default(),
+            topics: RwLock::default(),
+        }
+    }
+
+    /// Adds topics and waits until all of them are subscribed.
+    pub(super) async fn subscribe(&self, names: Vec<TopicName>) -> Result<()> {
+        let mut opening = Vec::new();
+        {
+            let mut topics = self.topics.write();
+            let total = (topics.len() + names.len()).max(1);
+            let queue_size = self.options.queue_size.min(QUEUE_TOTAL_MAX / total).max(1) as u32;
+            for name in names {
+                if topics
+                    .iter()
+                    .any(|topic| topic.name == name && !topic.is_over())
+                {
+                    continue;
+                }
+                let topic = Arc::new(Topic::new(
+                    self.shared.clone(),
+                    self.options.clone(),
+                    self.inbox.clone(),
+                    self.paused.clone(),
+                    name,
+                    topics.len(),
+                    queue_size,
+                ));
+                let (opened, opens) = oneshot::channel();
+                self.shared
+                    .tasks
+                    .spawn_cancellable("consumer", driver::drive(topic.clone(), opened));
+                topics.push(topic);
+                opening.push(opens);
+            }
+        }
+        for opens in opening {
+            opens.await.map_err(|_| Error::Closed)??;
+        }
+        Ok(())
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Topic>> {
+        self.topics.read().clone()
+    }
+
+    /// The topic of a message.
+    pub(super) fn topic(&self, target: &Target<'_>) -> Result<Arc<Topic>> {
+        let topics = self.topics.read();
+        let found = match (target.topic, &topics[..]) {
+            (_, [only]) => Some(only),
+            (Some(name), topics) => topics
+                .iter()
+                .rev()
+                .find(|topic| topic.name.as_str() == name),
+            // The partition tells them apart, if all topics are partitions of one.
+            (None, topics) => {
+                let mut same = topics.iter().filter(|topic| {
+                    topic.name.partition().map_or(-1, |number| number as i32) == target.id.partition
+                });
+                same.next().filter(|_| same.next().is_none())
+            }
+        };
+        found
+            .cloned()
+            .ok_or_else(|| Error::UnknownTopic(target.topic.unwrap_or("?").to_owned()))
+    }
+}

@@ -1,0 +1,346 @@
+//! What a consumer reads and how: its settings, and the builder.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_model::name::TopicName;
+use geminga_proto::MessageId;
+
+use super::decode::Start;
+use super::group::Group;
+use super::handle::ConsumerHandle;
+use super::{Consumer, pattern};
+use crate::client::{Shared, topic_name};
+use crate::error::{Error, Result};
+
+/// How consumers of a subscription share its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SubType {
+    /// One consumer.
+    #[default]
+    Exclusive,
+    /// Messages are spread over the consumers.
+    Shared,
+    /// One consumer at a time; the others stand by.
+    Failover,
+    /// Messages of one key go to one consumer.
+    KeyShared,
+}
+
+impl SubType {
+    /// Whether the broker knows single messages of the subscription.
+    pub(crate) fn acks_one_by_one(self) -> bool {
+        matches!(self, SubType::Shared | SubType::KeyShared)
+    }
+}
+
+/// How keys are spread in a Key_Shared subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyShared {
+    /// The broker spreads them.
+    AutoSplit {
+        /// Whether a key may move before its messages are acknowledged.
+        allow_out_of_order: bool,
+    },
+    /// This consumer takes these hashes.
+    Sticky {
+        /// Ranges of hashes.
+        ranges: Vec<RangeInclusive<u16>>,
+    },
+}
+
+/// Where a new subscription begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InitialPosition {
+    /// After what is there.
+    #[default]
+    Latest,
+    /// With the first message that is kept.
+    Earliest,
+}
+
+/// Where a seek goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeekTo {
+    /// This message is the next one.
+    Id(MessageId),
+    /// The next message is the first that was published at this time or later, in milliseconds
+    /// since 1970.
+    Time(u64),
+}
+
+impl From<MessageId> for SeekTo {
+    fn from(id: MessageId) -> Self {
+        SeekTo::Id(id)
+    }
+}
+
+/// What a consumer reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Topics {
+    /// These topics; partitioned ones with all their partitions.
+    Names(Vec<String>),
+    /// All topics of a namespace, now and later, whose full name matches.
+    Pattern(String),
+}
+
+impl Topics {
+    /// All topics that match, now and later: `tenant/namespace/regex`, with or without
+    /// `persistent://`.
+    #[must_use]
+    pub fn pattern(pattern: impl Into<String>) -> Self {
+        Topics::Pattern(pattern.into())
+    }
+}
+
+impl From<&str> for Topics {
+    fn from(topic: &str) -> Self {
+        Topics::Names(vec![topic.to_owned()])
+    }
+}
+
+impl From<String> for Topics {
+    fn from(topic: String) -> Self {
+        Topics::Names(vec![topic])
+    }
+}
+
+impl From<&String> for Topics {
+    fn from(topic: &String) -> Self {
+        Topics::Names(vec![topic.clone()])
+    }
+}
+
+impl From<&TopicName> for Topics {
+    fn from(topic: &TopicName) -> Self {
+        Topics::Names(vec![topic.to_string()])
+    }
+}
+
+impl<S: Into<String>> From<Vec<S>> for Topics {
+    fn from(topics: Vec<S>) -> Self {
+        Topics::Names(topics.into_iter().map(Into::into).collect())
+    }
+}
+
+impl<S: Into<String>, const N: usize> From<[S; N]> for Topics {
+    fn from(topics: [S; N]) -> Self {
+        Topics::Names(topics.into_iter().map(Into::into).collect())
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Options {
+    pub(super) subscription: String,
+    pub(super) name: String,
+    pub(super) sub_type: SubType,
+    pub(super) durable: bool,
+    pub(super) initial_position: InitialPosition,
+    pub(super) start: Option<Start>,
+    pub(super) queue_size: usize,
+    pub(super) priority: i32,
+    pub(super) key_shared: KeyShared,
+    pub(super) read_compacted: bool,
+    pub(super) batch_index_ack: bool,
+    pub(super) ack_delay: Duration,
+    pub(super) nack_delay: Duration,
+    pub(super) discovery_interval: Duration,
+    pub(super) properties: Vec<(String, String)>,
+    pub(super) subscription_properties: Vec<(String, String)>,
+}
+
+/// Settings of a [`Consumer`].
+#[derive(Clone)]
+#[must_use]
+pub struct ConsumerBuilder {
+    shared: Arc<Shared>,
+    topics: Topics,
+    options: Options,
+}
+
+impl std::fmt::Debug for ConsumerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsumerBuilder")
+            .field("topics", &self.topics)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ConsumerBuilder {
+    pub(crate) fn new(shared: Arc<Shared>, topics: Topics) -> Self {
+        Self {
+            topics,
+            options: Options {
+                subscription: String::new(),
+                name: shared.random_name(5),
+                sub_type: SubType::default(),
+                durable: true,
+                initial_position: InitialPosition::default(),
+                start: None,
+                queue_size: 1000,
+                priority: 0,
+                key_shared: KeyShared::AutoSplit {
+                    allow_out_of_order: false,
+                },
+                read_compacted: false,
+                batch_index_ack: false,
+                ack_delay: Duration::from_millis(10),
+                nack_delay: Duration::from_secs(60),
+                discovery_interval: Duration::from_secs(60),
+                properties: Vec::new(),
+                subscription_properties: Vec::new(),
+            },
+            shared,
+        }
+    }
+
+    /// The subscription's name; needed.
+    pub fn subscription(mut self, name: impl Into<String>) -> Self {
+        self.options.subscription = name.into();
+        self
+    }
+
+    /// How its consumers share messages; Exclusive.
+    pub fn sub_type(mut self, sub_type: SubType) -> Self {
+        self.options.sub_type = sub_type;
+        self
+    }
+
+    /// Where it begins if it is new; Latest.
+    pub fn initial_position(mut self, position: InitialPosition) -> Self {
+        self.options.initial_position = position;
+        self
+    }
+
+    /// Whether the subscription outlives its consumers; true.
+    pub fn durable(mut self, durable: bool) -> Self {
+        self.options.durable = durable;
+        self
+    }
+
+    pub(crate) fn start(mut self, id: MessageId, inclusive: bool) -> Self {
+        self.options.start = Some(Start { id, inclusive });
+        self
+    }
+
+    /// The consumer's own name; made up if not set.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.options.name = name.into();
+        self
+    }
+
+    /// Messages that a topic's broker may send ahead; 1,000, and at least 1.
+    pub fn receiver_queue_size(mut self, messages: usize) -> Self {
+        self.options.queue_size = messages.max(1);
+        self
+    }
+
+    /// Consumers of a lower number get messages first; 0.
+    pub fn priority(mut self, level: i32) -> Self {
+        self.options.priority = level;
+        self
+    }
+
+    /// How keys are spread, with [`SubType::KeyShared`].
+    pub fn key_shared(mut self, policy: KeyShared) -> Self {
+        self.options.key_shared = policy;
+        self
+    }
+
+    /// Whether only the last message of each key is read, where the topic is compacted.
+    pub fn read_compacted(mut self, compacted: bool) -> Self {
+        self.options.read_compacted = compacted;
+        self
+    }
+
+    /// Whether the broker is told of single messages of batches; false. It needs a broker that has
+    /// this switched on.
+    pub fn batch_index_ack(mut self, enabled: bool) -> Self {
+        self.options.batch_index_ack = enabled;
+        self
+    }
+
+    /// How long acks are gathered; 10 ms. Zero: each is sent at once.
+    pub fn ack_delay(mut self, delay: Duration) -> Self {
+        self.options.ack_delay = delay;
+        self
+    }
+
+    /// After what time a message that was refused comes again; 60 s.
+    pub fn nack_delay(mut self, delay: Duration) -> Self {
+        self.options.nack_delay = delay;
+        self
+    }
+
+    /// How often new topics of a pattern are looked for; 60 s.
+    pub fn discovery_interval(mut self, interval: Duration) -> Self {
+        self.options.discovery_interval = interval;
+        self
+    }
+
+    /// A property of the consumer, which the broker shows in its statistics.
+    pub fn property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.options.properties.push((name.into(), value.into()));
+        self
+    }
+
+    /// A property of the subscription, kept if this makes it.
+    pub fn subscription_property(
+        mut self,
+        name: impl Into<String>,
+        value: impl Into<String>,
+    ) -> Self {
+        self.options
+            .subscription_properties
+            .push((name.into(), value.into()));
+        self
+    }
+
+    /// Subscribes to all topics.
+    ///
+    /// # Errors
+    /// When a setting is wrong, when a broker refuses, or when none answers in time.
+    pub async fn build(self) -> Result<Consumer> {
+        if self.options.subscription.is_empty() {
+            return Err(Error::Setting {
+                setting: "subscription",
+                reason: "is needed",
+            });
+        }
+        let group = Arc::new(Group::new(self.shared.clone(), self.options));
+        // From here on, an error drops the consumer, which closes what is open already.
+        let consumer = Consumer {
+            handle: ConsumerHandle {
+                group: group.clone(),
+            },
+            entries: VecDeque::new(),
+            ready: VecDeque::new(),
+            origin: None,
+        };
+        match self.topics {
+            Topics::Names(names) => {
+                if names.is_empty() {
+                    return Err(Error::Setting {
+                        setting: "topics",
+                        reason: "are needed",
+                    });
+                }
+                let mut topics = Vec::new();
+                for name in names {
+                    topics.extend(self.shared.partitions_of(&topic_name(&name)?).await?);
+                }
+                group.subscribe(topics).await?;
+            }
+            Topics::Pattern(text) => {
+                let pattern = pattern::Pattern::parse(&text)?;
+                let topics = pattern.find(&self.shared).await?;
+                group.subscribe(topics).await?;
+                pattern::keep_looking(pattern, &group);
+            }
+        }
+        Ok(consumer)
+    }
+}
