@@ -52,11 +52,11 @@ class Server:
     """One `geminga standalone` process and its data directory. Ports are free ones at the first start
     and stay the same afterwards, so that clients find the server again."""
 
-    def __init__(self, *options, data=None, ports=(0, 0)):
-        self._folder = None if data else tempfile.TemporaryDirectory(prefix="geminga-conformance-")
-        self.data = data or os.path.join(self._folder.name, "data")
-        self.log_path = os.path.join(self._folder.name if self._folder else self.data + ".d", "server.log")
-        os.makedirs(os.path.dirname(self.log_path), exist_ok=True)
+    def __init__(self, *options, ports=(0, 0), ephemeral=False):
+        self._folder = tempfile.TemporaryDirectory(prefix="geminga-conformance-")
+        self.data = None if ephemeral else os.path.join(self._folder.name, "data")
+        self.log_path = os.path.join(self._folder.name, "server.log")
+        self.environment = dict(os.environ)
         self.options = options
         self.process = None
         self.port, self.http_port = ports
@@ -65,9 +65,10 @@ class Server:
     def launch(self):
         """Starts the process and does not wait for it."""
         command = [binary(), "standalone", "--port", str(self.port), "--http-port", str(self.http_port),
-                   "--data", self.data, "-o", "json", *self.options]
+                   *(["--data", self.data] if self.data else ["--ephemeral"]), "-o", "json", *self.options]
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
+                                            env=self.environment)
 
     def start(self):
         """Starts the process and waits until it says its addresses."""
@@ -124,8 +125,7 @@ class Server:
             if self.process and self.process.poll() is None:
                 self.stop()
         finally:
-            if self._folder:
-                self._folder.cleanup()
+            self._folder.cleanup()
 
     def rss_kib(self):
         with open(f"/proc/{self.process.pid}/status") as status:
