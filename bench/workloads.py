@@ -368,12 +368,12 @@ def restart(context, system):
 # ----------------------------------------------------------------------------------------------------- functions
 
 BASH_WARM = """\
-process() { printf '%s!' "$MSG"; }
+process() { emit "$MSG!"; }
 """
 BASH_SPAWN = """\
 #!/bin/bash
-read -r line
-printf '%s!' "$line"
+message=$(cat /dev/stdin)
+echo "${message}!" > /dev/stdout
 """
 PYTHON = """\
 def process(input):
