@@ -82,6 +82,9 @@ impl Standalone {
         let broker_config = BrokerConfig {
             advertised_address: options.advertised_address.clone(),
             web_service_address: Some(format!("http://{}", reachable(http))),
+            // Off in Pulsar for what it costs there; here a partly acknowledged batch is one small
+            // record, and losing the acks of half a batch is what nobody expects.
+            acknowledgment_at_batch_index_level_enabled: true,
             ..BrokerConfig::default()
         };
         let broker = Broker::start(broker_config, storage.clone())
