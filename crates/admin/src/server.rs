@@ -24,6 +24,8 @@ use patient::Patient;
 const CONNECTIONS_MAX: usize = 1024;
 /// How long the headers of a request may take; also how long a connection may idle between two.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a request that runs when the server is stopped may go on.
+const STOP_GRACE: Duration = Duration::from_secs(1);
 /// Longest request head: hyper answers 431 or 414 beyond it.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Pause after a failed accept: out of file descriptors does not end by trying again at once.
@@ -102,10 +104,17 @@ async fn connection(stream: TcpStream, router: Router, tasks: Tasks) {
         ended = &mut serve => ended,
         () = tasks.cancelled() => {
             serve.as_mut().graceful_shutdown();
-            serve.await
+            // Half a request is not waited for as long as its headers may take.
+            match tokio::time::timeout(STOP_GRACE, serve).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "admin connection ended");
     }
 }
+
+#[cfg(test)]
+mod tests;

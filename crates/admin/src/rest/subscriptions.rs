@@ -80,6 +80,9 @@ struct Place {
     partition_index: Option<i32>,
     #[serde(default)]
     batch_index: Option<i32>,
+    /// Written by Pulsar's own client; a batch is an entry, of any size.
+    #[serde(default, rename = "batchSize")]
+    _batch_size: Option<i32>,
     /// Whether the message itself is left out.
     #[serde(default)]
     excluded: bool,
