@@ -177,6 +177,8 @@ impl EmbeddedStore {
             }
         } else if !threads.is_empty() {
             self.shared.end(threads);
+            // Whoever still holds the store can do nothing with the directory any more.
+            self.lock.lock().take();
         }
     }
 }

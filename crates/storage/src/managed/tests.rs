@@ -1,5 +1,6 @@
 //! Tests of managed ledgers and cursors over the store in memory.
 
+mod many;
 mod model;
 mod random;
 mod topic;
