@@ -451,3 +451,89 @@ async fn the_cache_keeps_to_its_budget() {
     drop(topics);
     assert_eq!(server.topics.stats().cache_bytes, 0);
 }
+
+#[tokio::test]
+async fn a_new_ledgers_entries_wait_for_those_of_the_ledger_before() {
+    use crate::ledger::AppendObserver;
+    use crate::managed::append::LedgerObserver;
+    use geminga_model::{EntryId, LedgerId};
+
+    let server = Server::start(MemoryImage::default(), small_ledgers()).await;
+    let (topic, watch) = watched(&server, "t").await;
+    let generation = topic.appender.lock().generation;
+    let ledger = |id, base| {
+        let observer = LedgerObserver::new(Arc::downgrade(&topic), generation, base);
+        move |through| observer.durable(LedgerId(id), EntryId(through))
+    };
+    let (first, second, third) = (ledger(1, 0), ledger(2, 4), ledger(3, 6));
+    let through = || watch.told.lock().through;
+    second(0);
+    third(2);
+    assert_eq!(through(), None);
+    first(1);
+    assert_eq!(
+        (through(), topic.durable_offset()),
+        (Some(Position::new(1, 1)), 2)
+    );
+    first(3);
+    assert_eq!(
+        (through(), topic.durable_offset()),
+        (Some(Position::new(2, 0)), 5)
+    );
+    second(1);
+    assert_eq!(
+        (through(), topic.durable_offset()),
+        (Some(Position::new(3, 2)), 9)
+    );
+    // A generation that was given up means nothing any more.
+    topic.fail(generation, Arc::new(StoreError::stopped("test")));
+    third(3);
+    assert_eq!(topic.durable_offset(), 9);
+    assert_eq!(watch.told.lock().failures, 1);
+}
+
+#[tokio::test]
+async fn acks_that_could_not_be_written_are_never_called_durable() {
+    let server = Server::start(MemoryImage::default(), small_ledgers()).await;
+    let (topic, watch) = watched(&server, "t").await;
+    let at = fill(&topic, &watch, 0, 9).await;
+    let cursor = topic
+        .open_cursor("sub", Initial::Earliest, Properties::new())
+        .await
+        .unwrap();
+    server.store.fail("the sync failed");
+    cursor.ack(&at[..3]).unwrap();
+    for _ in 0..2 {
+        assert!(cursor.durable().await.is_err());
+    }
+    assert!(server.topics.flush().await.is_err());
+    assert!(cursor.durable().await.is_err());
+}
+
+#[tokio::test]
+async fn a_cursor_refuses_more_holes_than_it_may_have() {
+    let config = ManagedConfig {
+        cursor_ranges_max: 3,
+        ..ManagedConfig::default()
+    };
+    let server = Server::start(MemoryImage::default(), config).await;
+    let (topic, watch) = watched(&server, "t").await;
+    let at = fill(&topic, &watch, 0, 20).await;
+    let cursor = topic
+        .open_cursor("sub", Initial::Earliest, Properties::new())
+        .await
+        .unwrap();
+    cursor.ack(&[at[2], at[4], at[6]]).unwrap();
+    let refused = cursor.ack(&[at[8], at[5]]);
+    assert!(matches!(
+        refused,
+        Err(ManagedError::TooManyRanges { max: 3, .. })
+    ));
+    assert!(
+        !cursor.is_acked(at[8]) && cursor.is_acked(at[5]),
+        "one that merges is taken"
+    );
+    cursor.ack(&[at[0], at[1]]).unwrap();
+    assert_eq!(cursor.mark_delete(), at[2]);
+    cursor.ack(&[at[8]]).unwrap();
+}
