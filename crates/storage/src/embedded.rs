@@ -9,13 +9,16 @@
 
 mod background;
 mod checkpoint;
+mod collect;
 mod completion;
 mod directory;
 mod files;
 mod index;
 mod open;
 mod read;
+mod recover;
 mod repair;
+mod sort;
 mod space;
 
 use std::path::Path;

@@ -7,6 +7,7 @@ use crate::ledger::contract::{self, Harness};
 
 mod crash;
 mod damage;
+mod kill;
 
 /// Small files, so that a test goes through many of them.
 pub(super) fn small(durability: Durability) -> EmbeddedConfig {

@@ -82,7 +82,7 @@ fn nothing_acknowledged_is_lost_and_nothing_is_invented() {
             let (from, to) = range.split_once("..").unwrap();
             from.parse().unwrap()..to.parse().unwrap()
         }
-        Err(_) => 0..60_u64,
+        Err(_) => 0..40_u64,
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -1,0 +1,218 @@
+//! Moves a finished log segment into a segment file, and publishes that by a checkpoint.
+
+use std::io;
+use std::sync::Arc;
+
+use geminga_model::{EntryId, LedgerId};
+
+use super::background::{RETRY, Sorter};
+use super::checkpoint::{self, Begin, CheckpointWriter, End, Item, checkpoint_name};
+use super::index::SortedRange;
+use crate::StoreError;
+use crate::segment::writer::{SegmentWriter, WrittenRange, segment_file_name};
+use crate::wal::log_segment::{LogSegment, SEGMENT_START};
+use crate::wal::record::{self, RecordKind};
+use crate::wal::recovery;
+
+impl Sorter {
+    /// Moves what a finished log segment holds into a segment file, and lets the segment go.
+    pub(super) fn sort(&mut self, segment: &Arc<LogSegment>) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
+        let mut runs: Vec<(LedgerId, EntryId, u64, usize)> = Vec::new();
+        segment.file.will_read();
+        let scan = recovery::scan(shared.disk.as_ref(), segment, None, None, &mut |replayed| {
+            let header = replayed.header;
+            if header.kind == RecordKind::Run && shared.index.contains(header.ledger) {
+                runs.push((
+                    header.ledger,
+                    header.first,
+                    replayed.offset,
+                    header.record_bytes(),
+                ));
+            }
+            Ok(())
+        })?;
+        if scan.end != segment.end() {
+            let what = "a commit that was durable cannot be read".to_owned();
+            return Err(recovery::damage(
+                shared.disk.as_ref(),
+                segment,
+                scan.end,
+                what,
+            ));
+        }
+        runs.sort_unstable();
+        let written = match runs.is_empty() {
+            true => None,
+            false => Some(self.write_file(segment, &runs)?),
+        };
+        if let Some((file, ranges)) = written {
+            self.publish(segment, file, &ranges);
+        }
+        self.sorted_generation = segment.generation;
+        if let Some(end) = scan.log_end {
+            self.next_commit = end.next_commit;
+        }
+        // The segment is not sorted again when this fails for want of space, only checkpointed; and
+        // it may not be used again before.
+        match self.checkpoint() {
+            Err(StoreError::Full) => self.retry_checkpoint()?,
+            other => other?,
+        }
+        self.retired
+            .extend(shared.index.remove_segment(segment.generation));
+        Ok(())
+    }
+
+    fn retry_checkpoint(&mut self) -> Result<(), StoreError> {
+        let background = self.shared.background.clone();
+        loop {
+            tracing::warn!("no space for a checkpoint: trying again");
+            {
+                let mut todo = background.todo.lock();
+                if !todo.closed {
+                    background.changed.wait_for(&mut todo, RETRY);
+                }
+                if todo.closed {
+                    return Err(StoreError::stopped("it was closed"));
+                }
+            }
+            match self.checkpoint() {
+                Err(StoreError::Full) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn write_file(
+        &self,
+        segment: &LogSegment,
+        runs: &[(LedgerId, EntryId, u64, usize)],
+    ) -> Result<(u32, Vec<WrittenRange>), StoreError> {
+        let shared = &self.shared;
+        let mut bytes = vec![0; (segment.end() - SEGMENT_START) as usize];
+        let read = segment.file.read_at(&mut bytes, SEGMENT_START);
+        read.map_err(|error| shared.io_error("read", &segment.name, error))?;
+        let file = shared.files.next_number();
+        let name = segment_file_name(file);
+        let failed = |error| shared.io_error("write", &name, error);
+        let write = || {
+            let mut writer = SegmentWriter::create(shared.disk.as_ref(), file)?;
+            for (ledger, first, offset, length) in runs {
+                let at = (offset - SEGMENT_START) as usize;
+                let run = &bytes[at..at + length];
+                let unreadable = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+                let (header, body) =
+                    record::parse(run, segment.salt, *offset).map_err(unreadable)?;
+                let body = &run[body];
+                let ranges = record::entry_ranges(&header, body).map_err(unreadable)?;
+                for (entry, range) in (first.0..).zip(ranges.into_ranges()) {
+                    writer.push(*ledger, EntryId(entry), &body[range])?;
+                }
+            }
+            let written = writer.finish()?;
+            shared.disk.sync_dir()?;
+            Ok(written)
+        };
+        match write() {
+            Ok((size, ranges)) => {
+                let payload = ranges.iter().map(|range| range.payload_bytes).sum();
+                shared.files.add(file, size, payload);
+                shared.count_added(size);
+                Ok((file, ranges))
+            }
+            Err(error) => {
+                // Half a file; a later start would remove it too.
+                let _ = shared.disk.remove(&name);
+                Err(failed(error))
+            }
+        }
+    }
+
+    /// Reads go to the segment file from now on.
+    fn publish(&self, segment: &LogSegment, file: u32, ranges: &[WrittenRange]) {
+        for written in ranges {
+            let range = SortedRange {
+                first: written.first.0,
+                file,
+                bytes: written.payload_bytes as u32,
+            };
+            self.shared.files.alive(&range);
+            if !self
+                .shared
+                .index
+                .sorted(written.ledger, segment.generation, range)
+            {
+                self.shared.files.dead(&[range]);
+            }
+        }
+    }
+
+    /// Writes and publishes a checkpoint.
+    pub(super) fn checkpoint(&mut self) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
+        let disk = shared.disk.as_ref();
+        let number = self.checkpoint_number + 1;
+        let replay_record = shared.queue.next_record();
+        let failed = |error| shared.io_error("write", checkpoint::TEMPORARY, error);
+        let mut writer = CheckpointWriter::create(disk).map_err(failed)?;
+        writer.push(&Item::Begin(Begin {
+            number,
+            replay_record,
+            sorted_generation: self.sorted_generation,
+            next_commit: self.next_commit,
+        }));
+        shared
+            .machine
+            .snapshot(&mut |record| writer.push(&Item::State(record)));
+        for (file, state) in shared.files.table() {
+            let (size, payload_bytes) = (state.size, state.payload_bytes);
+            writer.push(&Item::File {
+                file,
+                size,
+                payload_bytes,
+            });
+        }
+        shared.index.each_sorted(|ledger, entries, bytes, ranges| {
+            writer.push(&Item::Ledger {
+                ledger,
+                entries,
+                bytes,
+                ranges: ranges.to_vec(),
+            });
+        });
+        // The snapshot may hold effects of records that are not durable yet: those first. The writer
+        // may need a segment for them, which it must not wait for us to free.
+        let (durable_record, reserved_ledgers) = {
+            let ids = shared.ids.lock();
+            let reserved = ids.coming.map_or(ids.reserved, |(end, _)| end);
+            (shared.queue.next_record(), reserved)
+        };
+        shared.pool.lift_limit(true);
+        let waited = shared.completion.durability.wait_blocking(durable_record);
+        shared.pool.lift_limit(false);
+        waited?;
+        let last_file = shared.files.last_number();
+        let size = writer.finish(End {
+            durable_record,
+            reserved_ledgers,
+            last_file,
+        });
+        let size = size.map_err(failed)?;
+        let name = checkpoint_name(number);
+        let publish = || {
+            disk.rename(checkpoint::TEMPORARY, &name)?;
+            disk.sync_dir()
+        };
+        publish().map_err(|error| shared.io_error("publish", &name, error))?;
+        if self.checkpoint_number > 0 {
+            // One that stays is removed at the next start.
+            let _ = disk.remove(&checkpoint_name(self.checkpoint_number));
+        }
+        shared.count_added(size);
+        shared.count_removed(self.checkpoint_bytes);
+        self.checkpoint_number = number;
+        self.checkpoint_bytes = size;
+        Ok(())
+    }
+}
