@@ -13,6 +13,7 @@ mod mesh;
 mod namespaces;
 mod perf;
 mod produce;
+mod run;
 mod sinks;
 mod sources;
 mod standalone;
@@ -102,6 +103,8 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a mesh, a configuration or a script until its input is drained
+    Run(run::RunArgs),
     /// Make, look at and remove topics
     #[command(visible_alias = "topic")]
     Topics(topics::TopicsArgs),
@@ -185,6 +188,7 @@ fn dispatch(cli: Cli) -> Outcome {
     let global = cli.global;
     telemetry::start(global.verbose, "warn");
     match cli.command {
+        Command::Run(args) => run::run(args, &global),
         Command::Topics(args) => topics::run(args, &global),
         Command::Subscriptions(args) => subscriptions::run(args, &global),
         Command::Functions(args) => functions::run(args, &global),

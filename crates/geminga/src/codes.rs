@@ -212,6 +212,22 @@ const CODES: &[Code] = &[
          directory that the command runs in.",
     ),
     (
+        "G0410",
+        "events were given up",
+        "They failed more often than `maxMessageRetries` allows, or their data can never be processed. They are in \
+         the dead letter topic, each with the reason, the attempts and the last of its standard error as properties.",
+    ),
+    (
+        "G0411",
+        "stopped before the end",
+        "A signal ended the run. What was acknowledged is safe, the rest of the input was not read.",
+    ),
+    (
+        "G0412",
+        "a component cannot run",
+        "Its code does not start, or breaks again and again. The cause holds what it said last.",
+    ),
+    (
         "G0501",
         "the broker can't be reached",
         "Nothing answers at the service URL. Start a server with `geminga standalone`, or name another one \
