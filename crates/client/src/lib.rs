@@ -23,8 +23,20 @@
 //!   any number of reconnects, with the same sequence ids.
 //! - A receipt means that the broker has it. An error means that it may or may not.
 //! - Memory is bounded: producers by a window of messages and bytes, consumers by permits.
-//! - The cost of a message has a budget: at most one allocation to send it; no lock, wake-up or
-//!   system call of its own once several are under way. See `connection`, `producer`, `consumer`.
+//!
+//! The cost of a message has a budget, which `examples/throughput` measures against a broker that
+//! only answers (both in the same process, over loopback; 100 bytes a message):
+//!
+//! | | a message | what it pays for |
+//! |---|---|---|
+//! | sent, in a frame of its own | 720 ns of CPU | its producer's lock, the frame built once in memory shared with its neighbours, one copy to the outbox |
+//! | sent, batched | 250 ns | the same lock, one copy to the batch |
+//! | with its receipt | 100 ns more | a slot in the producer's slab: no channel, no allocation |
+//! | received and acknowledged, alone / in a batch | 680 / 285 ns | one entry of the inbox, taken and opened in the reader's task |
+//!
+//! Socket reads and writes, wake-ups of tasks, and the locks of connection and inbox are paid once
+//! for all messages that are there together, not once for each. Allocations: memory for frames
+//! comes in pieces of 64 KiB; a message without key and properties allocates nothing else.
 #![warn(missing_docs)]
 
 mod client;

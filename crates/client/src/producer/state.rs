@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use geminga_model::name::TopicName;
 use geminga_proto::send::SendReceipt;
-use geminga_proto::{MessageId, pb};
+use geminga_proto::{FRAME_PADDING, MessageId, pb};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -130,6 +130,10 @@ impl Core {
         }
         let cost = message.as_ref().map_or(0, Message::cost);
         if state.is_full(&self.options, cost) {
+            if state.pending.is_empty() {
+                // What fills the window waits for its own delay: no receipt will make room.
+                state.flush_batch(self.shared.clock.now_ms());
+            }
             if let Some(cx) = cx {
                 state.waiting_for_room.push(cx.waker().clone());
             }
@@ -420,25 +424,27 @@ impl State {
     ) -> Result<()> {
         let batching = &options.batching;
         let sequence = message.sequence_id.or(self.next_sequence).unwrap_or(0);
+        // Room for the metadata, in a batch that does not shrink.
+        let max_bytes = batching
+            .max_bytes
+            .min(self.encoder.max_message_size.saturating_sub(FRAME_PADDING));
         let batchable = batching.max_messages > 1
             && message.deliver_at.is_none()
-            && message.payload.len() < batching.max_bytes;
+            && message.payload.len() < max_bytes;
         // An idle producer sends at once; a batch of one would only cost more bytes.
         let idle = self.pending.is_empty()
             && self.batch.is_empty()
             && batching.max_delay.is_none()
             && matches!(self.link, Link::Open(_));
         if batchable && !idle {
-            let full = self.batch.bytes() + cost > batching.max_bytes;
+            let full = self.batch.bytes() + cost > max_bytes;
             let other_key = batching.by_key && !self.batch.same_key(&message);
             if !self.batch.is_empty() && (full || other_key) {
                 self.flush_batch(now_ms);
             }
             self.encoder.push(&mut self.batch, message, sequence, slot);
             self.count_in(sequence, cost);
-            if self.batch.count() >= batching.max_messages
-                || self.batch.bytes() >= batching.max_bytes
-            {
+            if self.batch.count() >= batching.max_messages || self.batch.bytes() >= max_bytes {
                 self.flush_batch(now_ms);
             }
             return Ok(());
@@ -480,6 +486,8 @@ impl State {
                 self.pending_bytes -= cost;
                 self.completed += count as u64;
                 self.settle_failed(&receipts, &error, &mut wakers);
+                wakers.append(&mut self.waiting_for_room);
+                wakers.append(&mut self.flushing);
                 wakers.into_iter().for_each(Waker::wake);
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_broker::{Broker, BrokerConfig};
+use geminga_broker::{Broker, BrokerConfig, TopicType};
 use geminga_client::transport::{Connecting, Io};
 use geminga_client::{
     Batching, Client, Compression, InitialPosition, Message, MessageId, ReceivedMessage, SeekTo,
@@ -37,14 +37,16 @@ struct Server {
 
 impl Server {
     async fn new() -> Self {
+        Self::with(BrokerConfig::default()).await
+    }
+
+    async fn with(config: BrokerConfig) -> Self {
         let tasks = Tasks::new();
         let clock = Clock::system();
         let storage = Storage::memory(ManagedConfig::default(), clock, &tasks)
             .await
             .unwrap();
-        let broker = Broker::start(BrokerConfig::default(), storage)
-            .await
-            .unwrap();
+        let broker = Broker::start(config, storage).await.unwrap();
         Self { broker, tasks }
     }
 
@@ -413,4 +415,65 @@ async fn refusals_are_errors_with_the_brokers_code() {
     );
     let bad = client.producer("persistent://a/b").build().await;
     assert!(bad.unwrap_err().to_string().contains("persistent://a/b"));
+}
+
+#[tokio::test]
+async fn partitions_are_one_topic_and_a_key_stays_in_one_of_them() {
+    // Only on our own broker: it makes the topic partitioned when it is first used.
+    let server = Server::with(BrokerConfig {
+        allow_auto_topic_creation_type: TopicType::Partitioned,
+        default_num_partitions: 3,
+        ..BrokerConfig::default()
+    })
+    .await;
+    let client = server.client();
+    let producer = soon(client.producer("parts").batching(Batching::off()).build()).await;
+    assert_eq!(
+        (
+            producer.partitions(),
+            soon(client.partitions("parts")).await
+        ),
+        (3, 3)
+    );
+    let consumer = client
+        .consumer("parts")
+        .subscription("s")
+        .sub_type(SubType::Shared);
+    let mut consumer = soon(consumer.build()).await;
+    let mut sent = std::collections::BTreeMap::new();
+    for i in 0..30 {
+        let key = format!("k{}", i % 5);
+        let id = soon(producer.send(Message::new(i.to_string()).key(&*key))).await;
+        assert_eq!(*sent.entry(key).or_insert(id.partition), id.partition);
+    }
+    assert!(
+        sent.values().collect::<BTreeSet<_>>().len() > 1,
+        "all keys in one partition"
+    );
+    let messages = receive(&mut consumer, 30).await;
+    for message in &messages {
+        assert_eq!(message.id.partition, sent[message.key.as_ref().unwrap()]);
+        assert!(
+            message
+                .topic
+                .ends_with(&format!("-partition-{}", message.id.partition))
+        );
+        // The id alone tells the partition.
+        soon(consumer.ack(&message.id)).await;
+    }
+    consumer.flush_acks();
+    let mut reader = soon(client.reader("parts").start(MessageId::EARLIEST).build()).await;
+    let mut read = BTreeSet::new();
+    while soon(reader.has_message_available()).await {
+        read.insert(soon(reader.next()).await.payload);
+    }
+    assert_eq!(read.len(), 30);
+    soon(consumer.close()).await;
+    let again = client
+        .consumer("parts")
+        .subscription("s")
+        .sub_type(SubType::Shared);
+    let mut again = soon(again.build()).await;
+    soon(producer.send("new")).await;
+    assert_eq!(texts(&receive(&mut again, 1).await), ["new"]);
 }

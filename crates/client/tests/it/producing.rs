@@ -321,3 +321,40 @@ async fn an_operation_without_an_answer_times_out() {
         "{partitions:?}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_a_waiting_batch_fills_does_not_wait_for_its_delay() {
+    let (builder, mut fake) = fake();
+    let client = builder.build();
+    let delay = Duration::from_secs(20);
+    let batching = Batching {
+        max_delay: Some(delay),
+        ..Batching::default()
+    };
+    let building = client.producer("t").batching(batching).window(2).build();
+    let (producer, mut session) = tokio::join!(building, async {
+        let mut session = fake.accept().await;
+        session.producer().await;
+        session
+    });
+    let producer = producer.unwrap();
+    let begin = tokio::time::Instant::now();
+    let posting = async {
+        for text in ["0", "1", "2"] {
+            producer.post(text).await.unwrap();
+        }
+    };
+    let ((), sent) = tokio::join!(posting, async {
+        let sent = session.sent().await;
+        session.receipt(&sent, 0).await;
+        sent
+    });
+    assert_eq!(sent.texts(), ["0", "1"]);
+    assert!(
+        begin.elapsed() < delay,
+        "the batch waited though nothing more could join it"
+    );
+    // Nothing else comes before its time.
+    assert_eq!(session.sent().await.texts(), ["2"]);
+    assert!(begin.elapsed() >= delay);
+}
