@@ -283,6 +283,7 @@ impl Instance {
             return host.deliver(batch).await.map_err(Fault::Host);
         }
         for Delivery { ticket, message } in batch {
+            self.gauge.stats.processed(Duration::ZERO);
             let output = Output {
                 payload: message.payload.clone(),
                 ..Output::default()

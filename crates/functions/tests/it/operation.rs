@@ -1,0 +1,237 @@
+//! What is done with components: made, listed, stopped, changed, removed; connectors; runs without a
+//! broker.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use geminga_functions::{Kind, WorkerError, run_pipe};
+use geminga_model::FunctionConfig;
+use serde_json::json;
+
+use crate::stage::{Stage, nothing_more, numbers, receive, texts};
+
+#[tokio::test]
+async fn components_are_made_listed_stopped_started_and_removed() {
+    let mut stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let mut consumer = stage.consumer(&output).await;
+    let fields =
+        json!({"sh": "process() { emit \"$MSG\"; }", "inputs": [&input], "output": &output});
+    let id = stage.function("f", fields.clone()).await;
+    assert!(matches!(
+        stage.try_function("f", fields).await,
+        Err(WorkerError::Exists(_))
+    ));
+    assert_eq!(
+        stage.worker.list(Kind::Function, "public", "default"),
+        std::slice::from_ref(&id.name)
+    );
+    assert!(
+        stage
+            .worker
+            .list(Kind::Sink, "public", "default")
+            .is_empty()
+    );
+
+    stage
+        .worker
+        .stop_instances(&id, None)
+        .await
+        .expect("stopped");
+    stage.send(&input, ["a"]).await;
+    nothing_more(&mut consumer).await;
+    // Stopped by hand is stopped after a restart too.
+    stage.worker.shutdown(Duration::from_secs(2)).await;
+    stage.another_worker().await;
+    assert_eq!(stage.worker.status(&id).expect("kept").num_running, 0);
+    stage
+        .worker
+        .start_instances(&id, Some(0))
+        .await
+        .expect("started");
+    assert_eq!(texts(&receive(&mut consumer, 1).await), ["a"]);
+    assert!(stage.worker.start_instances(&id, Some(7)).await.is_err());
+
+    stage
+        .worker
+        .restart_instances(&id, None)
+        .await
+        .expect("restarted");
+    stage.send(&input, ["b"]).await;
+    assert_eq!(texts(&receive(&mut consumer, 1).await), ["b"]);
+
+    stage.worker.delete(&id).await.expect("deleted");
+    assert!(matches!(
+        stage.worker.get(&id),
+        Err(WorkerError::NotFound(_))
+    ));
+    stage.worker.shutdown(Duration::from_secs(2)).await;
+    stage.another_worker().await;
+    assert!(stage.worker.components().is_empty());
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn what_can_not_be_honoured_is_refused_before_anything_is_made() {
+    let stage = Stage::new().await;
+    for (fields, named) in [
+        (
+            json!({"sh": "x", "inputs": ["a"], "processingGuarantees": "EFFECTIVELY_ONCE"}),
+            "EFFECTIVELY_ONCE",
+        ),
+        (
+            json!({"sh": "x", "inputs": ["a"], "windowConfig": {"windowLengthCount": 2}}),
+            "windowConfig",
+        ),
+        (
+            json!({"exec": "/no/such/program", "inputs": ["a"]}),
+            "does not exist",
+        ),
+        (json!({"sh": "x"}), "input"),
+    ] {
+        let error = stage.try_function("f", fields).await.expect_err(named);
+        assert!(error.to_string().contains(named), "{error}");
+    }
+    assert!(stage.worker.components().is_empty());
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_file_goes_through_functions_to_a_file_and_the_run_ends_by_itself() {
+    let stage = Stage::new().await;
+    let (lines, marked) = (stage.topic("lines"), stage.topic("marked"));
+    let file = stage.file("in.txt", &(numbers(0..500).join("\n") + "\n"));
+    let out = stage.directory.path().join("sub/out.txt");
+    stage
+        .sink(json!({"name": "sink", "sinkType": "file", "inputs": [&marked], "configs": {"path": &out}}))
+        .await;
+    let table = stage
+        .sink(json!({"name": "table", "sinkType": "table", "inputs": [&marked], "configs": {"limit": 3}}))
+        .await;
+    stage
+        .function(
+            "mark",
+            json!({"sh": "process() { emit \"$MSG!\"; }", "inputs": [&lines], "output": &marked}),
+        )
+        .await;
+    let source = stage
+        .source(json!({"name": "source", "sourceType": "file", "topicName": &lines, "configs": {"path": &file}}))
+        .await;
+    stage.drained().await;
+    let text = std::fs::read_to_string(&out).expect("written");
+    let wanted: Vec<String> = numbers(0..500).into_iter().map(|n| n + "!").collect();
+    assert_eq!(text.lines().collect::<Vec<_>>(), wanted);
+    let progress = stage.worker.progress();
+    let of =
+        |id: &geminga_functions::ComponentId| progress.iter().find(|p| p.id == *id).expect("there");
+    assert_eq!(
+        (of(&source).total, of(&source).written, of(&source).finished),
+        (Some(500), 500, true)
+    );
+    assert_eq!(of(&table).processed, 500);
+    assert_eq!(stage.worker.tables()[0].1.render().1.len(), 3);
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_file_source_goes_on_where_it_was() {
+    let mut stage = Stage::new().await;
+    let topic = stage.topic("lines");
+    let mut consumer = stage.consumer(&topic).await;
+    let file = stage.file("in.txt", "a\nb\n");
+    stage
+        .source(
+            json!({"name": "source", "sourceType": "file", "topicName": &topic,
+            "configs": {"path": &file, "follow": true}}),
+        )
+        .await;
+    assert_eq!(texts(&receive(&mut consumer, 2).await), ["a", "b"]);
+    stage
+        .until("acknowledged", |w| w.progress()[0].in_flight == 0)
+        .await;
+    stage.worker.shutdown(Duration::from_secs(2)).await;
+    std::fs::write(&file, "a\nb\nc\nd without an end").expect("grown");
+    stage.another_worker().await;
+    assert_eq!(texts(&receive(&mut consumer, 1).await), ["c"]);
+    nothing_more(&mut consumer).await;
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_trigger_gives_the_answer_of_its_own_message() {
+    let stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let id = stage
+        .function(
+            "f",
+            json!({"sh": "process() { emit \"$MSG!\"; }", "inputs": [&input], "output": &output}),
+        )
+        .await;
+    stage.send(&input, ["other"]).await;
+    let limit = Duration::from_secs(10);
+    let answer = stage
+        .worker
+        .trigger(&id, None, Bytes::from_static(b"mine"), limit)
+        .await;
+    assert_eq!(answer.expect("answered").as_deref(), Some(&b"mine!"[..]));
+    let wrong = stage
+        .worker
+        .trigger(&id, Some("elsewhere"), Bytes::new(), limit)
+        .await;
+    assert!(wrong.is_err());
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn statistics_count_and_tell_latencies() {
+    let stage = Stage::new().await;
+    let input = stage.topic("in");
+    let code = "process() { metric size ${#MSG}; [[ $MSG != bad ]]; }";
+    let id = stage
+        .function(
+            "f",
+            json!({"sh": code, "inputs": [&input], "maxMessageRetries": 0}),
+        )
+        .await;
+    stage.send(&input, ["good", "bad", "good"]).await;
+    stage.drained().await;
+    let stats = stage.worker.stats(&id).expect("stats");
+    assert_eq!(stats.total.received_total, 3);
+    assert_eq!(stats.total.processed_successfully_total, 2);
+    assert_eq!(stats.minute.user_exceptions_total, 1);
+    assert!(stats.latency_percentiles.contains_key("0.99"));
+    assert_eq!(
+        stats.instances[0].metrics.user_metrics["user_metric_size_count"],
+        3.0
+    );
+    let status = stage.worker.status(&id).expect("status");
+    assert_eq!(status.instances[0].status.latest_user_exceptions.len(), 1);
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_function_runs_without_a_broker_on_lines() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("mark.sh");
+    std::fs::write(&path, "read -r m; [[ $m != bad ]] || exit 3; echo \"$m!\"").expect("written");
+    let config: FunctionConfig = serde_json::from_value(json!({"sh": path})).expect("a config");
+    let (output, read) = tokio::io::duplex(1 << 16);
+    let mut read = read;
+    let report = run_pipe(config, &b"one\nbad\ntwo"[..], output, None)
+        .await
+        .expect("ran");
+    let mut text = String::new();
+    tokio::io::AsyncReadExt::read_to_string(&mut read, &mut text)
+        .await
+        .expect("read");
+    assert_eq!(text, "one!\ntwo!\n");
+    assert_eq!((report.received, report.processed, report.lost), (3, 2, 1));
+    assert!(report.failures[0].contains("status 3"), "{report:?}");
+
+    let missing: FunctionConfig =
+        serde_json::from_value(json!({"sh": "/no/such.sh"})).expect("a config");
+    let error = run_pipe(missing, &b""[..], tokio::io::sink(), None)
+        .await
+        .expect_err("refused");
+    assert!(error.to_string().contains("does not exist"), "{error}");
+}

@@ -1,0 +1,206 @@
+//! A broker, a client, a worker, and short ways to use them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_broker::{Broker, BrokerConfig};
+use geminga_client::transport::{Connecting, Io};
+use geminga_client::{Batching, Client, Consumer, InitialPosition, Message, ReceivedMessage};
+use geminga_functions::{Component, ComponentId, Worker, WorkerConfig};
+use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
+use geminga_stdx::{Clock, Random, Tasks};
+use geminga_storage::{ManagedConfig, Storage};
+use serde_json::{Value, json};
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Stage {
+    pub(crate) client: Client,
+    pub(crate) worker: Worker,
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) catalog: String,
+    unique: String,
+    _server: Option<(Broker, Tasks)>,
+}
+
+impl Stage {
+    pub(crate) async fn new() -> Self {
+        let unique = Random::from_entropy().name(8);
+        let (client, server) = if let Ok(url) = std::env::var("GEMINGA_TEST_SERVICE_URL") {
+            (Client::builder(url).build(), None)
+        } else {
+            let tasks = Tasks::new();
+            let storage = Storage::memory(ManagedConfig::default(), Clock::system(), &tasks)
+                .await
+                .expect("storage");
+            let broker = Broker::start(BrokerConfig::default(), storage)
+                .await
+                .expect("broker");
+            let pipe = broker.clone();
+            let connector = move |_: &str| -> Connecting {
+                let io = Io::new(pipe.connect_in_process());
+                Box::pin(async move { Ok(io) })
+            };
+            let client = Client::builder("pulsar://in-process:6650")
+                .connector(Arc::new(connector))
+                .build();
+            (client, Some((broker, tasks)))
+        };
+        let directory = tempfile::tempdir().expect("directory");
+        let catalog = format!("persistent://public/functions/metadata-{unique}");
+        let worker = start(&client, directory.path(), &catalog).await;
+        Self {
+            client,
+            worker,
+            directory,
+            catalog,
+            unique,
+            _server: server,
+        }
+    }
+
+    /// A worker on the same catalogue, after the first has gone.
+    pub(crate) async fn another_worker(&mut self) {
+        self.worker = start(&self.client, self.directory.path(), &self.catalog).await;
+    }
+
+    pub(crate) fn topic(&self, name: &str) -> String {
+        format!("persistent://public/default/{name}-{}", self.unique)
+    }
+
+    pub(crate) fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path
+    }
+
+    pub(crate) async fn function(&self, name: &str, fields: Value) -> ComponentId {
+        self.try_function(name, fields).await.expect("created")
+    }
+
+    /// A function whose `sh` or `py` holds the code itself.
+    pub(crate) async fn try_function(
+        &self,
+        name: &str,
+        fields: Value,
+    ) -> Result<ComponentId, geminga_functions::WorkerError> {
+        let mut all = json!({"name": format!("{name}-{}", self.unique)});
+        for (field, value) in fields.as_object().expect("fields") {
+            all[field] = value.clone();
+        }
+        for (field, ending) in [("sh", "sh"), ("py", "py")] {
+            if let Some(code) = all.get(field).and_then(Value::as_str) {
+                let path = self.file(&format!("{name}.{ending}"), code);
+                all[field] = json!(path);
+            }
+        }
+        let config: FunctionConfig = serde_json::from_value(all).expect("a config");
+        self.worker.create(config.into(), None).await
+    }
+
+    pub(crate) async fn source(&self, fields: Value) -> ComponentId {
+        let config: SourceConfig = serde_json::from_value(fields).expect("a config");
+        self.worker
+            .create(Component::from(config), None)
+            .await
+            .expect("created")
+    }
+
+    pub(crate) async fn sink(&self, fields: Value) -> ComponentId {
+        let config: SinkConfig = serde_json::from_value(fields).expect("a config");
+        self.worker
+            .create(Component::from(config), None)
+            .await
+            .expect("created")
+    }
+
+    pub(crate) async fn send(
+        &self,
+        topic: &str,
+        payloads: impl IntoIterator<Item = impl Into<String>>,
+    ) {
+        // A batch goes to one consumer whole: these are spread.
+        let producer = self.client.producer(topic).batching(Batching::off());
+        let producer = producer.build().await.expect("producer");
+        for payload in payloads {
+            producer
+                .post(Message::new(payload.into().into_bytes()))
+                .await
+                .expect("taken");
+        }
+        producer.close().await.expect("sent");
+    }
+
+    pub(crate) async fn consumer(&self, topic: &str) -> Consumer {
+        let consumer = self
+            .client
+            .consumer(topic)
+            .subscription("test")
+            .initial_position(InitialPosition::Earliest);
+        consumer.build().await.expect("consumer")
+    }
+
+    pub(crate) async fn until(&self, what: &str, ready: impl Fn(&Worker) -> bool) {
+        let wait = async {
+            while !ready(&self.worker) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, wait).await.is_err() {
+            panic!("never happened: {what}: {:#?}", self.worker.progress());
+        }
+    }
+
+    pub(crate) async fn drained(&self) {
+        if tokio::time::timeout(PATIENCE, self.worker.drained())
+            .await
+            .is_err()
+        {
+            panic!("never drained: {:#?}", self.worker.progress());
+        }
+    }
+
+    pub(crate) async fn end(self) {
+        self.worker.shutdown(Duration::from_secs(5)).await;
+        self.client.close().await;
+    }
+}
+
+async fn start(client: &Client, directory: &Path, catalog: &str) -> Worker {
+    let mut config = WorkerConfig::new(client.clone(), directory.join("worker"));
+    config.catalog_topic = Some(catalog.to_owned());
+    config.temp_dir = Some(directory.to_path_buf());
+    Worker::start(config).await.expect("worker")
+}
+
+pub(crate) async fn receive(consumer: &mut Consumer, count: usize) -> Vec<ReceivedMessage> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        let some = tokio::time::timeout(PATIENCE, consumer.recv_batch(count - all.len())).await;
+        let some = some.unwrap_or_else(|_| panic!("{} of {count} messages came", all.len()));
+        all.extend(some.expect("open"));
+    }
+    consumer.ack_many(&all).await.expect("acknowledged");
+    all
+}
+
+pub(crate) fn texts(messages: &[ReceivedMessage]) -> Vec<String> {
+    let text = |m: &ReceivedMessage| String::from_utf8_lossy(&m.payload).into_owned();
+    messages.iter().map(text).collect()
+}
+
+/// Nothing more comes within a moment.
+pub(crate) async fn nothing_more(consumer: &mut Consumer) {
+    let more = tokio::time::timeout(Duration::from_millis(300), consumer.recv()).await;
+    assert!(more.is_err(), "one too many: {more:?}");
+}
+
+pub(crate) fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|n| n.to_string()).collect()
+}
+
+pub(crate) fn sorted(mut texts: Vec<String>) -> Vec<String> {
+    texts.sort_by_key(|text| (text.len(), text.clone()));
+    texts
+}
