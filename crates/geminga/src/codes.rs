@@ -206,6 +206,12 @@ const CODES: &[Code] = &[
          written from outside is drawn as external; if that is meant, all is well.",
     ),
     (
+        "G0400",
+        "the functions worker did not start",
+        "The worker reads its catalogue from the topic `persistent://public/functions/metadata` and keeps code \
+         in the data directory. The cause names what failed.",
+    ),
+    (
         "G0401",
         "the code can't be sent",
         "The file that a function, source or sink names as its code can't be read here. A path is relative to the \

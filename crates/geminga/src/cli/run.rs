@@ -96,6 +96,7 @@ impl Broker {
             http_port: 0,
             advertised_address: None,
             data,
+            worker: false,
         })
         .await?;
         Ok(Self {

@@ -41,6 +41,7 @@ pub(crate) fn run(args: StandaloneArgs, global: &Global) -> Outcome {
             http_port: args.http_port,
             advertised_address: args.advertised_address,
             data: args.data,
+            worker: true,
         };
         let durability = options.data.durability;
         let mut interrupt = signal(SignalKind::interrupt())?;

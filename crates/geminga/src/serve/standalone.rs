@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use geminga_broker::{Broker, BrokerConfig, BrokerError};
+use geminga_client::{Client, Connector};
+use geminga_functions::{Worker, WorkerConfig};
 use geminga_stdx::{Clock, Diagnostic, Tasks};
 use geminga_storage::{EmbeddedConfig, ManagedConfig, ManagedError, Storage, StoreError};
 
@@ -26,11 +28,14 @@ pub(crate) struct Options {
     pub(crate) http_port: u16,
     pub(crate) advertised_address: Option<String>,
     pub(crate) data: DataArgs,
+    /// Whether functions run here; `geminga run` brings a worker of its own.
+    pub(crate) worker: bool,
 }
 
 /// A running server.
 pub(crate) struct Standalone {
     broker: Broker,
+    worker: Option<Worker>,
     storage: Storage,
     tasks: Tasks,
     service: SocketAddr,
@@ -99,12 +104,23 @@ impl Standalone {
                 };
                 port_failure(reason, "--port", options.port)
             })?;
+        let worker = if options.worker {
+            let config = WorkerConfig::new(in_process(&broker), data.path.join("functions"));
+            let worker = Worker::start(config).await.map_err(|error| {
+                Diagnostic::error("G0400", "the functions worker did not start")
+                    .cause(with_sources(&error))
+            })?;
+            Some(worker)
+        } else {
+            None
+        };
         http_server.spawn(
             &tasks,
             geminga_admin::Admin::new(broker.clone(), http).router(),
         );
         Ok(Self {
             broker,
+            worker,
             storage,
             tasks,
             service,
@@ -132,6 +148,9 @@ impl Standalone {
 
     /// Finishes what came in, writes it, and closes. False when that took too long.
     pub(crate) async fn stop(self) -> bool {
+        if let Some(worker) = &self.worker {
+            worker.shutdown(STOP_GRACE).await;
+        }
         let mut clean = self.broker.stop(STOP_GRACE).await;
         self.tasks.cancel();
         clean &= self.tasks.join(STOP_GRACE).await;
@@ -141,6 +160,19 @@ impl Standalone {
                 Ok(Ok(()))
             )
     }
+}
+
+/// A client whose bytes go through a pipe in this process instead of a socket.
+fn in_process(broker: &Broker) -> Client {
+    let broker = broker.clone();
+    let connector = move |_address: &str| -> geminga_client::transport::Connecting {
+        let stream = broker.connect_in_process();
+        Box::pin(async move { Ok(geminga_client::transport::Io::new(stream)) })
+    };
+    let connector: std::sync::Arc<dyn Connector> = std::sync::Arc::new(connector);
+    Client::builder("pulsar://127.0.0.1:6650")
+        .connector(connector)
+        .build()
 }
 
 /// An address that something on this machine can connect to.
