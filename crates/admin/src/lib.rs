@@ -6,12 +6,7 @@
 pub mod client;
 mod endpoint;
 mod error;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "functions, which are sent as forms, land next")
-)]
 mod multipart;
-#[expect(dead_code, reason = "functions, which are sent as forms, land next")]
 mod request;
 mod rest;
 pub mod server;

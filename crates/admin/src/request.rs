@@ -3,7 +3,6 @@
 //! What must hold: no request makes the server hold more than its limit or wait longer than its
 //! deadline, and a field that nobody knows is an error that names the nearest one.
 
-use std::path::Path;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -14,15 +13,15 @@ use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use geminga_stdx::nearest::nearest;
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 
 use crate::error::{Answer, ApiError};
-use crate::multipart::{Event, FormError, Splitter};
+use crate::multipart::{Event, FormError, Head, Splitter};
 
 /// Largest body that is held in memory: JSON documents and the text parts of forms.
 pub(crate) const JSON_BYTES_MAX: usize = 1024 * 1024;
 /// Largest form: a function package with its dependencies.
-pub(crate) const FORM_BYTES_MAX: u64 = 512 * 1024 * 1024;
+pub(crate) const FORM_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// How long a whole JSON body may take.
 const JSON_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a form may send nothing.
@@ -112,45 +111,30 @@ pub(crate) fn explain_name(message: &str) -> String {
 pub(crate) struct Part {
     pub(crate) name: String,
     pub(crate) file_name: Option<String>,
-    pub(crate) content: Content,
-}
-
-/// Where a part's bytes are.
-#[derive(Debug)]
-pub(crate) enum Content {
-    Text(Bytes),
-    /// In a file of the directory given to `form`.
-    File(std::path::PathBuf),
+    pub(crate) bytes: Bytes,
 }
 
 impl Part {
     /// The part as text.
     pub(crate) fn text(&self) -> Answer<&str> {
-        match &self.content {
-            Content::Text(bytes) => std::str::from_utf8(bytes)
-                .map_err(|_| ApiError::bad_request(format!("part `{}` is not UTF-8", self.name))),
-            Content::File(_) => Err(ApiError::bad_request(format!(
-                "part `{}` must not be a file",
-                self.name
-            ))),
-        }
+        std::str::from_utf8(&self.bytes)
+            .map_err(|_| ApiError::bad_request(format!("part `{}` is not UTF-8", self.name)))
     }
 }
 
-/// Reads a form. Parts that `is_file` names go to files in `directory`, the rest to memory. A part
-/// given twice is an error.
-pub(crate) async fn form(
-    request: Request,
-    directory: &Path,
-    is_file: impl Fn(&str) -> bool,
-) -> Answer<Vec<Part>> {
+/// Reads a form. The parts that `is_file` names may be long, the rest are text. A part given twice
+/// is an error. Two forms are read at once; more wait, so that memory stays bounded.
+pub(crate) async fn form(request: Request, is_file: impl Fn(&str) -> bool) -> Answer<Vec<Part>> {
+    static READING: Semaphore = Semaphore::const_new(2);
+    let Ok(_permit) = tokio::time::timeout(FORM_IDLE_TIMEOUT, READING.acquire()).await else {
+        return Err(ApiError::unavailable("too many uploads at once: try again"));
+    };
     let content_type = content_type(request.headers());
     let mut splitter = Splitter::new(&content_type)
         .map_err(|error| ApiError::unsupported_media(error.to_string()))?;
     let mut body = request.into_body();
     let mut parts: Vec<Part> = Vec::new();
-    let mut file: Option<tokio::fs::File> = None;
-    let mut text = BytesMut::new();
+    let mut content = BytesMut::new();
     let (mut total, mut text_total) = (0u64, 0usize);
     loop {
         let next = tokio::time::timeout(FORM_IDLE_TIMEOUT, chunk(&mut body))
@@ -167,42 +151,35 @@ pub(crate) async fn form(
         while let Some(event) = splitter.next().map_err(bad_form)? {
             match event {
                 Event::Part(head) => {
-                    let content = if is_file(&head.name) {
-                        let path = directory.join(format!("part-{}", parts.len()));
-                        file = Some(tokio::fs::File::create(&path).await.map_err(not_kept)?);
-                        Content::File(path)
-                    } else {
-                        Content::Text(Bytes::new())
-                    };
-                    if parts.iter().any(|part| part.name == head.name) && head.name != "file" {
+                    if parts.iter().any(|part| part.name == head.name) {
                         return Err(ApiError::bad_request(format!(
                             "part `{}` is given twice",
                             head.name
                         )));
                     }
+                    let Head { name, file_name } = head;
                     parts.push(Part {
-                        name: head.name,
-                        file_name: head.file_name,
-                        content,
+                        name,
+                        file_name,
+                        bytes: Bytes::new(),
                     });
                 }
-                Event::Data(bytes) => match &mut file {
-                    Some(file) => file.write_all(&bytes).await.map_err(not_kept)?,
-                    None => {
+                Event::Data(bytes) => {
+                    if !parts.last().is_some_and(|part| is_file(&part.name)) {
                         text_total += bytes.len();
                         if text_total > JSON_BYTES_MAX {
                             return Err(ApiError::too_large(format!(
                                 "the text parts of the form are longer than {JSON_BYTES_MAX} bytes"
                             )));
                         }
-                        text.extend_from_slice(&bytes);
                     }
-                },
-                Event::PartEnd => match (file.take(), parts.last_mut()) {
-                    (Some(mut file), _) => file.flush().await.map_err(not_kept)?,
-                    (None, Some(part)) => part.content = Content::Text(text.split().freeze()),
-                    (None, None) => {}
-                },
+                    content.extend_from_slice(&bytes);
+                }
+                Event::PartEnd => {
+                    if let Some(part) = parts.last_mut() {
+                        part.bytes = content.split().freeze();
+                    }
+                }
                 Event::End => {}
             }
         }
@@ -211,12 +188,23 @@ pub(crate) async fn form(
     Ok(parts)
 }
 
-fn bad_form(error: FormError) -> ApiError {
-    ApiError::bad_request(error.to_string())
+/// Refuses parts that nobody reads.
+pub(crate) fn only_parts(parts: &[Part], known: &[&str]) -> Answer<()> {
+    match parts
+        .iter()
+        .find(|part| !known.contains(&part.name.as_str()))
+    {
+        None => Ok(()),
+        Some(part) => Err(ApiError::bad_request(format!(
+            "the form has an unknown part `{}`; known are `{}`",
+            part.name,
+            known.join("`, `")
+        ))),
+    }
 }
 
-fn not_kept(error: std::io::Error) -> ApiError {
-    ApiError::internal(format!("the upload could not be stored: {error}"))
+fn bad_form(error: FormError) -> ApiError {
+    ApiError::bad_request(error.to_string())
 }
 
 pub(crate) fn content_type(headers: &HeaderMap) -> String {

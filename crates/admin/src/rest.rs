@@ -7,6 +7,7 @@ mod extract;
 
 mod brokers;
 mod clusters;
+mod components;
 mod lookup;
 mod metrics;
 mod namespaces;
@@ -17,6 +18,7 @@ mod subscriptions;
 mod sum;
 mod tenants;
 mod topics;
+mod worker;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use geminga_broker::{Broker, BrokerError, ErrorKind};
+use geminga_functions::Worker;
 use serde::Serialize;
 
 use crate::endpoint;
@@ -40,6 +43,8 @@ pub(crate) struct Inner {
     broker: Broker,
     /// `http://host:port` of this API.
     http_url: String,
+    /// None in a broker without functions.
+    worker: Option<Worker>,
 }
 
 impl Admin {
@@ -57,8 +62,36 @@ impl Admin {
             format!("http://{host}:{}", address.port())
         });
         Self {
-            inner: Arc::new(Inner { broker, http_url }),
+            inner: Arc::new(Inner {
+                broker,
+                http_url,
+                worker: None,
+            }),
         }
+    }
+
+    /// With functions, sources and sinks.
+    #[must_use]
+    pub fn with_worker(self, worker: Worker) -> Self {
+        let Inner {
+            broker, http_url, ..
+        } = &*self.inner;
+        let (broker, http_url) = (broker.clone(), http_url.clone());
+        Self {
+            inner: Arc::new(Inner {
+                broker,
+                http_url,
+                worker: Some(worker),
+            }),
+        }
+    }
+
+    /// Pulsar answers 503 where no worker runs.
+    pub(crate) fn worker(&self) -> Answer<&Worker> {
+        self.inner
+            .worker
+            .as_ref()
+            .ok_or_else(|| ApiError::unavailable("there is no function worker in this process"))
     }
 
     /// `http://host:port` of this API.
@@ -82,6 +115,8 @@ impl Admin {
             .merge(topics::router())
             .merge(subscriptions::router())
             .merge(schemas::router())
+            .merge(components::router())
+            .merge(worker::router())
             .merge(lookup::router())
             .merge(metrics::router())
             .fallback(endpoint::refuse)

@@ -1,5 +1,6 @@
 //! The endpoints, asked as clients ask them, over a broker on a store in memory.
 
+mod functions;
 mod harness;
 mod refusals;
 

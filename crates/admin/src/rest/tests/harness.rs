@@ -9,18 +9,21 @@ use axum::http::{Request, Response};
 use geminga_broker::{Broker, BrokerConfig};
 use geminga_client::transport::{Connecting, Io};
 use geminga_client::{Batching, Client, Connector, Message};
+use geminga_functions::{Worker, WorkerConfig};
 use geminga_stdx::{Clock, Tasks};
 use geminga_storage::{ManagedConfig, Storage};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
 
+use crate::client::Form;
 use crate::rest::Admin;
 
 pub(super) struct Server {
     broker: Broker,
     router: Router,
     tasks: Tasks,
+    worker: Option<Worker>,
 }
 
 impl Server {
@@ -38,11 +41,51 @@ impl Server {
             broker,
             router,
             tasks,
+            worker: None,
         }
     }
 
     pub(super) fn router(&self) -> Router {
         self.router.clone()
+    }
+
+    /// With a worker that keeps its packages in `directory`.
+    pub(super) async fn with_functions(directory: &std::path::Path) -> Self {
+        let mut server = Self::start().await;
+        let config = WorkerConfig::new(server.client(), directory);
+        let worker = Worker::start(config).await.unwrap();
+        let address = "127.0.0.1:8080".parse().unwrap();
+        let admin = Admin::new(server.broker.clone(), address).with_worker(worker.clone());
+        server.router = admin.router();
+        server.worker = Some(worker);
+        server
+    }
+
+    fn client(&self) -> Client {
+        let connector = Arc::new(InProcess(self.broker.clone()));
+        Client::builder("pulsar://in-process")
+            .connector(connector)
+            .build()
+    }
+
+    /// Sends a form; the status and the reason.
+    pub(super) async fn form(&self, method: &str, path: &str, form: Form) -> (u16, String) {
+        let (kind, body_bytes) = form.finish();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", kind);
+        let response = self
+            .send(request.body(Body::from(body_bytes)).unwrap())
+            .await;
+        let status = response.status().as_u16();
+        (status, String::from_utf8(body(response).await).unwrap())
+    }
+
+    pub(super) async fn stop_functions(&self) {
+        if let Some(worker) = &self.worker {
+            worker.shutdown(Duration::from_secs(2)).await;
+        }
     }
 
     pub(super) async fn raw(
@@ -120,10 +163,7 @@ impl Server {
 
     /// Sends messages one by one; their positions.
     pub(super) async fn produce(&self, topic: &str, payloads: &[&str]) -> Vec<(i64, i64)> {
-        let connector = Arc::new(InProcess(self.broker.clone()));
-        let client = Client::builder("pulsar://in-process")
-            .connector(connector)
-            .build();
+        let client = self.client();
         let producer = client
             .producer(topic)
             .batching(Batching::off())
