@@ -1,0 +1,21 @@
+//! The binary as its users run it.
+
+mod run;
+
+/// The binary, with nothing of this shell's settings.
+fn geminga() -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_geminga"));
+    for name in [
+        "GEMINGA_SERVICE_URL",
+        "GEMINGA_ADMIN_URL",
+        "GEMINGA_DATA",
+        "COLUMNS",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
