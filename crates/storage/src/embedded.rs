@@ -62,7 +62,7 @@ pub enum Durability {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmbeddedConfig {
     pub durability: Durability,
-    /// What a log file grows to. Recovery reads about two of them.
+    /// What a log file grows to. Recovery reads about two of them, all of them at worst.
     pub log_segment_bytes: u64,
     /// Log files in all. When so many wait to be sorted, appends wait.
     pub log_segments_max: usize,
@@ -82,7 +82,7 @@ impl Default for EmbeddedConfig {
     fn default() -> Self {
         Self {
             durability: Durability::Fsync,
-            log_segment_bytes: 32 << 20,
+            log_segment_bytes: 16 << 20,
             log_segments_max: 8,
             queue_bytes_max: 64 << 20,
             space_low_bytes: 512 << 20,

@@ -19,6 +19,8 @@ use crate::wal::log_segment::{LogSegment, Preparation, create_zeroed, prepare};
 
 /// How long to wait before trying again what failed for want of space.
 pub(super) const RETRY: Duration = Duration::from_millis(200);
+/// Log segments that are sorted together: they are in memory meanwhile.
+const SORT_SEGMENTS_MAX: usize = 4;
 /// How long readers may hold on to a log file before it is looked at again.
 const RECYCLE_RETRY: Duration = Duration::from_millis(5);
 
@@ -146,7 +148,7 @@ impl Shared {
         size: u64,
         generation: u64,
     ) -> io::Result<LogSegment> {
-        create_zeroed(self.disk.as_ref(), name, size)?;
+        create_zeroed(self.disk.as_ref(), name, size, self.durable())?;
         let segment = prepare(self.disk.as_ref(), name, size, generation, self.durable())?;
         self.disk.sync_dir()?;
         self.count_added(size);
@@ -176,7 +178,7 @@ impl Shared {
 }
 
 enum Job {
-    Sort(Arc<LogSegment>),
+    Sort(Vec<Arc<LogSegment>>),
     Checkpoint(u64),
     Collect,
     Recycle,
@@ -188,7 +190,7 @@ impl Sorter {
         let background = self.shared.background.clone();
         while let Some(job) = self.next_job(&background) {
             let result = match &job {
-                Job::Sort(segment) => self.sort(segment),
+                Job::Sort(segments) => self.sort(segments),
                 Job::Checkpoint(_) => self.checkpoint(),
                 Job::Collect => self.collect(),
                 Job::Recycle => Ok(()),
@@ -206,7 +208,12 @@ impl Sorter {
                     tracing::warn!("no space to sort the log: trying again");
                     let mut todo = background.todo.lock();
                     match job {
-                        Job::Sort(segment) => todo.full.push_front(segment),
+                        Job::Sort(segments) => {
+                            segments
+                                .into_iter()
+                                .rev()
+                                .for_each(|one| todo.full.push_front(one));
+                        }
                         _ => todo.collect = true,
                     }
                     if !todo.closed {
@@ -230,8 +237,9 @@ impl Sorter {
                 background.changed.notify_all();
                 return None;
             }
-            if let Some(segment) = todo.full.pop_front() {
-                return Some(Job::Sort(segment));
+            if !todo.full.is_empty() {
+                let count = todo.full.len().min(SORT_SEGMENTS_MAX);
+                return Some(Job::Sort(todo.full.drain(..count).collect()));
             }
             if todo.done < todo.requested {
                 return Some(Job::Checkpoint(todo.requested));

@@ -265,7 +265,8 @@ impl LedgerIndex {
         ReadPlan::Log(extents)
     }
 
-    /// What of a ledger moves from the log into a segment file. False: the ledger is gone.
+    /// What of a ledger moves from the log, up to a generation, into a segment file. False: the
+    /// ledger is gone.
     pub(super) fn sorted(&self, id: LedgerId, generation: u64, range: SortedRange) -> bool {
         let mut inner = self.inner.lock();
         let Some(ledger) = inner.ledgers.get_mut(&id.0) else {
@@ -275,7 +276,7 @@ impl LedgerIndex {
         while ledger
             .log
             .front()
-            .is_some_and(|row| row.segment == generation as u32)
+            .is_some_and(|row| row.segment <= generation as u32)
         {
             ledger.log.pop_front();
         }

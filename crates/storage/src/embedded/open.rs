@@ -158,7 +158,12 @@ fn sync_what_was_read(
     }
     let failed =
         |name: &str, error| StoreError::io(format!("cannot sync `{}`", disk.describe(name)), error);
-    for segment in recovered.full.iter().chain(&recovered.active) {
+    for segment in recovered
+        .full
+        .iter()
+        .chain(&recovered.active)
+        .chain(&recovered.ready)
+    {
         segment
             .file
             .sync()
@@ -197,9 +202,11 @@ fn first_segment(
     recovered.last_log_file += 1;
     let name = log_file_name(recovered.last_log_file);
     let create = || {
-        create_zeroed(disk, &name, size)?;
+        create_zeroed(disk, &name, size, durable)?;
         let segment = prepare(disk, &name, size, next, durable)?;
-        disk.sync_dir()?;
+        if durable {
+            disk.sync_dir()?;
+        }
         Ok(segment)
     };
     let segment = create().map_err(|error: std::io::Error| match error.kind() {

@@ -277,7 +277,7 @@ impl Copy<'_> {
         reserved_ledgers: i64,
     ) -> Result<(), StoreError> {
         let log = log_file_name(1);
-        let prepared = create_zeroed(self.into, &log, SEGMENT_BYTES_FIRST)
+        let prepared = create_zeroed(self.into, &log, SEGMENT_BYTES_FIRST, true)
             .and_then(|()| prepare(self.into, &log, SEGMENT_BYTES_FIRST, 1, true));
         prepared.map_err(|error| self.write_failed(error))?;
         let created = CheckpointWriter::create(self.into);

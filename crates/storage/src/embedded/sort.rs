@@ -1,4 +1,6 @@
-//! Moves a finished log segment into a segment file, and publishes that by a checkpoint.
+//! Moves finished log segments into a segment file, and publishes that by a checkpoint.
+//!
+//! When sorting lags behind, several segments go into one file and one checkpoint.
 
 use std::io;
 use std::sync::Arc;
@@ -12,56 +14,75 @@ use crate::StoreError;
 use crate::segment::writer::{SegmentWriter, WrittenRange, segment_file_name};
 use crate::wal::log_segment::{LogSegment, SEGMENT_START};
 use crate::wal::record::{self, RecordKind};
-use crate::wal::recovery;
+use crate::wal::recovery::{self, LogEnd};
+
+/// A run in one of the segments that are sorted.
+struct Run {
+    ledger: LedgerId,
+    first: EntryId,
+    source: usize,
+    offset: u64,
+    bytes: usize,
+}
 
 impl Sorter {
-    /// Moves what a finished log segment holds into a segment file, and lets the segment go.
-    pub(super) fn sort(&mut self, segment: &Arc<LogSegment>) -> Result<(), StoreError> {
-        let shared = self.shared.clone();
-        let mut runs: Vec<(LedgerId, EntryId, u64, usize)> = Vec::new();
+    /// Moves what finished log segments hold into one segment file, and lets the segments go.
+    pub(super) fn sort(&mut self, segments: &[Arc<LogSegment>]) -> Result<(), StoreError> {
+        let mut runs = Vec::new();
+        let mut log_end = None;
+        for (source, segment) in segments.iter().enumerate() {
+            log_end = self.find_runs(segment, source, &mut runs)?.or(log_end);
+        }
+        runs.sort_unstable_by_key(|run| (run.ledger, run.first));
+        if !runs.is_empty() {
+            let (file, ranges) = self.write_file(segments, &runs)?;
+            self.publish(segments, file, &ranges);
+        }
+        if let Some(segment) = segments.last() {
+            self.sorted_generation = segment.generation;
+        }
+        self.next_commit = log_end.map_or(self.next_commit, |end| end.next_commit);
+        // The segments are not sorted again when this fails for want of space, only checkpointed;
+        // and they may not be used again before.
+        match self.checkpoint() {
+            Err(StoreError::Full) => self.retry_checkpoint()?,
+            other => other?,
+        }
+        for segment in segments {
+            let known = self.shared.index.remove_segment(segment.generation);
+            self.retired.extend(known);
+        }
+        Ok(())
+    }
+
+    /// Verifies a segment and lists its runs of ledgers that still exist.
+    fn find_runs(
+        &self,
+        segment: &Arc<LogSegment>,
+        source: usize,
+        runs: &mut Vec<Run>,
+    ) -> Result<Option<LogEnd>, StoreError> {
+        let shared = &self.shared;
+        let disk = shared.disk.as_ref();
         segment.file.will_read();
-        let scan = recovery::scan(shared.disk.as_ref(), segment, None, None, &mut |replayed| {
+        let scan = recovery::scan(disk, segment, None, None, &mut |replayed| {
             let header = replayed.header;
             if header.kind == RecordKind::Run && shared.index.contains(header.ledger) {
-                runs.push((
-                    header.ledger,
-                    header.first,
-                    replayed.offset,
-                    header.record_bytes(),
-                ));
+                runs.push(Run {
+                    ledger: header.ledger,
+                    first: header.first,
+                    source,
+                    offset: replayed.offset,
+                    bytes: header.record_bytes(),
+                });
             }
             Ok(())
         })?;
         if scan.end != segment.end() {
             let what = "a commit that was durable cannot be read".to_owned();
-            return Err(recovery::damage(
-                shared.disk.as_ref(),
-                segment,
-                scan.end,
-                what,
-            ));
+            return Err(recovery::damage(disk, segment, scan.end, what));
         }
-        runs.sort_unstable();
-        let written = match runs.is_empty() {
-            true => None,
-            false => Some(self.write_file(segment, &runs)?),
-        };
-        if let Some((file, ranges)) = written {
-            self.publish(segment, file, &ranges);
-        }
-        self.sorted_generation = segment.generation;
-        if let Some(end) = scan.log_end {
-            self.next_commit = end.next_commit;
-        }
-        // The segment is not sorted again when this fails for want of space, only checkpointed; and
-        // it may not be used again before.
-        match self.checkpoint() {
-            Err(StoreError::Full) => self.retry_checkpoint()?,
-            other => other?,
-        }
-        self.retired
-            .extend(shared.index.remove_segment(segment.generation));
-        Ok(())
+        Ok(scan.log_end)
     }
 
     fn retry_checkpoint(&mut self) -> Result<(), StoreError> {
@@ -86,28 +107,32 @@ impl Sorter {
 
     fn write_file(
         &self,
-        segment: &LogSegment,
-        runs: &[(LedgerId, EntryId, u64, usize)],
+        segments: &[Arc<LogSegment>],
+        runs: &[Run],
     ) -> Result<(u32, Vec<WrittenRange>), StoreError> {
         let shared = &self.shared;
-        let mut bytes = vec![0; (segment.end() - SEGMENT_START) as usize];
-        let read = segment.file.read_at(&mut bytes, SEGMENT_START);
-        read.map_err(|error| shared.io_error("read", &segment.name, error))?;
+        let mut contents = Vec::new();
+        for segment in segments {
+            let mut bytes = vec![0; (segment.end() - SEGMENT_START) as usize];
+            let read = segment.file.read_at(&mut bytes, SEGMENT_START);
+            read.map_err(|error| shared.io_error("read", &segment.name, error))?;
+            contents.push(bytes);
+        }
         let file = shared.files.next_number();
         let name = segment_file_name(file);
         let failed = |error| shared.io_error("write", &name, error);
         let write = || {
             let mut writer = SegmentWriter::create(shared.disk.as_ref(), file)?;
-            for (ledger, first, offset, length) in runs {
-                let at = (offset - SEGMENT_START) as usize;
-                let run = &bytes[at..at + length];
+            for run in runs {
+                let at = (run.offset - SEGMENT_START) as usize;
+                let bytes = &contents[run.source][at..at + run.bytes];
+                let salt = segments[run.source].salt;
                 let unreadable = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-                let (header, body) =
-                    record::parse(run, segment.salt, *offset).map_err(unreadable)?;
-                let body = &run[body];
+                let (header, body) = record::parse(bytes, salt, run.offset).map_err(unreadable)?;
+                let body = &bytes[body];
                 let ranges = record::entry_ranges(&header, body).map_err(unreadable)?;
-                for (entry, range) in (first.0..).zip(ranges.into_ranges()) {
-                    writer.push(*ledger, EntryId(entry), &body[range])?;
+                for (entry, range) in (run.first.0..).zip(ranges.into_ranges()) {
+                    writer.push(run.ledger, EntryId(entry), &body[range])?;
                 }
             }
             let written = writer.finish()?;
@@ -130,7 +155,8 @@ impl Sorter {
     }
 
     /// Reads go to the segment file from now on.
-    fn publish(&self, segment: &LogSegment, file: u32, ranges: &[WrittenRange]) {
+    fn publish(&self, segments: &[Arc<LogSegment>], file: u32, ranges: &[WrittenRange]) {
+        let generation = segments.last().map_or(0, |segment| segment.generation);
         for written in ranges {
             let range = SortedRange {
                 first: written.first.0,
@@ -138,11 +164,7 @@ impl Sorter {
                 bytes: written.payload_bytes as u32,
             };
             self.shared.files.alive(&range);
-            if !self
-                .shared
-                .index
-                .sorted(written.ledger, segment.generation, range)
-            {
+            if !self.shared.index.sorted(written.ledger, generation, range) {
                 self.shared.files.dead(&[range]);
             }
         }

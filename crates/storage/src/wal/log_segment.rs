@@ -77,7 +77,7 @@ pub fn log_file_number(name: &str) -> Option<u64> {
 }
 
 /// Creates a file full of zeros; its name is durable after the next `sync_dir`.
-pub fn create_zeroed(disk: &dyn Disk, name: &str, size: u64) -> io::Result<()> {
+pub fn create_zeroed(disk: &dyn Disk, name: &str, size: u64, durable: bool) -> io::Result<()> {
     let file = disk.open(name, Open::Create)?;
     let mut zeros = AlignedBuf::default();
     zeros.resize(ZERO_WRITE_BYTES.min(size as usize));
@@ -87,7 +87,7 @@ pub fn create_zeroed(disk: &dyn Disk, name: &str, size: u64) -> io::Result<()> {
         file.write_at(&zeros.as_slice()[..bytes], at)?;
         at += bytes as u64;
     }
-    file.sync()
+    if durable { file.sync() } else { Ok(()) }
 }
 
 /// Puts a zeroed or finished file to its next use.

@@ -423,3 +423,33 @@ fn directories_that_cannot_be_opened_say_why() {
         );
     }
 }
+
+#[tokio::test]
+async fn the_durability_may_change_between_two_lives() {
+    let mut disk = FaultyDisk::new(21);
+    let mut ledgers = Vec::new();
+    for durability in [
+        Durability::Os,
+        Durability::Fsync,
+        Durability::Os,
+        Durability::Fsync,
+    ] {
+        let machine = Arc::new(Journal::default());
+        let store = EmbeddedStore::open_on(Arc::new(disk.clone()), small(durability), machine);
+        let store = store.unwrap();
+        for ledger in &ledgers {
+            assert_holds(&store, *ledger, 30).await;
+        }
+        ledgers.push(fill(&store, 1, 30).await[0].id());
+        disk.power_off();
+        drop(store);
+        disk = match durability {
+            Durability::Os => disk.after_kill(),
+            Durability::Fsync => disk.after_crash(),
+        };
+    }
+    let store = open(&disk).unwrap();
+    for ledger in &ledgers {
+        assert_holds(&store, *ledger, 30).await;
+    }
+}
