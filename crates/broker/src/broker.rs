@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ pub(crate) struct Core {
     pub(crate) watchers: Watchers,
     pub(crate) metrics: Metrics,
     pub(crate) publishing: Budget,
+    /// Bytes read ahead for subscriptions.
+    pub(crate) ahead_used: Arc<AtomicUsize>,
     topics: Mutex<HashMap<TopicName, Arc<OnceCell<Arc<Topic>>>>>,
     peers: Mutex<HashMap<u64, Arc<Peer>>>,
     next_id: AtomicU64,
@@ -82,6 +84,7 @@ impl Broker {
         let instance = catalog.next_instance().await?;
         let core = Arc::new(Core {
             publishing: crate::peer::publish_budget(config.max_message_publish_buffer_size_in_mb),
+            ahead_used: Arc::new(AtomicUsize::new(0)),
             schemas: Schemas::new(catalog.clone()),
             config,
             clock: clock.clone(),

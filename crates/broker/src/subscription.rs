@@ -8,6 +8,7 @@
 //! after a rewind entries below `acks_until` may be acked already, above it none is.
 
 mod ack;
+mod ahead;
 pub(crate) mod deliver;
 mod membership;
 pub(crate) mod stats;
@@ -25,6 +26,7 @@ use crate::dispatcher::shared::Shared;
 use crate::dispatcher::single_active::SingleActive;
 
 pub(crate) use ack::AckRequest;
+use ahead::Ahead;
 pub(crate) use membership::JoinError;
 
 pub(crate) enum Dispatch {
@@ -63,6 +65,7 @@ pub(crate) struct Subscription {
     read: Position,
     /// Entries before this may have been acked already.
     acks_until: Position,
+    ahead: Ahead,
     /// A read task runs.
     reading: bool,
     /// Rises with each rewind: what was read for an older one is dropped.
@@ -114,6 +117,7 @@ impl Subscription {
             consumers: Vec::new(),
             read,
             acks_until: last.next_in_ledger(),
+            ahead: Ahead::default(),
             reading: false,
             generation: 0,
             held: false,
@@ -164,6 +168,7 @@ impl Subscription {
     /// Starts again after the mark-delete position: what is unacked is delivered once more.
     pub(crate) fn rewind(&mut self) {
         self.generation += 1;
+        self.ahead.clear();
         self.acks_until = self.acks_until.max(self.read);
         self.read = self.cursor.mark_delete().next_in_ledger();
         if let Dispatch::Many(many) = &mut self.dispatch {

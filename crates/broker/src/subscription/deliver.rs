@@ -1,5 +1,8 @@
 //! From the log to the consumers' outboxes.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
 use geminga_model::Position;
 use geminga_proto::message::{Peek, peek};
 use geminga_proto::send::Delivery;
@@ -14,6 +17,9 @@ use crate::peer::Peer;
 
 /// Passes of one `dispatch` call: it holds the topic's lock.
 const PASSES_MAX: usize = 64;
+/// What one read of the store brings at least, if there is so much: see `ahead`.
+const AHEAD_ENTRIES: usize = 4_096;
+const AHEAD_BYTES: usize = 1 << 20;
 
 /// What `dispatch` needs of the topic.
 pub(crate) struct Source<'a> {
@@ -26,6 +32,8 @@ pub(crate) struct Source<'a> {
     pub(crate) entries_max: usize,
     pub(crate) bytes_max: usize,
     pub(crate) batch_index_acks: bool,
+    /// Bytes that subscriptions keep of what was read ahead.
+    pub(crate) ahead_used: &'a Arc<AtomicUsize>,
 }
 
 /// What has to be read from the store.
@@ -77,6 +85,11 @@ impl Subscription {
                         }
                         return Progress::Idle;
                     }
+                    if let Some(taken) = self.ahead.take(self.read) {
+                        self.deliver_tail(source, taken.entries(count));
+                        self.ahead.put_back(taken, self.read);
+                        continue;
+                    }
                     let limits = ReadLimits::new(count, source.bytes_max);
                     match source.ledger.read_cached(self.read, limits) {
                         Some(entries) if !entries.is_empty() => {
@@ -85,7 +98,10 @@ impl Subscription {
                         _ => {
                             let plan = ReadPlan::Tail {
                                 from: self.read,
-                                limits: (count, source.bytes_max),
+                                limits: (
+                                    count.max(AHEAD_ENTRIES),
+                                    source.bytes_max.min(AHEAD_BYTES),
+                                ),
                             };
                             return Progress::Read {
                                 plan,
@@ -109,7 +125,7 @@ impl Subscription {
         source: &Source<'_>,
         plan: &ReadPlan,
         generation: u64,
-        entries: &[Entry],
+        entries: Vec<Entry>,
     ) {
         self.reading = false;
         if self.generation != generation || self.fence.is_some() || self.held {
@@ -122,11 +138,12 @@ impl Subscription {
                     // Trimmed meanwhile: go on with what is still there.
                     self.read = self.read.max(source.ledger.first_position());
                 }
-                self.deliver_tail(source, entries);
+                self.deliver_tail(source, &entries);
+                self.ahead.keep(entries, self.read, source.ahead_used);
             }
             ReadPlan::Tail { .. } => {}
             ReadPlan::Replay(positions) => {
-                self.deliver_replay(source, positions, entries);
+                self.deliver_replay(source, positions, &entries);
             }
         }
     }

@@ -127,6 +127,7 @@ impl Subscription {
             self.dispatch = Dispatch::None;
             self.held = false;
             self.generation += 1;
+            self.ahead.clear();
             self.timer_ms = None;
         }
         true
@@ -137,6 +138,7 @@ impl Subscription {
         self.dispatch = Dispatch::None;
         self.held = false;
         self.generation += 1;
+        self.ahead.clear();
         self.timer_ms = None;
         std::mem::take(&mut self.consumers)
     }

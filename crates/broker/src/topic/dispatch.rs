@@ -26,6 +26,7 @@ impl Topic {
             entries_max: config.dispatcher_max_read_batch_size,
             bytes_max: config.dispatcher_max_read_size_bytes,
             batch_index_acks: config.acknowledgment_at_batch_index_level_enabled,
+            ahead_used: &self.core.ahead_used,
         }
     }
 
@@ -88,7 +89,7 @@ impl Topic {
                 return;
             };
             let source = self.source();
-            subscription.read_ends(&source, &plan, generation, &entries);
+            subscription.read_ends(&source, &plan, generation, entries);
             let next = loop {
                 match subscription.dispatch(&source) {
                     Progress::Idle => break None,
