@@ -312,6 +312,10 @@ impl Broker {
         }
         self.core.unload(&topic).await;
         self.core.ledgers.delete(&ledger_name(name)).await?;
+        // A client may have loaded it again in between.
+        if let Some(topic) = self.core.loaded_topic(name) {
+            self.core.unload(&topic).await;
+        }
         if name.partition().is_none() {
             self.core.schemas.delete(name).await?;
         }

@@ -309,9 +309,7 @@ impl Core {
                     self.forget_cell(name, &cell);
                 }
                 Err(error) => {
-                    if cell.get().is_none() {
-                        self.forget_cell(name, &cell);
-                    }
+                    self.forget_failed(name, &cell);
                     return Err(error);
                 }
             }
@@ -338,6 +336,21 @@ impl Core {
         if topics
             .get(name)
             .is_some_and(|other| Arc::ptr_eq(other, cell))
+        {
+            topics.remove(name);
+        }
+    }
+
+    /// A cell whose load failed goes, unless others wait on it: theirs may yet succeed, and there
+    /// must never be two topics of one name.
+    fn forget_failed(&self, name: &TopicName, cell: &Arc<OnceCell<Arc<Topic>>>) {
+        let mut topics = self.topics.lock();
+        // Cells are cloned under this lock only: the map's own and ours are all there are.
+        if Arc::strong_count(cell) <= 2
+            && cell.get().is_none()
+            && topics
+                .get(name)
+                .is_some_and(|other| Arc::ptr_eq(other, cell))
         {
             topics.remove(name);
         }

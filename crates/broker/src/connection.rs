@@ -160,6 +160,11 @@ impl Connection {
                     self.silent = true;
                     self.peer.outbox.send(ping());
                     self.forget_closed(interval);
+                    if input.is_empty() {
+                        // An idle connection keeps no large buffer from an earlier burst.
+                        input = BytesMut::new();
+                        wanted = READ_FIRST;
+                    }
                     tick.as_mut().reset(Instant::now() + interval);
                 }
                 Ok(Event::Read(count)) => {

@@ -68,6 +68,8 @@ pub(crate) struct Subscription {
     ahead: Ahead,
     /// A read task runs.
     reading: bool,
+    /// Nothing of what was just read for the replay queue could be placed: leave it alone once.
+    replay_stuck: bool,
     /// Rises with each rewind: what was read for an older one is dropped.
     generation: u64,
     /// A Failover subscription waits before its new active consumer gets messages.
@@ -119,6 +121,7 @@ impl Subscription {
             acks_until: last.next_in_ledger(),
             ahead: Ahead::default(),
             reading: false,
+            replay_stuck: false,
             generation: 0,
             held: false,
             fence: None,

@@ -61,7 +61,7 @@ impl Subscription {
         if self.reading || self.held || self.fence.is_some() || self.consumers.is_empty() {
             return Progress::Idle;
         }
-        let mut past_replay = false;
+        let mut past_replay = std::mem::take(&mut self.replay_stuck);
         for _ in 0..PASSES_MAX {
             self.refresh_writable();
             match self.want(source, past_replay) {
@@ -119,7 +119,12 @@ impl Subscription {
         self.reading = true;
     }
 
-    /// A read task brings what it read, or nothing where that failed; then `dispatch` goes on.
+    /// A read task could not read; `dispatch` asks for it again.
+    pub(crate) fn read_failed(&mut self) {
+        self.reading = false;
+    }
+
+    /// A read task brings what it read; then `dispatch` goes on.
     pub(crate) fn read_ends(
         &mut self,
         source: &Source<'_>,
@@ -143,7 +148,7 @@ impl Subscription {
             }
             ReadPlan::Tail { .. } => {}
             ReadPlan::Replay(positions) => {
-                self.deliver_replay(source, positions, &entries);
+                self.replay_stuck = self.deliver_replay(source, positions, &entries) == 0;
             }
         }
     }
@@ -295,9 +300,18 @@ impl Subscription {
                     _ => break None,
                 }
             };
-            let head = entry.map(|entry| (entry, peek(&entry.data)));
-            let (Some((entry, Ok(head))), false) = (head, cursor.is_acked(*position)) else {
-                // Acked meanwhile, or no longer stored.
+            let trimmed = *position < source.ledger.first_position();
+            if trimmed || cursor.is_acked(*position) {
+                many.ack(*position);
+                placed += 1;
+                continue;
+            }
+            let Some(entry) = entry else {
+                tracing::error!(%position, "an entry to be redelivered was not found");
+                continue;
+            };
+            let Ok(head) = peek(&entry.data) else {
+                tracing::error!(%position, "an entry's metadata cannot be read; skipped");
                 many.ack(*position);
                 placed += 1;
                 continue;

@@ -77,11 +77,11 @@ impl Topic {
     async fn read_on(self: Arc<Topic>, id: u32, mut plan: ReadPlan, mut generation: u64) {
         loop {
             let entries = match self.read_plan(&plan).await {
-                Ok(entries) => entries,
+                Ok(entries) => Some(entries),
                 Err(error) => {
                     tracing::error!(topic = %self.name, %error, "a read for dispatch failed");
                     tokio::time::sleep(RETRY).await;
-                    Vec::new()
+                    None
                 }
             };
             let mut state = self.lock();
@@ -89,7 +89,10 @@ impl Topic {
                 return;
             };
             let source = self.source();
-            subscription.read_ends(&source, &plan, generation, entries);
+            match entries {
+                Some(entries) => subscription.read_ends(&source, &plan, generation, entries),
+                None => subscription.read_failed(),
+            }
             let next = loop {
                 match subscription.dispatch(&source) {
                     Progress::Idle => break None,

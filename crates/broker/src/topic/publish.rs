@@ -97,6 +97,7 @@ impl Topic {
                     outbox.command(&send_error(&producer, receipt.sequence_id, &error).into());
                 }
             }
+            Err(AppendError::Deleted) => self.failed("the topic was deleted"),
             Err(error) => {
                 tracing::warn!(topic = %self.name, producer = %producer.name, %error,
                     "entries were not taken; the producer has to come back");

@@ -516,7 +516,7 @@ fn check(shared: Shared, in_order: bool, steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
     fn shared_keeps_its_promises(steps in prop::collection::vec(step(), 0..120)) {
