@@ -206,7 +206,7 @@ impl<'a> Frame<'a> {
 
 /// Appends the two sizes of a frame.
 #[inline]
-pub(crate) fn put_frame_sizes(out: &mut BytesMut, command_len: usize, block_len: usize) {
+fn put_frame_sizes(out: &mut BytesMut, command_len: usize, block_len: usize) {
     debug_assert!(4 + command_len + block_len <= u32::MAX as usize);
     out.put_u32((4 + command_len + block_len) as u32);
     out.put_u32(command_len as u32);

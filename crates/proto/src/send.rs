@@ -3,14 +3,13 @@
 //! They are decoded and encoded for every frame, without allocating. For each the bytes are the
 //! same as prost's (tests compare them), and whatever is unusual in a SEND goes to prost.
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use prost::Message;
 
 use crate::command::{Command, Scan, scan};
 use crate::error::{FrameError, WireError};
-use crate::frame::put_frame_sizes;
 use crate::pb;
-use crate::wire::{Fields, Value, put_varint, put_varint_field, varint_field_len, varint_len};
+use crate::wire::{Fields, Scratch, Value, put_varint_field, varint_field_len, varint_len};
 
 /// The content of a SEND command.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -110,16 +109,11 @@ impl Send {
     /// of the headers-and-payload block after it. A message id is not written; clients have none.
     #[inline]
     pub fn encode_frame(&self, block_len: usize, out: &mut BytesMut) {
-        let body_len = self.body_len();
-        let command_len = 3 + varint_len(body_len as u64) + body_len;
-        out.reserve(8 + command_len);
-        put_frame_sizes(out, command_len, block_len);
-        out.put_slice(&[0x08, SEND as u8, (SEND as u8) << 3 | 2]);
-        put_varint(out, body_len as u64);
-        put_varint_field(out, 1, self.producer_id);
-        put_varint_field(out, 2, self.sequence_id);
+        let mut head = begin(SEND as u8, self.body_len(), block_len);
+        head.field(1, self.producer_id);
+        head.field(2, self.sequence_id);
         if self.num_messages != 1 {
-            put_varint_field(out, 3, self.num_messages as u64);
+            head.field(3, self.num_messages as u64);
         }
         for (number, value) in [
             (4, self.txnid_least_bits),
@@ -127,16 +121,32 @@ impl Send {
             (6, self.highest_sequence_id),
         ] {
             if let Some(value) = value {
-                put_varint_field(out, number, value);
+                head.field(number, value);
             }
         }
         if self.is_chunk {
-            put_varint_field(out, 7, 1);
+            head.field(7, 1);
         }
         if self.marker {
-            put_varint_field(out, 8, 1);
+            head.field(8, 1);
         }
+        out.extend_from_slice(head.as_slice());
     }
+}
+
+/// Sizes, type and body's head of a frame whose body follows.
+#[inline]
+fn begin(number: u8, body_len: usize, block_len: usize) -> Scratch {
+    let command_len = 3 + varint_len(body_len as u64) + body_len;
+    debug_assert!(4 + command_len + block_len <= u32::MAX as usize);
+    let mut head = Scratch::new();
+    head.u32((4 + command_len + block_len) as u32);
+    head.u32(command_len as u32);
+    head.byte(0x08);
+    head.byte(number);
+    head.byte(number << 3 | 2);
+    head.varint(body_len as u64);
+    head
 }
 
 impl From<pb::CommandSend> for Send {
@@ -177,20 +187,17 @@ impl SendReceipt {
             + varint_len(id_len as u64)
             + id_len
             + self.highest_sequence_id.map_or(0, varint_field_len);
-        let command_len = 3 + varint_len(body_len as u64) + body_len;
-        out.reserve(8 + command_len);
-        put_frame_sizes(out, command_len, 0);
-        out.put_slice(&[0x08, SEND_RECEIPT, SEND_RECEIPT << 3 | 2]);
-        put_varint(out, body_len as u64);
-        put_varint_field(out, 1, self.producer_id);
-        put_varint_field(out, 2, self.sequence_id);
-        out.put_u8(3 << 3 | 2);
-        put_varint(out, id_len as u64);
-        put_varint_field(out, 1, self.ledger_id);
-        put_varint_field(out, 2, self.entry_id);
+        let mut head = begin(SEND_RECEIPT, body_len, 0);
+        head.field(1, self.producer_id);
+        head.field(2, self.sequence_id);
+        head.byte(3 << 3 | 2);
+        head.varint(id_len as u64);
+        head.field(1, self.ledger_id);
+        head.field(2, self.entry_id);
         if let Some(highest) = self.highest_sequence_id {
-            put_varint_field(out, 4, highest);
+            head.field(4, highest);
         }
+        out.extend_from_slice(head.as_slice());
     }
 
     /// The content if the command is a SEND_RECEIPT in its usual form, else `None`.
@@ -282,22 +289,20 @@ impl Delivery<'_> {
                 .map(|&word| varint_field_len(word as u64))
                 .sum::<usize>()
             + self.consumer_epoch.map_or(0, varint_field_len);
-        let command_len = 3 + varint_len(body_len as u64) + body_len;
-        out.reserve(8 + command_len);
-        put_frame_sizes(out, command_len, block_len);
-        out.put_slice(&[0x08, MESSAGE, MESSAGE << 3 | 2]);
-        put_varint(out, body_len as u64);
-        put_varint_field(out, 1, self.consumer_id);
-        out.put_u8(2 << 3 | 2);
-        put_varint(out, id_len as u64);
-        put_varint_field(out, 1, self.ledger_id);
-        put_varint_field(out, 2, self.entry_id);
+        let mut head = begin(MESSAGE, body_len, block_len);
+        head.field(1, self.consumer_id);
+        head.byte(2 << 3 | 2);
+        head.varint(id_len as u64);
+        head.field(1, self.ledger_id);
+        head.field(2, self.entry_id);
         if let Some(partition) = partition {
-            put_varint_field(out, 3, partition);
+            head.field(3, partition);
         }
         if redelivered {
-            put_varint_field(out, 3, self.redelivery_count.into());
+            head.field(3, self.redelivery_count.into());
         }
+        out.extend_from_slice(head.as_slice());
+        // As long as a batch has messages, so not on the stack.
         for &word in self.ack_set {
             put_varint_field(out, 4, word as u64);
         }

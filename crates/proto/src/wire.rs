@@ -160,6 +160,59 @@ pub(crate) fn put_varint_field(out: &mut impl BufMut, number: u32, value: u64) {
     put_varint(out, value);
 }
 
+/// A small message being written on the stack: it goes to its buffer in one piece, which is a
+/// third of the cost of byte by byte.
+pub(crate) struct Scratch {
+    bytes: [u8; Scratch::SIZE],
+    len: usize,
+}
+
+impl Scratch {
+    /// More than the longest head of a frame that is written here: ten fields of eleven bytes.
+    const SIZE: usize = 128;
+
+    #[inline]
+    pub(crate) fn new() -> Self {
+        Self {
+            bytes: [0; Self::SIZE],
+            len: 0,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    #[inline]
+    pub(crate) fn byte(&mut self, byte: u8) {
+        self.bytes[self.len] = byte;
+        self.len += 1;
+    }
+
+    #[inline]
+    pub(crate) fn u32(&mut self, value: u32) {
+        self.bytes[self.len..self.len + 4].copy_from_slice(&value.to_be_bytes());
+        self.len += 4;
+    }
+
+    #[inline]
+    pub(crate) fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.byte(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.byte(value as u8);
+    }
+
+    #[inline]
+    pub(crate) fn field(&mut self, number: u8, value: u64) {
+        debug_assert!(number < 16, "one-byte tags only");
+        self.byte(number << 3);
+        self.varint(value);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
