@@ -328,7 +328,11 @@ impl LedgerStore for EmbeddedStore {
     fn recover(&self, ledger: LedgerId) -> BoxFuture<'_, Result<LedgerEnd, StoreError>> {
         Box::pin(async move {
             match self.shared.index.writer(ledger) {
-                Some(writer) => self.shared.fence(&writer).await,
+                Some(writer) => {
+                    let end = self.shared.fence(&writer).await?;
+                    self.shared.index.detach(ledger);
+                    Ok(end)
+                }
                 None => Ok(self.shared.index.end(ledger)),
             }
         })

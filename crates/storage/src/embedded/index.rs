@@ -120,10 +120,14 @@ impl LedgerIndex {
         self.inner.lock().ledgers.get(&ledger.0)?.writer.clone()
     }
 
-    /// The writer's handle is gone, nobody is told any more.
+    /// The writer's handle is gone, nobody is told any more. With entries in flight the writer
+    /// stays, so that `recover` waits for them: its answer may not change afterwards.
     pub(super) fn detach(&self, ledger: LedgerId) {
         if let Some(ledger) = self.inner.lock().ledgers.get_mut(&ledger.0) {
-            ledger.writer = None;
+            let durable = ledger.entries;
+            ledger
+                .writer
+                .take_if(|writer| writer.tail.last().0 < durable);
         }
     }
 

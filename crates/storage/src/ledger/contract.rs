@@ -118,6 +118,7 @@ pub(crate) async fn check_all<H: Harness>(mut new: impl FnMut() -> H) {
     ids_are_never_reused(&mut new()).await;
     deletion(&mut new()).await;
     recovery_after_a_crash(&mut new()).await;
+    what_was_recovered_stays(&mut new()).await;
     state_records(&mut new()).await;
     one_order_of_records_and_entries(&mut new()).await;
     full_disk(&mut new()).await;
@@ -312,6 +313,26 @@ async fn recovery_after_a_crash<H: Harness>(h: &mut H) {
         assert_eq!(found.len() as u64, end.entries);
         assert_eq!(found[..5], run("a", 5));
         assert_eq!(found[5..], run("b", 3)[..found.len() - 5]);
+        h.crash(store);
+    }
+}
+
+async fn what_was_recovered_stays<H: Harness>(h: &mut H) {
+    // With appends in flight, and with a writer that nobody holds any more.
+    for is_held in [true, false] {
+        let store = h.open(Arc::new(Journal::default()));
+        let writer = store.create(Arc::new(Watch::default())).await.unwrap();
+        for i in 0..50 {
+            writer.append(&run(&i.to_string(), 3)).unwrap();
+        }
+        let id = writer.id();
+        let held = is_held.then_some(writer);
+        let end = store.recover(id).await.unwrap();
+        drop(held);
+        assert_eq!(data(&*store, id, 0).await.len() as u64, end.entries);
+        h.crash(store);
+        let store = h.open(Arc::new(Journal::default()));
+        assert_eq!(store.recover(id).await.unwrap(), end);
         h.crash(store);
     }
 }

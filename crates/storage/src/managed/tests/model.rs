@@ -177,7 +177,12 @@ impl TopicModel {
                 "read from {from}"
             );
         }
-        assert!(found.len() <= self.confirmed.len() + self.pending.len());
+        let known = self.confirmed.range(from..).count() + self.pending.range(from..).count();
+        let more = found.get(known);
+        assert!(
+            more.is_none(),
+            "{more:?} was found, and never appended or given up"
+        );
     }
 
     /// After a restart: `found` is all that can be read. Confirmed entries are there, of the others

@@ -1,6 +1,7 @@
 //! Random work on topics and cursors with crashes at random points, compared with a model:
 //! nothing acknowledged is lost, nothing is reordered or invented, no cursor stands past what was
 //! acked, no durable ack is lost. A failure prints its seed; `GEMINGA_SEED=n` runs that one alone.
+//! `GEMINGA_SEEDS=n` runs so many of them.
 
 use super::model::{CursorModel, TopicModel, WHOLE};
 use super::{ALL, Watch};
@@ -250,6 +251,14 @@ impl<M: Machine> World<M> {
         let topic = self.loaded[name].topic.clone();
         let entries = self.finish(read_all(&topic)).await;
         let model = self.models.entry(name).or_default();
+        if std::env::var_os("GEMINGA_TRACE").is_some() {
+            eprintln!(
+                "settle {name} crashed {crashed}: {} confirmed {} pending, list {:?}",
+                model.confirmed.len(),
+                model.pending.len(),
+                topic.list()
+            );
+        }
         model.settle(entries, &topic);
         model.deleting = false;
         let mut handles = BTreeMap::new();
@@ -655,8 +664,12 @@ fn run<M: Machine>(machine: M, seed: u64, acts: u64) {
 
 /// Runs the seeds, or the one that is asked for; says which one failed.
 fn check<M: Machine>(seeds: u64, acts: u64, machine: impl Fn(u64) -> M) {
-    let wanted = std::env::var("GEMINGA_SEED").ok();
-    let wanted: Option<u64> = wanted.map(|seed| seed.parse().expect("a number"));
+    let number = |name| {
+        let value = std::env::var(name).ok()?;
+        Some(value.parse::<u64>().expect("a number"))
+    };
+    let wanted = number("GEMINGA_SEED");
+    let seeds = number("GEMINGA_SEEDS").unwrap_or(seeds);
     let first: u64 = Random::from_entropy().next_u64() >> 20;
     for seed in wanted.map_or(first..first + seeds, |seed| seed..seed + 1) {
         let run = || run(machine(seed), seed, acts);
