@@ -575,10 +575,20 @@ pub(crate) async fn send(
         .await
         .map_err(|error| {
             if update {
-                failed(kind, error)
-            } else {
-                admin::failure(error)
+                return failed(kind, error);
             }
+            // Pulsar answers 400 where it means a conflict.
+            let exists =
+                error.status() == Some(400) && error.to_string().ends_with("already exists");
+            let mut failure = admin::failure(error);
+            if exists {
+                failure.exit = Exit::Conflict;
+                if let Some(diagnostic) = failure.diagnostics.first_mut() {
+                    diagnostic.code = "G0203";
+                    diagnostic.help = Some(format!("geminga {kind}s update ... changes it"));
+                }
+            }
+            failure
         })?;
     output::note(&format!(
         "{kind} {name} {}",

@@ -1,6 +1,7 @@
 //! `geminga functions`: make, look at, feed, change and remove functions.
 
 mod flags;
+mod localrun;
 mod state;
 
 use geminga_admin::client::{AdminClient, Code, Component};
@@ -43,6 +44,11 @@ enum Command {
         #[arg(long)]
         update_auth_data: bool,
     },
+    /// Run a function in this process, without a server's worker
+    #[command(after_help = "Example:\n  \
+            geminga functions localrun --sh reverse.sh --inputs words --output-topic reversed \
+            --broker-service-url pulsar://127.0.0.1:6650")]
+    Localrun(localrun::LocalrunArgs),
     /// Show counts and latencies
     #[command(after_help = "Example:\n  geminga functions stats reverse -o json")]
     Stats(InstanceArgs),
@@ -77,9 +83,14 @@ struct TriggerArgs {
 
 pub(crate) fn run(args: FunctionsArgs, global: &Global) -> Outcome {
     let format = global.format();
+    let command = match args.command {
+        Command::Localrun(args) => return localrun::run(&args, global),
+        command => command,
+    };
     admin::with_client(global, |client| async move {
         let kind = Component::Function;
-        match args.command {
+        match command {
+            Command::Localrun(_) => Err(usage("localrun asks no server")),
             Command::Create(flags) => {
                 let prepared = prepare(&flags, false)?;
                 component::send(&client, kind, false, prepared).await

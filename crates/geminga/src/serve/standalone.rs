@@ -114,10 +114,11 @@ impl Standalone {
         } else {
             None
         };
-        http_server.spawn(
-            &tasks,
-            geminga_admin::Admin::new(broker.clone(), http).router(),
-        );
+        let mut admin = geminga_admin::Admin::new(broker.clone(), http);
+        if let Some(worker) = &worker {
+            admin = admin.with_worker(worker.clone());
+        }
+        http_server.spawn(&tasks, admin.router());
         Ok(Self {
             broker,
             worker,
