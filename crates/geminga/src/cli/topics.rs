@@ -364,7 +364,10 @@ fn stats_table(stats: &Value) -> Table {
         ("stored bytes", "storageSize"),
         ("backlog bytes", "backlogSize"),
     ] {
-        top.row([label.to_owned(), cell(&stats[field])]);
+        // What the server does not keep is not shown.
+        if !stats[field].is_null() {
+            top.row([label.to_owned(), cell(&stats[field])]);
+        }
     }
     let publishers = stats["publishers"].as_array().map_or(0, Vec::len);
     top.row(["publishers".to_owned(), publishers.to_string()]);
