@@ -153,7 +153,9 @@ fn sync_what_was_read(
     recovered: &Recovered,
     durable: bool,
 ) -> Result<(), StoreError> {
-    if !durable {
+    // A new directory is synced with its first log file.
+    let nothing_read = recovered.segments().next().is_none() && recovered.ready.is_empty();
+    if !durable || nothing_read {
         return Ok(());
     }
     let failed =
