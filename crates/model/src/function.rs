@@ -1,4 +1,4 @@
-//! `FunctionConfig`: what a function is, in Pulsar's 45 fields and six of ours.
+//! `FunctionConfig`: what a function is, in Pulsar's 45 fields and seven of ours.
 //!
 //! A value here is what somebody wrote: nothing is filled in and nothing is checked. The methods
 //! say what an absent field means; `validate` says what is wrong.
@@ -114,6 +114,8 @@ config_struct! {
         retry_backoff_ms: i64,
         /// Geminga: the mesh that it belongs to.
         mesh: String,
+        /// Geminga: what the code hashes to, so that changed code is a change.
+        code_digest: String,
         /// Geminga: stop an instance after so long without a message; never when absent.
         idle_timeout_ms: i64,
     }

@@ -233,12 +233,42 @@ fn name_of(fqfn: &str) -> FullName {
     }
 }
 
+/// A component's configuration with paths that mean the same in the server's directory, and with
+/// the digest of its code.
+fn config_of(component: &Component) -> Value {
+    let mut config = component.config.to_json();
+    if let Config::Function(function) = &component.config
+        && let Some((_, path)) = function.code()
+        && let Ok(code) = std::fs::read(path)
+    {
+        config["codeDigest"] = json!(digest(&code));
+    }
+    for key in ["path", "inputDirectory"] {
+        if let Some(Value::String(path)) = config.pointer_mut(&format!("/configs/{key}"))
+            && let Ok(absolute) = std::path::absolute(&path)
+        {
+            *path = absolute.display().to_string();
+        }
+    }
+    config
+}
+
+/// FNV-1a of 128 bits: tells changed code from unchanged, and defends against nobody.
+fn digest(bytes: &[u8]) -> String {
+    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    for &byte in bytes {
+        hash ^= u128::from(byte);
+        hash = hash.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+    }
+    format!("{hash:032x}")
+}
+
 /// What a plan wants, as the server would show it.
 fn wanted(plan: &Plan) -> Vec<State> {
     let state = |component: &Component| State {
         kind: component.kind(),
         fqfn: component.fqfn(),
-        config: component.config.to_json(),
+        config: config_of(component),
     };
     plan.components.iter().map(state).collect()
 }
@@ -334,7 +364,7 @@ async fn apply(client: &AdminClient, plan: &Plan, steps: &[Step]) -> Outcome {
 async fn send(client: &AdminClient, component: &Component, is_update: bool) -> Outcome {
     let kind = kind_of(component.kind());
     let name = name_of(&component.fqfn());
-    let mut config = component.config.to_json();
+    let mut config = config_of(component);
     let code = match &component.config {
         Config::Function(function) => match function.code() {
             Some((runtime, path)) => {
@@ -416,4 +446,16 @@ async fn list(client: &AdminClient, format: Format) -> Outcome {
         table
     };
     output::print(format, &data, table, || meshes.keys().cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::digest;
+
+    #[test]
+    fn the_digest_is_fnv_1a() {
+        // Published test values of FNV-1a, 128 bits.
+        assert_eq!(digest(b""), "6c62272e07bb014262b821756295c58d");
+        assert_eq!(digest(b"a"), "d228cb696f1a8caf78912b704e4a8964");
+    }
 }
