@@ -1,5 +1,6 @@
 //! The binary as its users run it.
 
+mod mesh;
 mod run;
 
 /// The binary, with nothing of this shell's settings.

@@ -1,0 +1,135 @@
+//! `geminga mesh apply`, `list` and `delete` on a running server.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+
+use crate::{geminga, text};
+
+/// A server of its own, ended with this value.
+struct Server {
+    process: Child,
+    admin_url: String,
+}
+
+impl Server {
+    fn start() -> Server {
+        let mut process = geminga()
+            .args([
+                "standalone",
+                "--ephemeral",
+                "--port",
+                "0",
+                "--http-port",
+                "0",
+                "-o",
+                "json",
+            ])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        let stdout = process.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("reads");
+        let ready: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        let admin_url = ready["adminUrl"].as_str().expect("an address").to_owned();
+        Server { process, admin_url }
+    }
+
+    /// What a mesh command prints.
+    fn mesh(&self, directory: &std::path::Path, args: &[&str]) -> String {
+        let ran = geminga()
+            .current_dir(directory)
+            .args(["mesh", "--admin-url", &self.admin_url])
+            .args(args)
+            .output()
+            .expect("runs");
+        assert!(ran.status.success(), "{args:?}: {}", text(&ran.stderr));
+        text(&ran.stdout) + &text(&ran.stderr)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Action and name of each step.
+fn steps(printed: &str) -> Vec<(&str, &str)> {
+    printed
+        .lines()
+        .filter(|line| line.contains("public/default/"))
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((
+                words.next()?,
+                words.nth(1)?.strip_prefix("public/default/")?,
+            ))
+        })
+        .collect()
+}
+
+#[test]
+fn apply_changes_what_differs_and_nothing_else() {
+    let server = Server::start();
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| {
+        std::fs::write(directory.path().join(name), text).expect("writes");
+    };
+    let function = |name: &str, output: &str| {
+        format!(
+            "    - name: {name}\n      genericRuntime: {{language: bash, functionFile: {name}.sh}}\n      \
+             input: {{topics: [{name}-in]}}\n      output: {{topic: {output}}}\n"
+        )
+    };
+    let head = "apiVersion: compute.functionmesh.io/v1alpha1\nkind: FunctionMesh\n\
+                metadata: {name: pair}\nspec:\n  functions:\n";
+    write("a.sh", "process() { emit a; }\n");
+    write("b.sh", "process() { emit b; }\n");
+    write(
+        "mesh.yaml",
+        &format!("{head}{}{}", function("a", "x"), function("b", "y")),
+    );
+    let run = |args: &[&str]| server.mesh(directory.path(), args);
+
+    assert_eq!(
+        steps(&run(&["plan", "mesh.yaml"])),
+        [("create", "a"), ("create", "b")]
+    );
+    assert_eq!(run(&["list"]).lines().count(), 1, "a plan makes nothing");
+    assert_eq!(
+        steps(&run(&["apply", "mesh.yaml"])),
+        [("create", "a"), ("create", "b")]
+    );
+    assert_eq!(
+        steps(&run(&["apply", "mesh.yaml"])),
+        [("unchanged", "a"), ("unchanged", "b")]
+    );
+    assert!(run(&["list"]).contains("pair  0        2          0"));
+
+    write("a.sh", "process() { emit 'another a'; }\n");
+    let printed = run(&["apply", "mesh.yaml"]);
+    assert_eq!(steps(&printed), [("update", "a"), ("unchanged", "b")]);
+    assert!(printed.contains("codeDigest"), "{printed}");
+    assert_eq!(
+        steps(&run(&["apply", "mesh.yaml"])),
+        [("unchanged", "a"), ("unchanged", "b")]
+    );
+
+    write("mesh.yaml", &format!("{head}{}", function("b", "z")));
+    let printed = run(&["plan", "mesh.yaml"]);
+    assert_eq!(steps(&printed), [("update", "b"), ("delete", "a")]);
+    assert!(
+        printed.contains("\"persistent://public/default/y\" -> \"persistent://public/default/z\"")
+    );
+    assert_eq!(
+        steps(&run(&["apply", "mesh.yaml"])),
+        [("update", "b"), ("delete", "a")]
+    );
+
+    assert!(run(&["delete", "mesh.yaml"]).contains("function public/default/b deleted"));
+    assert!(run(&["delete", "mesh.yaml"]).contains("was not there"));
+    assert_eq!(run(&["list"]).lines().count(), 1);
+}
