@@ -73,7 +73,11 @@ impl Outbox {
 
     /// Runs `job` in the connection's task. False when that has ended: the job will never run.
     pub(crate) fn post(&self, job: Job) -> bool {
-        self.batch().job(job)
+        let mut batch = self.batch();
+        let rejected = batch.job(job);
+        // Unlocked first: what a job holds may, when dropped, leave a topic and queue things here.
+        drop(batch);
+        rejected.is_none()
     }
 
     /// Asks the task to flush what is queued, and to end.
@@ -179,14 +183,16 @@ impl Batch<'_> {
         }
     }
 
-    /// False when the task has ended.
-    pub(crate) fn job(&mut self, job: Job) -> bool {
-        let Some(state) = self.state.as_mut().filter(|state| !state.ended) else {
-            return false;
-        };
-        state.jobs.push(job);
-        self.job = true;
-        true
+    /// Gives the job back when the task has ended.
+    pub(crate) fn job(&mut self, job: Job) -> Option<Job> {
+        match self.state.as_mut().filter(|state| !state.ended) {
+            None => Some(job),
+            Some(state) => {
+                state.jobs.push(job);
+                self.job = true;
+                None
+            }
+        }
     }
 }
 

@@ -81,32 +81,28 @@ impl Connection {
                 }
             }
             // It was granted before this came.
-            Ok(Opened {
-                producer,
-                attached: Attached::Queued,
-                ..
-            }) if self.is_open_producer(id, producer.key) => {}
-            Ok(opened) if !current || self.peer.is_gone() => {
-                opened.topic.detach_gone(&opened.producer);
-                if current {
-                    self.producers.remove(&id);
+            Ok(mut opened) if self.is_open_producer(id, opened.producer.key) => {
+                opened.is_taken = true;
+            }
+            Ok(_) if !current => {}
+            Ok(_) if self.peer.is_gone() => {
+                self.producers.remove(&id);
+            }
+            Ok(mut opened) => {
+                opened.is_taken = true;
+                let (topic, producer) = (opened.topic.clone(), opened.producer.clone());
+                match opened.attached {
+                    Attached::Now { topic_epoch } => {
+                        self.producer_granted(&topic, producer, request_id, topic_epoch);
+                    }
+                    Attached::Queued => {
+                        // Stays `Opening`: it may not send before it is granted.
+                        let success = Topic::success(&producer, request_id, None, false);
+                        self.peer.outbox.send(success);
+                        self.waiting_producers.insert(id, (topic, producer));
+                    }
                 }
             }
-            Ok(Opened {
-                topic,
-                producer,
-                attached,
-            }) => match attached {
-                Attached::Now { topic_epoch } => {
-                    self.producer_granted(&topic, producer, request_id, topic_epoch);
-                }
-                Attached::Queued => {
-                    // Stays `Opening`: it may not send before it is granted.
-                    let success = Topic::success(&producer, request_id, None, false);
-                    self.peer.outbox.send(success);
-                    self.waiting_producers.insert(id, (topic, producer));
-                }
-            },
         }
     }
 
@@ -312,10 +308,21 @@ impl Connection {
     }
 }
 
-pub(crate) struct Opened {
+/// A producer that is attached. It is detached when this is dropped, unless the connection took it
+/// over: that may have ended meanwhile, and its job is then never run.
+struct Opened {
     topic: Arc<Topic>,
     producer: Arc<Producer>,
     attached: Attached,
+    is_taken: bool,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.topic.detach_gone(&self.producer);
+        }
+    }
 }
 
 async fn open_producer(
@@ -383,17 +390,19 @@ async fn open_producer(
     loop {
         match topic.attach(&producer, request.topic_epoch, request.request_id) {
             Ok(attached) => {
-                if let Attached::Now {
-                    topic_epoch: Some(epoch),
-                } = attached
-                {
-                    topic.store_epoch_durably(epoch).await?;
-                }
-                return Ok(Opened {
+                let opened = Opened {
                     topic,
                     producer,
                     attached,
-                });
+                    is_taken: false,
+                };
+                if let Attached::Now {
+                    topic_epoch: Some(epoch),
+                } = opened.attached
+                {
+                    opened.topic.store_epoch_durably(epoch).await?;
+                }
+                return Ok(opened);
             }
             Err(AttachError::Refused(reason)) => return Err(reason),
             Err(AttachError::NameTaken(other)) => {

@@ -22,10 +22,18 @@ use crate::peer::Peer;
 use crate::topic::Topic;
 use crate::topic::subscribe::{Wanted, reader_start};
 
+/// A consumer that has joined. It leaves again when this is dropped, unless the connection took it
+/// over: that may have ended meanwhile, and its job is then never run.
 struct Joined {
-    topic: Arc<Topic>,
-    subscription: u32,
-    key: ConsumerKey,
+    open: Option<OpenConsumer>,
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.take() {
+            open.topic.leave(open.subscription, open.key);
+        }
+    }
 }
 
 impl Connection {
@@ -64,23 +72,16 @@ impl Connection {
                     self.refuse(request_id, &reason);
                 }
             }
-            Ok(joined) if !current || self.peer.is_gone() => {
-                joined.topic.leave(joined.subscription, joined.key);
-                if current {
-                    self.consumers.remove(&id);
-                }
+            Ok(_) if !current => {}
+            Ok(_) if self.peer.is_gone() => {
+                self.consumers.remove(&id);
             }
-            Ok(Joined {
-                topic,
-                subscription,
-                key,
-            }) => {
-                self.peer.outbox.send(success(request_id));
-                let open = OpenConsumer {
-                    topic: topic.clone(),
-                    subscription,
-                    key,
+            Ok(mut joined) => {
+                let Some(open) = joined.open.take() else {
+                    return;
                 };
+                self.peer.outbox.send(success(request_id));
+                let (topic, subscription) = (open.topic.clone(), open.subscription);
                 self.consumers.insert(id, ConsumerSlot::Open(open));
                 topic.announce(subscription);
             }
@@ -213,11 +214,12 @@ async fn subscribe(
         .filter(|seconds| *seconds > 0)
         .map(Duration::from_secs);
     let subscription = topic.subscribe(&wanted, consumer, rollback).await?;
-    Ok(Joined {
+    let open = OpenConsumer {
         topic,
         subscription,
         key,
-    })
+    };
+    Ok(Joined { open: Some(open) })
 }
 
 fn check(

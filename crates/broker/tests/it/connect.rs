@@ -4,7 +4,8 @@ use geminga_broker::BrokerConfig;
 use geminga_proto::Command;
 use geminga_proto::pb::*;
 
-use crate::server::Server;
+use crate::server::{Server, eventually};
+use crate::wire::{TOPIC, subscribe};
 
 #[tokio::test]
 async fn trap_18_connected_echoes_the_lower_version_and_the_message_size() {
@@ -102,4 +103,45 @@ async fn a_silent_peer_is_closed_and_one_that_answers_is_not() {
             pongs += 1;
         }
     }
+}
+
+/// The consumer joins after its connection is gone: it must not stay behind as a ghost that owns
+/// keys or is active.
+#[tokio::test]
+async fn a_client_that_leaves_while_it_subscribes_leaves_nothing_behind() {
+    let server = Server::new().await;
+    for round in 0..50u64 {
+        let mut wire = server.connect().await;
+        wire.send(CommandProducer {
+            topic: TOPIC.to_owned(),
+            producer_id: 1,
+            request_id: 1,
+            ..CommandProducer::default()
+        })
+        .await;
+        let kind = match round % 2 {
+            0 => command_subscribe::SubType::KeyShared,
+            _ => command_subscribe::SubType::Failover,
+        };
+        let command = subscribe(1, &format!("s{}", round % 2), kind);
+        wire.send(CommandSubscribe {
+            request_id: 2,
+            ..command
+        })
+        .await;
+        for _ in 0..round {
+            tokio::task::yield_now().await;
+        }
+    }
+    let name = TOPIC.parse().unwrap();
+    eventually("everyone is gone", async || {
+        let stats = server.broker.topic_stats(&name).await.unwrap();
+        let consumers: usize = stats
+            .subscriptions
+            .values()
+            .map(|s| s.consumers.len())
+            .sum();
+        (stats.publishers.is_empty() && consumers == 0).then_some(())
+    })
+    .await;
 }
