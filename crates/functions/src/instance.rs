@@ -71,6 +71,16 @@ pub(crate) struct Gauge {
     pub(crate) woken: Notify,
 }
 
+impl Gauge {
+    /// So many are acknowledged or given back. An instance that ended has set the count to 0.
+    pub(crate) fn out_of_flight(&self, count: usize) {
+        let less = |n: usize| Some(n.saturating_sub(count));
+        let _ = self
+            .in_flight
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+}
+
 /// Why an instance ended before it was told to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Fault {
@@ -221,7 +231,7 @@ impl Instance {
                         for again in std::mem::take(&mut work.retries).into_values() {
                             match again {
                                 Again::Outside(_) => {
-                                    self.gauge.in_flight.fetch_sub(1, Ordering::AcqRel);
+                                    self.gauge.out_of_flight(1);
                                 }
                                 Again::InLine(_) => stop_at = Some(Instant::now()),
                             }

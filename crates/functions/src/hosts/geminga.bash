@@ -19,7 +19,7 @@ exec {_gmg_in}<&0 {_gmg_to}>&1 </dev/null
 _gmg_mark=$GMG_HOST_TOKEN
 unset GMG_HOST_TOKEN GMG_HOST_BINDING GMG_HOST_FD
 _gmg_id='' _gmg_headers='' _gmg_depth=0 _gmg_manual=0 _gmg_bytes=0 _gmg_plain=0
-_gmg_later=()
+_gmg_later=() _gmg_held=0 _gmg_kept=''
 declare -A _gmg_conf=() _gmg_secret=()
 MSG='' MSG_ENCODING='' REPLY=''
 
@@ -91,6 +91,12 @@ secret() {
 }
 
 emit() {
+  # The common call: one text, no options. It is kept until its message ends, so that both are one
+  # write; a subshell can keep nothing.
+  if (($# == 1 && BASH_SUBSHELL == 0 && _gmg_held == 0)) && [[ $1 != -* ]]; then
+    _gmg_held=1 _gmg_kept=$1
+    return
+  fi
   local headers='' option OPTIND=1 OPTARG='' text
   while getopts t:k:p:e:d: option; do
     _gmg_escape "$OPTARG"
@@ -114,6 +120,10 @@ emit() {
   else
     IFS= read -r -d '' text || :
     text=${text%$'\n'}
+  fi
+  if ((BASH_SUBSHELL == 0 && _gmg_held)); then
+    _gmg_held=0
+    _gmg_say 'E 0 2' '' "$_gmg_kept"
   fi
   _gmg_say 'E 0 2' "$headers" "$text"
 }
@@ -232,7 +242,12 @@ _gmg_batch() {
 _gmg_done() {
   local said=$1
   if ((_gmg_manual && said == 0)); then said=hold; fi
-  _gmg_say "O $_gmg_id 2" "$said" ''
+  if ((_gmg_held)); then
+    _gmg_held=0
+    printf '%s\0' '' "$_gmg_mark E 0 2" '' "$_gmg_kept" '' "$_gmg_mark O $_gmg_id 2" "$said" '' >&"$_gmg_to"
+  else
+    printf '%s\0' '' "$_gmg_mark O $_gmg_id 2" "$said" '' >&"$_gmg_to"
+  fi
   _gmg_id=
 }
 

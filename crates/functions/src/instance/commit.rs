@@ -2,7 +2,6 @@
 //! released, many at once.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use geminga_client::Receipt;
 use tokio::sync::mpsc;
@@ -77,7 +76,7 @@ impl Committer {
             if let Some(fault) = failed {
                 return Err(fault);
             }
-            self.gauge.in_flight.fetch_sub(count, Ordering::AcqRel);
+            self.gauge.out_of_flight(count);
             self.gauge.woken.notify_one();
         }
         Ok(())
