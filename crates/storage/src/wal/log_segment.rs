@@ -26,7 +26,8 @@ pub const SEGMENT_START: u64 = BLOCK_BYTES as u64;
 /// The first file of a new store.
 pub const SEGMENT_BYTES_FIRST: u64 = 1 << 20;
 const GROWTH: u64 = 4;
-const ZERO_WRITE_BYTES: usize = 1 << 20;
+/// Small, because an idle server keeps what its threads once used.
+const ZERO_WRITE_BYTES: usize = 256 << 10;
 
 /// A log file in one use of it.
 #[derive(Debug)]
