@@ -227,7 +227,7 @@ def _latency(context, system, rate):
               "server_cores": used["server_cores"], "cpu_other": used["cpu_other"]}
     run = GemingaPerf(system, context.geminga, "latency", context.topic("latency"), "--rate", rate, "--time", f"{seconds}s", "--size", 1024)
     own = run.result()["latencyMs"]
-    values.update({"p50_ms": own["p50"], "p99_ms": own["p99"], "p999_ms": own["p999"],
+    values.update({"p50_ms": round(own["p50"], 3), "p99_ms": round(own["p99"], 3), "p999_ms": round(own["p999"], 3),
                    "command": "pulsar-perf " + " ".join(map(str, arguments)) + " TOPIC with pulsar-perf consume; " + run.shown})
     probe = SyncProbe(system.folder)
     for _ in range(300):
