@@ -377,7 +377,7 @@ echo "${message}!" > /dev/stdout
 """
 PYTHON = """\
 def process(input):
-    return input + "!"
+    return "%s!" % input
 """
 
 

@@ -27,7 +27,7 @@ process() { emit "$MSG!"; }
 """
 PYTHON = """\
 def process(input):
-    return input + "?"
+    return "%s?" % input        # digits come as a number, as in Pulsar
 """
 
 pytestmark = [pytest.mark.own_server, pytest.mark.timeout(120 + 10 * ROUNDS)]
