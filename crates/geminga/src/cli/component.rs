@@ -468,7 +468,9 @@ pub(crate) fn code(path: &str) -> Outcome<Code> {
     let refused = |reason: String| {
         Failure::new(
             Exit::Usage,
-            Diagnostic::error("G0401", format!("the code `{path}` cannot be sent")).cause(reason),
+            Diagnostic::error("G0401", format!("the code `{path}` cannot be sent"))
+                .cause(reason)
+                .help("give the path of a file that this command can read"),
         )
     };
     let file = Path::new(path);
