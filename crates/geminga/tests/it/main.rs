@@ -1,6 +1,7 @@
 //! The binary as its users run it.
 
 mod mesh;
+mod objects;
 mod run;
 
 /// The binary, with nothing of this shell's settings.
