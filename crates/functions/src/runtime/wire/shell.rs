@@ -219,7 +219,12 @@ impl Shell {
         let head = text(&fields[0]);
         let mut words = head.split(' ');
         let kind = words.next().unwrap_or("");
-        let number = words.next().and_then(|n| n.parse::<u64>().ok());
+        // The number of an outcome is given back with its flag, as it was sent.
+        let number = words.next().and_then(|n| {
+            n.trim_start_matches(['r', 'e', 'R', 'E', 'b'])
+                .parse::<u64>()
+                .ok()
+        });
         let field =
             |index: usize| -> String { fields.get(index + 1).map(|f| text(f)).unwrap_or_default() };
         Ok(Some(match kind {
