@@ -24,10 +24,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use geminga_broker::{Broker, BrokerError, ErrorKind};
 use geminga_functions::Worker;
+use geminga_stdx::Tasks;
+use geminga_stdx::tasks::OnError;
 use serde::Serialize;
 
 use crate::endpoint;
@@ -121,7 +125,26 @@ impl Admin {
             .merge(metrics::router())
             .fallback(endpoint::refuse)
             .method_not_allowed_fallback(endpoint::refuse_method)
+            .layer(middleware::from_fn_with_state(Tasks::new(), whole))
             .with_state(self)
+    }
+}
+
+/// Lets a change run to its end though the client that asked for it goes away: half of one is worse
+/// than either. Also keeps a handler that panics from taking the connection along.
+async fn whole(State(tasks): State<Tasks>, request: Request, next: Next) -> Response {
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    let (done, answer) = tokio::sync::oneshot::channel();
+    tasks.spawn("admin-change", OnError::Log, async move {
+        // Nobody waits any more when the client is gone.
+        let _ = done.send(next.run(request).await);
+        Ok::<(), std::convert::Infallible>(())
+    });
+    match answer.await {
+        Ok(response) => response,
+        Err(_) => ApiError::internal("the change was not finished").into_response(),
     }
 }
 

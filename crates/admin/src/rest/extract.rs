@@ -119,6 +119,9 @@ pub(crate) struct Plain {
 pub(crate) struct Force {
     #[serde(default)]
     pub(crate) force: bool,
+    /// Still sent by Pulsar's client; a topic's schema goes with it, as in Pulsar.
+    #[serde(rename = "deleteSchema")]
+    _delete_schema: Option<bool>,
     #[serde(rename = "authoritative")]
     _authoritative: Option<bool>,
 }

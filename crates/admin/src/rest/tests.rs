@@ -223,7 +223,9 @@ async fn topics_and_partitions_come_and_go() {
         .change("DELETE", &at("parted/partitions"), None, 204)
         .await;
     server.change("PUT", &at("plain/unload"), None, 204).await;
-    server.change("DELETE", &at("plain"), None, 204).await;
+    // As pulsar-admin asks.
+    let path = at("plain?force=false&deleteSchema=false");
+    server.change("DELETE", &path, None, 204).await;
     server.get(TOPICS, 200, json!([name("a/b c")])).await;
 }
 
@@ -423,4 +425,28 @@ async fn lookups_and_metrics_answer() {
         line.contains("cluster=\"standalone\"") && line.ends_with(" 1"),
         "{line}"
     );
+}
+
+#[tokio::test]
+async fn a_change_is_finished_though_its_client_went_away() {
+    let server = Server::start().await;
+    let path = format!("{TOPICS}/parted/partitions");
+    // Polled once and dropped, as hyper does with a request whose connection closes.
+    let count = json!(50);
+    let mut asked = Box::pin(server.raw("PUT", &path, Some(&count)));
+    let once = std::future::poll_fn(|cx| std::task::Poll::Ready(asked.as_mut().poll(cx)));
+    assert!(
+        once.await.is_pending(),
+        "it was done at once, so this test shows nothing"
+    );
+    drop(asked);
+    let last = format!("{TOPICS}/parted-partition-49/stats");
+    let begun = std::time::Instant::now();
+    while server.ask("GET", &last, None).await.0 != 200 {
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(10),
+            "half of it was done"
+        );
+        tokio::task::yield_now().await;
+    }
 }
