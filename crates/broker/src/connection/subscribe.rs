@@ -19,7 +19,6 @@ use crate::consumer::{KeySharedPolicy, NewConsumer};
 use crate::dispatcher::ConsumerKey;
 use crate::error::BrokerError;
 use crate::peer::Peer;
-use crate::topic::Topic;
 use crate::topic::subscribe::{Wanted, reader_start};
 
 /// A consumer that has joined. It leaves again when this is dropped, unless the connection took it
