@@ -1,13 +1,15 @@
 //! What operators do, as the REST API and the command line need it. Changes are durable when the
 //! method returns.
 
-use std::collections::{BTreeMap, HashMap};
+mod subscriptions;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use geminga_model::{NamespaceName, Position, TopicName};
 use geminga_storage::ReadLimits;
-use geminga_storage::managed::{Cursor, Initial, OpenOptions};
+use geminga_storage::managed::OpenOptions;
 use geminga_storage::metadata::Expected;
 
 use crate::broker::Broker;
@@ -20,7 +22,6 @@ use crate::namespace::{
 use crate::schema::StoredSchema;
 use crate::topic::Topic;
 use crate::topic::stats::{TopicInternalStats, TopicStats};
-use crate::topic::subscribe::Wanted;
 
 /// Where a new or moved subscription begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -401,162 +402,6 @@ impl Broker {
         self.core.lookup_url(name).await
     }
 
-    // Subscriptions
-
-    /// Names of the durable subscriptions and of the connected readers.
-    pub async fn subscriptions(&self, name: &TopicName) -> Result<Vec<String>, BrokerError> {
-        let topic = self.existing(name).await?;
-        let state = topic.lock();
-        Ok(state
-            .subscriptions
-            .iter()
-            .map(|s| s.name.to_string())
-            .collect())
-    }
-
-    pub async fn create_subscription(
-        &self,
-        name: &TopicName,
-        subscription: &str,
-        at: SubscribeAt,
-        properties: HashMap<String, String>,
-    ) -> Result<(), BrokerError> {
-        let topic = self.core.topic(name, true).await?;
-        if topic.open()?.subscription_named(subscription).is_some() {
-            return Err(BrokerError::AlreadyExists(
-                "Subscription already exists for topic".to_owned(),
-            ));
-        }
-        let initial = match at {
-            SubscribeAt::Earliest => Initial::Earliest,
-            SubscribeAt::Latest => Initial::Latest,
-            SubscribeAt::Position(position) => Initial::At(position),
-            SubscribeAt::TimeMs(time_ms) => match topic.position_of_time(time_ms).await? {
-                Position::LATEST => Initial::Latest,
-                position => Initial::At(position),
-            },
-        };
-        let wanted = Wanted {
-            name: subscription.into(),
-            durable: true,
-            initial,
-            properties: properties.into_iter().collect(),
-            create: true,
-        };
-        topic.ensure_subscription(&wanted).await.map(drop)
-    }
-
-    pub async fn delete_subscription(
-        &self,
-        name: &TopicName,
-        subscription: &str,
-        force: bool,
-    ) -> Result<(), BrokerError> {
-        self.existing(name)
-            .await?
-            .delete_subscription(subscription, force)
-            .await
-    }
-
-    pub async fn reset_subscription(
-        &self,
-        name: &TopicName,
-        subscription: &str,
-        at: SubscribeAt,
-    ) -> Result<(), BrokerError> {
-        let topic = self.existing(name).await?;
-        let id = subscription_id(&topic, subscription)?;
-        let position = match at {
-            SubscribeAt::Earliest => Position::EARLIEST,
-            SubscribeAt::Latest => Position::LATEST,
-            SubscribeAt::Position(position) => position,
-            SubscribeAt::TimeMs(time_ms) => topic.position_of_time(time_ms).await?,
-        };
-        topic.reset_subscription(id, position, None).await
-    }
-
-    /// Acks the next `count` unacked entries.
-    pub async fn skip(
-        &self,
-        name: &TopicName,
-        subscription: &str,
-        count: u64,
-    ) -> Result<(), BrokerError> {
-        let topic = self.existing(name).await?;
-        let id = subscription_id(&topic, subscription)?;
-        let cursor = skip(&topic, id, count)?;
-        cursor.durable().await?;
-        Ok(())
-    }
-
-    /// Acks everything.
-    pub async fn skip_all(&self, name: &TopicName, subscription: &str) -> Result<(), BrokerError> {
-        self.skip(name, subscription, u64::MAX).await
-    }
-
-    /// Acks what is older than `seconds`; a conflict when there is nothing such.
-    pub async fn expire(
-        &self,
-        name: &TopicName,
-        subscription: &str,
-        seconds: u64,
-    ) -> Result<(), BrokerError> {
-        let topic = self.existing(name).await?;
-        let id = subscription_id(&topic, subscription)?;
-        if !topic.expire(subscription, seconds).await? {
-            return Err(BrokerError::AlreadyExists(
-                "Expire message by timestamp not issued: nothing to expire".to_owned(),
-            ));
-        }
-        let cursor = topic
-            .open()?
-            .subscription(id)
-            .map(|found| found.cursor.clone());
-        if let Some(cursor) = cursor {
-            cursor.durable().await?;
-        }
-        Ok(())
-    }
-
-    /// The next unacked entries, without changing anything.
-    pub async fn peek(
-        &self,
-        name: &TopicName,
-        subscription: &str,
-        count: usize,
-    ) -> Result<Vec<PeekedEntry>, BrokerError> {
-        let topic = self.existing(name).await?;
-        let id = subscription_id(&topic, subscription)?;
-        let cursor = topic
-            .open()?
-            .subscription(id)
-            .map(|found| found.cursor.clone());
-        let Some(cursor) = cursor else {
-            return Ok(Vec::new());
-        };
-        let mut peeked = Vec::new();
-        let mut next = cursor.mark_delete().next_in_ledger();
-        while peeked.len() < count {
-            let position = cursor.next_unacked(next);
-            if position > topic.ledger.durable_position() {
-                break;
-            }
-            let entries = topic
-                .ledger
-                .read(position, ReadLimits::new(1, usize::MAX))
-                .await?;
-            let Some(entry) = entries.into_iter().next() else {
-                break;
-            };
-            next = entry.position.next_in_ledger();
-            peeked.push(PeekedEntry {
-                position: entry.position,
-                block: entry.data,
-            });
-        }
-        Ok(peeked)
-    }
-
     /// The entry at a position.
     pub async fn entry(
         &self,
@@ -616,7 +461,7 @@ impl Broker {
         self.core.broker_id()
     }
 
-    async fn existing(&self, name: &TopicName) -> Result<Arc<Topic>, BrokerError> {
+    pub(super) async fn existing(&self, name: &TopicName) -> Result<Arc<Topic>, BrokerError> {
         if !self.topic_exists(name).await? {
             return Err(BrokerError::TopicNotFound(name.to_string()));
         }
@@ -654,44 +499,6 @@ impl Broker {
         }
         Ok(())
     }
-}
-
-fn subscription_id(topic: &Arc<Topic>, name: &str) -> Result<u32, BrokerError> {
-    let mut state = topic.open()?;
-    state
-        .subscription_named(name)
-        .map(|found| found.id)
-        .ok_or_else(|| BrokerError::SubscriptionNotFound {
-            topic: topic.name.to_string(),
-            subscription: name.to_owned(),
-        })
-}
-
-fn skip(topic: &Arc<Topic>, id: u32, count: u64) -> Result<Arc<Cursor>, BrokerError> {
-    let mut state = topic.open()?;
-    let Some(found) = state.subscription_mut(id) else {
-        return Err(BrokerError::NotReady("Subscription is fenced".to_owned()));
-    };
-    let cursor = found.cursor.clone();
-    let last = topic.ledger.durable_position();
-    let through = if count >= cursor.backlog() {
-        Some(last)
-    } else {
-        let mut next = cursor.mark_delete().next_in_ledger();
-        let mut through = None;
-        for _ in 0..count {
-            let position = cursor.next_unacked(next);
-            through = Some(position);
-            next = position.next_in_ledger();
-        }
-        through
-    };
-    if let Some(through) = through.filter(|through| *through <= last) {
-        cursor.ack_cumulative(through, None)?;
-        found.skipped_through(through);
-        topic.dispatch(&mut state, id);
-    }
-    Ok(cursor)
 }
 
 fn creating() -> OpenOptions {
