@@ -1,5 +1,6 @@
 //! The binary as its users run it.
 
+mod codes;
 mod mesh;
 mod objects;
 mod run;
