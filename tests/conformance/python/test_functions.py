@@ -208,7 +208,7 @@ def test_a_script_with_a_syntax_error_is_refused_or_told(server, fresh, topic, n
 def test_the_same_name_twice_is_refused(server, fresh, topic, name, tmp_path):
     path = script(tmp_path, 'process() { emit "$MSG"; }\n')
     fresh("--sh", path, *wired(topic))
-    assert "already exists" in create_function(server, name, "--sh", path, *wired(topic), code=1)
+    assert "already exists" in create_function(server, name, "--sh", path, *wired(topic), code=4)
 
 
 def test_deleting_ends_the_processes(client, server, topic, name, tmp_path):
