@@ -32,7 +32,9 @@ pub use broker::Broker;
 pub use config::{BrokerConfig, SubscriptionType, TopicType};
 pub use error::{BrokerError, ErrorKind};
 pub use metrics::{MetricsSnapshot, SubscriptionMetrics, TopicMetrics};
-pub use namespace::{AutoTopicCreation, Partitioned, Policies, Retention, TenantInfo};
+pub use namespace::{
+    AutoTopicCreation, Partitioned, Policies, Retention, TenantInfo, stored_topic_name,
+};
 pub use schema::{StoredSchema, type_name as schema_type_name};
 pub use topic::stats::{
     ConsumerStats, CursorStats, PublisherStats, SubscriptionStats, TopicInternalStats, TopicStats,

@@ -234,6 +234,14 @@ pub(crate) fn ledger_path(namespace: &NamespaceName) -> String {
     format!("{namespace}/persistent")
 }
 
+/// The topic whose managed ledger has this path; none when no topic can have it.
+#[must_use]
+pub fn stored_topic_name(path: &str) -> Option<String> {
+    let (namespace, local) = path.rsplit_once('/')?;
+    let (namespace, domain) = namespace.rsplit_once('/')?;
+    Some(format!("{domain}://{namespace}/{}", decode(local)?))
+}
+
 /// As in URLs (and as Pulsar's own paths are): letters, digits and `-_.*` stay.
 pub(crate) fn encode(local: &str) -> String {
     let mut out = String::with_capacity(local.len());
@@ -280,6 +288,11 @@ mod tests {
             assert_eq!(decode(&encode(local)).as_deref(), Some(local));
             assert!(!encode(local).contains('/'));
         }
+        let path = "shop/eu/persistent/a+b%2Fc";
+        assert_eq!(
+            stored_topic_name(path).as_deref(),
+            Some("persistent://shop/eu/a b/c")
+        );
         assert_eq!(decode("%zz"), None);
         assert_eq!(decode("%4"), None);
     }

@@ -17,6 +17,7 @@ mod run;
 mod sinks;
 mod sources;
 mod standalone;
+mod storage;
 mod subscriptions;
 mod tenants;
 mod topics;
@@ -130,6 +131,8 @@ enum Command {
     Tenants(tenants::TenantsArgs),
     /// Run a broker, the admin API and a functions worker in this process
     Standalone(standalone::StandaloneArgs),
+    /// Check and repair a data directory
+    Storage(storage::StorageArgs),
     /// Send messages
     Produce(produce::ProduceArgs),
     /// Print messages as they come
@@ -198,6 +201,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Namespaces(args) => namespaces::run(args, &global),
         Command::Tenants(args) => tenants::run(args, &global),
         Command::Standalone(args) => standalone::run(args, &global),
+        Command::Storage(args) => storage::run(args, &global),
         Command::Produce(args) => produce::run(args, &global),
         Command::Consume(args) => consume::run(args, &global),
         Command::Perf(args) => perf::run(args, &global),

@@ -50,8 +50,10 @@ const CODES: &[Code] = &[
         "G0105",
         "the data is damaged",
         "A checksum does not fit in the middle of the data, at the file and offset in the message. Geminga \
-         never skips damage in silence. `geminga storage repair --data DIR` keeps what is good and lists \
-         what was lost; copy the directory first.",
+         never skips damage in silence. `geminga storage check --data DIR` lists all of it, and \
+         `geminga storage repair --data DIR --into COPY` copies every message that can be read into a new \
+         directory, with topics, subscriptions and functions, and says what was lost. The damaged directory \
+         stays as it is.",
     ),
     (
         "G0106",

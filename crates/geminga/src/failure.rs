@@ -52,3 +52,18 @@ impl From<std::io::Error> for Failure {
 
 /// What every command returns.
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+/// An error with all that stands behind it, in one line.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        // Some errors repeat their cause in their own text.
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = cause.source();
+    }
+    text
+}

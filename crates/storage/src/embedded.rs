@@ -47,7 +47,7 @@ use index::{Appender, LedgerIndex};
 use space::SpaceWatch;
 
 pub use crate::wal::recovery::Loss;
-pub use repair::Repair;
+pub use repair::{Remains, Repair, RepairHost};
 
 /// What "durable" means. Every benchmark names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

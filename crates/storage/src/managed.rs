@@ -22,6 +22,7 @@ mod change;
 mod cursor;
 pub(crate) mod cursor_table;
 mod factory;
+pub(crate) mod fit;
 pub mod ledger_list;
 pub mod range_set;
 mod read;
@@ -33,6 +34,7 @@ pub use append::TopicObserver;
 pub use cursor::{Cursor, Initial};
 pub use cursor_table::Properties;
 pub use factory::{ManagedLedgers, OpenOptions, Parts, Stats};
+pub use fit::{Fitted, TopicLoss};
 pub use retention::Retention;
 
 use crate::error::ManagedError;

@@ -1,14 +1,17 @@
 //! The storage of one process, put together: engine, metadata, managed ledgers.
 
 use crate::config::ManagedConfig;
-use crate::embedded::{EmbeddedConfig, EmbeddedStore};
-use crate::error::ManagedError;
+use crate::embedded::{EmbeddedConfig, EmbeddedStore, Remains, Repair, RepairHost};
+use crate::error::{ManagedError, StoreError};
 use crate::ledger::memory::{MemoryImage, MemoryStore};
 use crate::ledger::{LedgerStore, StateLog};
+use crate::managed::fit::{Fitted, fit};
 use crate::managed::{ManagedLedgers, Parts};
 use crate::metadata::{EmbeddedMetadata, MetadataStore};
 use crate::state::State;
+use geminga_model::LedgerId;
 use geminga_stdx::{Clock, Tasks};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,6 +75,38 @@ impl Storage {
             metadata,
             engine: None,
         })
+    }
+
+    /// Copies what can be read of the data in `from` to `into`, which must not exist or be empty,
+    /// with topics and cursors that fit what is left; only reads without `into`. `progress` is told
+    /// how many bytes were read, of how many.
+    pub fn repair(
+        from: &Path,
+        into: Option<&Path>,
+        embedded: &EmbeddedConfig,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(Repair, Fitted), StoreError> {
+        struct Host<'a> {
+            state: &'a State,
+            progress: &'a mut dyn FnMut(u64, u64),
+            fitted: Fitted,
+        }
+        impl RepairHost for Host<'_> {
+            fn progress(&mut self, done_bytes: u64, total_bytes: u64) {
+                (self.progress)(done_bytes, total_bytes);
+            }
+            fn read(&mut self, ledgers: &BTreeMap<LedgerId, Remains>) {
+                self.fitted = fit(self.state, ledgers);
+            }
+        }
+        let state = State::new();
+        let mut host = Host {
+            state: &state,
+            progress,
+            fitted: Fitted::default(),
+        };
+        let repair = EmbeddedStore::repair(from, into, embedded, &state, &mut host)?;
+        Ok((repair, host.fitted))
     }
 
     /// Writes the acks that are not written yet, and ends the engine's threads. To be called last.

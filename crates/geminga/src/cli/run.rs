@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::progress::{Counts, Display};
 use super::{Global, block_on, mesh};
 use crate::config::{DATA_DIR_DEFAULT, DataArgs};
-use crate::failure::{Exit, Failure, Outcome};
+use crate::failure::{Exit, Failure, Outcome, with_sources};
 use crate::output;
 use crate::serve::standalone::{Options, Standalone};
 
@@ -292,14 +292,6 @@ fn worker_failure(what: &str, error: &geminga_functions::WorkerError) -> Failure
         geminga_functions::WorkerError::Invalid(_) => Exit::Usage,
         _ => Exit::Failed,
     };
-    let mut cause = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        let text = error.to_string();
-        if !cause.contains(&text) {
-            cause = format!("{cause}: {text}");
-        }
-        source = error.source();
-    }
+    let cause = with_sources(error);
     Failure::new(exit, Diagnostic::error("G0412", what).cause(cause))
 }

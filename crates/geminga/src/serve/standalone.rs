@@ -14,7 +14,7 @@ use geminga_stdx::{Clock, Diagnostic, Tasks};
 use geminga_storage::{EmbeddedConfig, ManagedConfig, ManagedError, Storage, StoreError};
 
 use crate::config::{DATA_DIR_DEFAULT, DataArgs, Durability};
-use crate::failure::{Exit, Failure, Outcome};
+use crate::failure::{Exit, Failure, Outcome, with_sources};
 
 /// What a stop may take in all.
 const STOP_GRACE: Duration = Duration::from_millis(1500);
@@ -225,7 +225,7 @@ fn storage_failure(error: &ManagedError, path: &Path) -> Failure {
     }
 }
 
-fn store_failure(error: &StoreError, path: &Path) -> Failure {
+pub(crate) fn store_failure(error: &StoreError, path: &Path) -> Failure {
     let shown = path.display();
     match error {
         StoreError::Locked { .. } => Failure::new(
@@ -247,9 +247,7 @@ fn store_failure(error: &StoreError, path: &Path) -> Failure {
         } => Diagnostic::error("G0105", format!("the data is damaged: {what}"))
             .at(shown_file(path, file), 0, 0)
             .cause(format!("at offset {offset}"))
-            .help(format!(
-                "copy the directory, then `geminga storage repair --data {shown}`"
-            ))
+            .help(repair_command(path))
             .into(),
         StoreError::Full => Diagnostic::error("G0106", format!("no space left for `{shown}`"))
             .help("free some space, or name another directory with `--data DIR`")
@@ -261,23 +259,28 @@ fn store_failure(error: &StoreError, path: &Path) -> Failure {
     }
 }
 
+/// Where a repaired copy would go.
+pub(crate) fn beside(data: &Path) -> PathBuf {
+    let mut name = data.file_name().unwrap_or_default().to_owned();
+    name.push(".repaired");
+    data.with_file_name(name)
+}
+
+/// What to type about damage in `data`.
+pub(crate) fn repair_command(data: &Path) -> String {
+    format!(
+        "geminga storage repair --data {} --into {}",
+        data.display(),
+        beside(data).display()
+    )
+}
+
 fn shown_file(dir: &Path, file: &Path) -> PathBuf {
     if file.is_absolute() {
         file.to_owned()
     } else {
         dir.join(file)
     }
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn listen_failure(error: &std::io::Error, flag: &str, port: u16) -> Failure {

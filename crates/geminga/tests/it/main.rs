@@ -4,6 +4,8 @@ mod codes;
 mod mesh;
 mod objects;
 mod run;
+mod server;
+mod storage;
 
 /// The binary, with nothing of this shell's settings.
 fn geminga() -> std::process::Command {

@@ -1,59 +1,19 @@
 //! `geminga mesh apply`, `list` and `delete` on a running server.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::path::Path;
 
-use crate::{geminga, text};
+use crate::server::Server;
+use crate::text;
 
-/// A server of its own, ended with this value.
-struct Server {
-    process: Child,
-    admin_url: String,
-}
-
-impl Server {
-    fn start() -> Server {
-        let mut process = geminga()
-            .args([
-                "standalone",
-                "--ephemeral",
-                "--port",
-                "0",
-                "--http-port",
-                "0",
-                "-o",
-                "json",
-            ])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts");
-        let mut line = String::new();
-        let stdout = process.stdout.take().expect("a pipe");
-        BufReader::new(stdout).read_line(&mut line).expect("reads");
-        let ready: serde_json::Value = serde_json::from_str(&line).expect("JSON");
-        let admin_url = ready["adminUrl"].as_str().expect("an address").to_owned();
-        Server { process, admin_url }
-    }
-
-    /// What a mesh command prints.
-    fn mesh(&self, directory: &std::path::Path, args: &[&str]) -> String {
-        let ran = geminga()
-            .current_dir(directory)
-            .args(["mesh", "--admin-url", &self.admin_url])
-            .args(args)
-            .output()
-            .expect("runs");
-        assert!(ran.status.success(), "{args:?}: {}", text(&ran.stderr));
-        text(&ran.stdout) + &text(&ran.stderr)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// What a mesh command prints.
+fn mesh(server: &Server, directory: &Path, args: &[&str]) -> String {
+    let all: Vec<&str> = ["mesh", "--admin-url", &server.admin_url]
+        .into_iter()
+        .chain(args.iter().copied())
+        .collect();
+    let ran = server.ask(directory, &all);
+    assert!(ran.status.success(), "{args:?}: {}", text(&ran.stderr));
+    text(&ran.stdout) + &text(&ran.stderr)
 }
 
 /// Action and name of each step.
@@ -73,7 +33,7 @@ fn steps(printed: &str) -> Vec<(&str, &str)> {
 
 #[test]
 fn apply_changes_what_differs_and_nothing_else() {
-    let server = Server::start();
+    let server = Server::ephemeral();
     let directory = tempfile::tempdir().expect("a directory");
     let write = |name: &str, text: &str| {
         std::fs::write(directory.path().join(name), text).expect("writes");
@@ -92,7 +52,7 @@ fn apply_changes_what_differs_and_nothing_else() {
         "mesh.yaml",
         &format!("{head}{}{}", function("a", "x"), function("b", "y")),
     );
-    let run = |args: &[&str]| server.mesh(directory.path(), args);
+    let run = |args: &[&str]| mesh(&server, directory.path(), args);
 
     assert_eq!(
         steps(&run(&["plan", "mesh.yaml"])),

@@ -1,85 +1,11 @@
 //! The object commands against `geminga standalone`: what they print, and how they fail.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Output, Stdio};
-
+use crate::server::Server;
 use crate::{geminga, text};
-
-/// A server of its own; ends with the value.
-struct Server {
-    child: Child,
-    admin_url: String,
-    service_url: String,
-}
-
-impl Server {
-    fn start() -> Self {
-        let mut child = geminga()
-            .args([
-                "standalone",
-                "--port",
-                "0",
-                "--http-port",
-                "0",
-                "--ephemeral",
-                "-o",
-                "json",
-            ])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("a pipe");
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .expect("says where it is");
-        let url = |field: &str| {
-            let rest = line.split(&format!("\"{field}\":\"")).nth(1);
-            rest.and_then(|rest| rest.split('"').next())
-                .expect("an address")
-                .to_owned()
-        };
-        let (admin_url, service_url) = (url("adminUrl"), url("serviceUrl"));
-        Self {
-            child,
-            admin_url,
-            service_url,
-        }
-    }
-
-    fn ask(&self, words: &str) -> Output {
-        geminga()
-            .env("GEMINGA_ADMIN_URL", &self.admin_url)
-            .env("GEMINGA_SERVICE_URL", &self.service_url)
-            .args(words.split(' '))
-            .output()
-            .expect("runs")
-    }
-
-    /// Runs a command, checks its exit code, and gives what it said on both sides.
-    fn check(&self, words: &str, exit: i32) -> (String, String) {
-        let output = self.ask(words);
-        let (out, err) = (text(&output.stdout), text(&output.stderr));
-        assert_eq!(
-            output.status.code(),
-            Some(exit),
-            "geminga {words}\n{out}{err}"
-        );
-        (out, err)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn topics_subscriptions_and_functions_from_the_command_line() {
-    let server = Server::start();
+    let server = Server::ephemeral();
     server.check("topics create words", 0);
     server.check("topics create words", 4);
     server.check("topics create-partitioned big --partitions 3", 0);
@@ -142,7 +68,7 @@ fn topics_subscriptions_and_functions_from_the_command_line() {
 
 #[test]
 fn failures_say_what_to_type() {
-    let server = Server::start();
+    let server = Server::ephemeral();
     for (words, exit, says) in [
         (
             "topics stats nope",

@@ -207,6 +207,29 @@ impl LedgerIndex {
         Ok(())
     }
 
+    /// The same in a repair: what is missing before the run stays missing. A run that is there
+    /// already is passed over.
+    pub(super) fn replay_behind_gap(&self, generation: u64, place: &RecordPlace) {
+        let mut inner = self.inner.lock();
+        let ledger = inner.ledgers.entry(place.ledger.0).or_default();
+        if place.first.0 >= ledger.entries {
+            ledger.append(generation as u32, 0, place);
+        }
+    }
+
+    /// Where a ledger goes on behind a gap in the log, if `first` lies in one. Only a repair meets
+    /// gaps.
+    pub(super) fn log_resumes(&self, id: LedgerId, first: EntryId) -> Option<EntryId> {
+        let inner = self.inner.lock();
+        let ledger = inner.ledgers.get(&id.0)?;
+        if first.0 < ledger.sorted_end() && !ledger.sorted.is_empty() {
+            return None;
+        }
+        let next = ledger.log.partition_point(|row| row.end() <= first.0);
+        let row = ledger.log.get(next)?;
+        (row.first > first.0).then_some(EntryId(row.first))
+    }
+
     /// A ledger's part in the segment files, from the checkpoint.
     pub(super) fn restore(&self, id: LedgerId, entries: i64, bytes: u64, sorted: Vec<SortedRange>) {
         let ledger = Ledger {
@@ -359,6 +382,7 @@ impl Ledger {
         self.bytes += payload as u64;
         if let Some(row) = self.log.back_mut()
             && row.segment == generation
+            && row.end() == place.first.0
             && row.offset + row.bytes == offset
             && row.bytes + place.bytes <= ROW_BYTES_MAX
         {

@@ -41,6 +41,8 @@ pub(super) struct Recovered {
     /// Ledgers whose beginning is nowhere: their deletion must follow, since a checkpoint written
     /// after it does not name them. Where the first such run is.
     headless: HashMap<LedgerId, StoreError>,
+    /// State records that a repair could not use.
+    bad_records: Vec<Loss>,
     /// The checkpoint is damaged, and this is a repair.
     checkpoint_lost: bool,
     /// A repair: damage is passed over, and nothing is changed on the disk.
@@ -79,6 +81,7 @@ pub(super) fn recover(
         records: 0,
         torn: false,
         headless: HashMap::new(),
+        bad_records: Vec::new(),
         checkpoint_lost: false,
         repairing: losses.is_some(),
     };
@@ -91,6 +94,9 @@ pub(super) fn recover(
         }
     }
     recovered.read_log(disk.as_ref(), config, names, machine, losses.as_deref_mut())?;
+    if let Some(losses) = &mut losses {
+        losses.append(&mut recovered.bad_records);
+    }
     recovered.check_files(disk.as_ref(), names, losses)?;
     Ok(recovered)
 }
@@ -234,7 +240,11 @@ impl Recovered {
             self.last_log_file = self.last_log_file.max(number);
             let io =
                 |error| StoreError::io(format!("cannot read `{}`", disk.describe(name)), error);
-            let file = disk.open(name, Open::Log { durable }).map_err(io)?;
+            let how = match self.repairing {
+                true => Open::Read,
+                false => Open::Log { durable },
+            };
+            let file = disk.open(name, how).map_err(io)?;
             let mut bytes = [0; SEGMENT_HEADER_BYTES];
             if *size >= SEGMENT_START {
                 file.read_at(&mut bytes, 0).map_err(io)?;
@@ -305,6 +315,10 @@ impl Recovered {
                     bytes: header.record_bytes() as u32,
                 };
                 self.reserved = self.reserved.max(header.ledger.0 + 1);
+                if self.repairing {
+                    self.index.replay_behind_gap(segment.generation, &place);
+                    return Ok(());
+                }
                 let Err(due) = self.index.replay_run(segment.generation, &place) else {
                     return Ok(());
                 };
@@ -313,14 +327,22 @@ impl Recovered {
                     header.first, header.ledger
                 );
                 let damage = recovery::damage(disk, segment, replayed.offset, what);
-                if due.0 > 0 && !self.repairing {
+                if due.0 > 0 {
                     return Err(damage);
                 }
                 self.headless.entry(header.ledger).or_insert(damage);
                 Ok(())
             }
             RecordKind::State if replayed.number >= self.begin.replay_record => {
-                machine.apply(replayed.body)
+                match machine.apply(replayed.body) {
+                    Err(error) if self.repairing => {
+                        let what = error.to_string();
+                        let damage = recovery::damage(disk, segment, replayed.offset, what);
+                        self.bad_records.push(loss(&damage));
+                        Ok(())
+                    }
+                    applied => applied,
+                }
             }
             RecordKind::State | RecordKind::Create => Ok(()),
             RecordKind::Delete => {

@@ -119,6 +119,26 @@ impl AckState {
         before != (self.next, self.acked.covered(), self.batches.len())
     }
 
+    /// The same acks when the offsets in `holes` (ascending, disjoint) never were, and those behind
+    /// them move up.
+    #[must_use]
+    pub fn without(&self, holes: &[Range<u64>]) -> Self {
+        let moved = |offset: u64| {
+            let gone = |hole: &Range<u64>| offset.min(hole.end).saturating_sub(hole.start);
+            offset - holes.iter().map(gone).sum::<u64>()
+        };
+        let mut state = Self::at(moved(self.next));
+        for range in self.acked.iter() {
+            state.ack(moved(range.start)..moved(range.end));
+        }
+        for (offset, words) in &self.batches {
+            if !holes.iter().any(|hole| hole.contains(offset)) {
+                state.ack_batch(moved(*offset), words);
+            }
+        }
+        state
+    }
+
     /// Takes in what another state of the same cursor knows; both were acked.
     pub fn merge(&mut self, other: &Self) {
         self.ack_below(other.next);
@@ -302,6 +322,19 @@ mod tests {
             one.merge(&two);
             other.0.iter().for_each(|(at, left)| model.ack(*at, *left));
             check(&one, &model);
+        }
+
+        #[test]
+        fn what_is_lost_takes_its_acks_along(steps in steps(), a in 0..20_u64, n in 0..5_u64, b in 26..40_u64) {
+            let (mut state, mut model) = (AckState::default(), Model::default());
+            run(&mut state, &mut model, &steps);
+            let holes = [a..a + n, b..b + 3];
+            let left = (0..60).filter(|at| !holes.iter().any(|hole| hole.contains(at)));
+            let mut moved = Model::default();
+            for (to, from) in left.enumerate() {
+                moved.ack(to as u64, model.left(from));
+            }
+            check(&state.without(&holes), &moved);
         }
 
         #[test]

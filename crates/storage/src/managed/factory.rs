@@ -28,7 +28,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 /// Where topics stand in the metadata.
-const TOPICS: &str = "/managed-ledgers";
+pub(super) const TOPICS: &str = "/managed-ledgers";
 /// Ledgers that nobody needs and that may not all be deleted yet.
 pub(super) const DELETIONS: &str = "/ledger-deletions";
 /// Topics being opened at the same time. Names share a gate by hash.

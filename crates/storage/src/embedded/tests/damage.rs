@@ -3,12 +3,13 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::super::checkpoint::checkpoint_name;
-use super::super::repair::repair_on;
+use super::super::repair::{Remains, RepairHost, repair_on};
 use super::*;
 use crate::disk::Open;
 use crate::ledger::contract::{ALL, Journal, Watch};
 use crate::segment::writer::segment_file_name;
 use crate::wal::log_segment::log_file_name;
+use std::collections::BTreeMap;
 
 fn open(disk: &FaultyDisk) -> Result<Arc<EmbeddedStore>, StoreError> {
     let machine = Arc::new(Journal::default());
@@ -58,6 +59,7 @@ fn corruption(result: Result<Arc<EmbeddedStore>, StoreError>) -> (String, u64, S
 }
 
 #[tokio::test]
+#[expect(clippy::single_range_in_vec_init, reason = "holes are ranges")]
 async fn damage_in_the_middle_of_the_log_is_an_error_and_can_be_repaired() {
     let disk = FaultyDisk::new(1);
     let store = open(&disk).unwrap();
@@ -86,12 +88,21 @@ async fn damage_in_the_middle_of_the_log_is_an_error_and_can_be_repaired() {
     );
 
     let (from, into): (Arc<dyn Disk>, _) = (Arc::new(disk), FaultyDisk::new(2));
-    let config = small(Durability::Fsync);
-    let repair = repair_on(&from, &into, &config, &Journal::default()).unwrap();
-    assert_eq!((repair.ledgers, repair.entries), (2, 20 + 40));
+    let checked = repaired(&from, None);
+    let repair = repaired(&from, Some(&into));
+    assert_eq!(checked.ledgers, repair.ledgers, "a check finds the same");
+    // What is behind the damage moves up.
+    assert_eq!((repair.ledgers.len(), repair.entries), (2, 30 + 40));
+    assert_eq!(
+        (&*repair.ledgers[&a].holes, repair.ledgers[&a].end),
+        (&[20..30][..], 40)
+    );
     assert_eq!(repair.losses.len(), 1);
     let store = open(&into.after_crash()).unwrap();
-    assert_holds(&store, a, 20).await;
+    let found = store.read(a, EntryId(0), ALL).await.unwrap();
+    let wanted: Vec<Bytes> = (0..20).chain(30..40).map(|it| entry(a, it)).collect();
+    let data: Vec<Bytes> = found.iter().map(|it| it.data.clone()).collect();
+    assert_eq!(data, wanted);
     assert_holds(&store, b, 40).await;
     // It is a store like any other.
     let writers = fill(&store, 1, 600).await;
@@ -171,10 +182,19 @@ async fn segment_files_and_checkpoints_are_verified() {
     drop(store);
     let disk = disk.after_crash();
     let (from, into): (Arc<dyn Disk>, _) = (Arc::new(disk.clone()), FaultyDisk::new(6));
-    let config = small(Durability::Fsync);
-    let repair = repair_on(&from, &into, &config, &Journal::default()).unwrap();
-    assert_eq!(repair.cut, [(a, 0, 400)]);
-    assert_holds(&open(&into).unwrap(), b, 400).await;
+    let repair = repaired(&from, Some(&into));
+    // One block is lost, and nothing else.
+    let holes = &repair.ledgers[&a].holes;
+    assert!(
+        holes.len() == 1 && holes[0].start == 0 && holes[0].end < 100,
+        "{holes:?}"
+    );
+    assert_eq!(repair.losses.len(), 1, "{:?}", repair.losses);
+    let store = open(&into).unwrap();
+    let found = store.read(a, EntryId(0), ALL).await.unwrap();
+    assert_eq!(found.len() as u64, 400 - holes[0].end);
+    assert_eq!(found[0].data, entry(a, holes[0].end as usize));
+    assert_holds(&store, b, 400).await;
     disk.flip_bit(&segment, 600, 1);
 
     // The checkpoint: nothing older is used in its stead.
@@ -183,7 +203,7 @@ async fn segment_files_and_checkpoints_are_verified() {
     assert_eq!((path, offset), (format!("memory:{checkpoint}"), 0));
     assert!(what.contains("checkpoint cannot be read"), "{what}");
     let into = FaultyDisk::new(7);
-    let repair = repair_on(&from, &into, &config, &Journal::default()).unwrap();
+    let repair = repaired(&from, Some(&into));
     assert_eq!(repair.entries, 800, "{repair:?}");
     let store = open(&into).unwrap();
     assert_holds(&store, a, 400).await;
@@ -194,6 +214,22 @@ async fn segment_files_and_checkpoints_are_verified() {
     disk.remove(&segment).unwrap();
     let (path, _, _) = corruption(open(&disk));
     assert_eq!(path, format!("memory:{segment}"));
+}
+
+fn repaired(from: &Arc<dyn Disk>, into: Option<&FaultyDisk>) -> super::super::Repair {
+    struct Told(u64, u64);
+    impl RepairHost for Told {
+        fn progress(&mut self, done_bytes: u64, total_bytes: u64) {
+            assert!(done_bytes > self.0);
+            (self.0, self.1) = (done_bytes, total_bytes);
+        }
+        fn read(&mut self, ledgers: &BTreeMap<LedgerId, Remains>) {
+            assert_eq!(ledgers.values().map(|it| it.bytes).sum::<u64>(), self.0);
+        }
+    }
+    let config = small(Durability::Fsync);
+    let into = into.map(|into| into as &dyn Disk);
+    repair_on(from, into, &config, &Journal::default(), &mut Told(0, 0)).unwrap()
 }
 
 async fn wait_until(mut condition: impl FnMut() -> bool) {
