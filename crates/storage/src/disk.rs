@@ -48,14 +48,12 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Fills `buf` from `offset`; an end of file before that is `UnexpectedEof`.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
-    /// Writes the whole of `buf`. For a file opened with [`Open::Log`] the offset and the length
-    /// are multiples of [`BLOCK_BYTES`] and the memory is aligned to it ([`AlignedBuf`]), or the
-    /// write may go the slow way.
+    /// Writes the whole of `buf`. Where the offset and the length are multiples of [`BLOCK_BYTES`]
+    /// and the memory is aligned to it ([`AlignedBuf`]) it goes the fast way, past the page cache;
+    /// reads do too.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
     fn sync(&self) -> io::Result<()>;
     fn size(&self) -> io::Result<u64>;
     /// True if a write is durable when it returns.
     fn syncs_itself(&self) -> bool;
-    /// Hints that the file is read from start to end soon.
-    fn will_read(&self) {}
 }

@@ -66,7 +66,8 @@ pub struct EmbeddedConfig {
     pub log_segment_bytes: u64,
     /// Log files in all. When so many wait to be sorted, appends wait.
     pub log_segments_max: usize,
-    /// What may wait for the disk; then appends fail with `Busy`.
+    /// What may wait for the disk; then appends fail with `Busy`. A broker bounds what it has under
+    /// way itself, by making its clients wait, so this should be well above that bound.
     pub queue_bytes_max: usize,
     /// With less free space than this, producers should slow down.
     pub space_low_bytes: u64,
@@ -84,7 +85,7 @@ impl Default for EmbeddedConfig {
             durability: Durability::Fsync,
             log_segment_bytes: 16 << 20,
             log_segments_max: 8,
-            queue_bytes_max: 64 << 20,
+            queue_bytes_max: 256 << 20,
             space_low_bytes: 512 << 20,
             space_reserve_bytes: 256 << 20,
             open_files_max: 256,

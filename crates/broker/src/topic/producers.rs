@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use geminga_proto::pb::CommandProducerSuccess;
 
+use super::publish::Closing;
 use super::{Life, State, Topic};
 use crate::error::BrokerError;
 use crate::peer::Peer;
@@ -18,8 +19,8 @@ pub(crate) struct Access {
     waiting: VecDeque<Waiting>,
     /// Rises with each exclusive owner; stored with the topic.
     pub(crate) epoch: Option<u64>,
-    /// Closed by their clients, with sends not yet confirmed: answered afterwards.
-    pub(super) closing: Vec<(Arc<Producer>, u64)>,
+    /// With sends not yet confirmed: closed afterwards.
+    pub(super) closing: Vec<Closing>,
 }
 
 struct Waiting {
@@ -135,7 +136,7 @@ impl Topic {
         state
             .access
             .closing
-            .retain(|(closing, _)| closing.key != producer.key);
+            .retain(|closing| closing.producer().key != producer.key);
     }
 
     fn admit(

@@ -101,7 +101,7 @@ impl Topic {
             Err(error) => {
                 tracing::warn!(topic = %self.name, producer = %producer.name, %error,
                     "entries were not taken; the producer has to come back");
-                self.drop_producer(&mut state, &producer);
+                self.drop_producer_in_order(&mut state, &producer);
             }
         }
         drop(state);
@@ -165,6 +165,9 @@ impl Topic {
 
     /// Forgets what waits for the disk (the topic is closed); their producers send again.
     pub(super) fn forget_runs(&self, state: &mut State) {
+        for closing in state.access.closing.drain(..) {
+            closing.finish();
+        }
         state.receipts.clear();
         for run in state.runs.drain(..) {
             self.core.publishing.give_back(run.bytes);
@@ -175,37 +178,36 @@ impl Topic {
     /// Closes a producer from our side.
     pub(super) fn drop_producer(self: &Arc<Topic>, state: &mut State, producer: &Arc<Producer>) {
         self.detach(state, producer);
-        let (id, key) = (producer.id, producer.key);
-        let mut outbox = producer.peer.outbox.batch();
-        outbox.job(Box::new(move |connection| {
-            connection.producer_closed(id, key)
-        }));
-        outbox.command(
-            &CommandCloseProducer {
-                producer_id: id,
-                request_id: geminga_proto::command::NO_REQUEST,
-                assigned_broker_service_url: None,
-                assigned_broker_service_url_tls: None,
-            }
-            .into(),
-        );
+        tell_closed(producer);
+    }
+
+    /// Closes a producer from our side once it has the receipts of what was taken. A client that is
+    /// told before forgets the producer, misses those receipts, and takes the next one that it gets
+    /// for a gap (seen with the Java client).
+    fn drop_producer_in_order(self: &Arc<Topic>, state: &mut State, producer: &Arc<Producer>) {
+        self.detach(state, producer);
+        if has_sends_under_way(state, producer) {
+            let closing = Closing::OnOurSide(producer.clone());
+            state.access.closing.push(closing);
+        } else {
+            tell_closed(producer);
+        }
     }
 
     /// CLOSE_PRODUCER is answered when all that it sent is confirmed.
     pub(crate) fn close_producer(self: &Arc<Topic>, producer: &Arc<Producer>, request_id: u64) {
         let mut state = self.lock();
         self.detach(&mut state, producer);
-        if state
-            .runs
-            .iter()
-            .any(|run| run.producer.key == producer.key)
-        {
-            state.access.closing.push((producer.clone(), request_id));
+        let closing = Closing::Asked(producer.clone(), request_id);
+        // Also when we were about to close it: the client no longer needs to be told.
+        state
+            .access
+            .closing
+            .retain(|other| other.producer().key != producer.key);
+        if has_sends_under_way(&state, producer) {
+            state.access.closing.push(closing);
         } else {
-            producer.peer.outbox.send(CommandSuccess {
-                request_id,
-                schema: None,
-            });
+            closing.finish();
         }
     }
 
@@ -214,18 +216,65 @@ impl Topic {
             return;
         }
         let State { access, runs, .. } = state;
-        access.closing.retain(|(producer, request_id)| {
-            let busy = runs.iter().any(|run| run.producer.key == producer.key);
+        access.closing.retain(|closing| {
+            let key = closing.producer().key;
+            let busy = runs.iter().any(|run| run.producer.key == key);
             if !busy {
-                let success = CommandSuccess {
-                    request_id: *request_id,
-                    schema: None,
-                };
-                producer.peer.outbox.send(success);
+                closing.finish();
             }
             busy
         });
     }
+}
+
+/// A producer that is closed as soon as what it sent is confirmed.
+pub(super) enum Closing {
+    /// By its client, with this request.
+    Asked(Arc<Producer>, u64),
+    /// By us: a run of it could not be taken.
+    OnOurSide(Arc<Producer>),
+}
+
+impl Closing {
+    pub(super) fn producer(&self) -> &Producer {
+        match self {
+            Closing::Asked(producer, _) | Closing::OnOurSide(producer) => producer,
+        }
+    }
+
+    fn finish(&self) {
+        match self {
+            Closing::Asked(producer, request_id) => producer.peer.outbox.send(CommandSuccess {
+                request_id: *request_id,
+                schema: None,
+            }),
+            Closing::OnOurSide(producer) => tell_closed(producer),
+        }
+    }
+}
+
+fn has_sends_under_way(state: &State, producer: &Producer) -> bool {
+    state
+        .runs
+        .iter()
+        .any(|run| run.producer.key == producer.key)
+}
+
+fn tell_closed(producer: &Producer) {
+    let (id, key) = (producer.id, producer.key);
+    let mut outbox = producer.peer.outbox.batch();
+    outbox.job(Box::new(move |connection| {
+        connection.producer_closed(id, key)
+    }));
+    outbox.command(
+        &CommandCloseProducer {
+            producer_id: id,
+            request_id: geminga_proto::command::NO_REQUEST,
+            assigned_broker_service_url: None,
+            assigned_broker_service_url_tls: None,
+        }
+        .into(),
+    );
 }
 
 impl Run {

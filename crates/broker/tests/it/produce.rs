@@ -289,3 +289,44 @@ async fn in_flight_sends_pause_the_socket_and_nothing_is_lost() {
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     wire.publish_all(1, &texts).await;
 }
+
+#[tokio::test]
+async fn a_producer_whose_run_was_not_taken_gets_its_receipts_before_it_is_closed() {
+    let server = Server::new().await;
+    let mut wire = server.connect().await;
+    wire.producer(TOPIC, 1, Some("p")).await;
+    wire.publish(1, 0, "first").await;
+    wire.receipt().await;
+    // The disk stands still with one run under way; the next is refused.
+    server.store.hold(true, Some(1));
+    wire.publish(1, 1, "taken").await;
+    wire.quiet().await;
+    wire.publish(1, 2, "refused").await;
+    wire.publish(1, 3, "after it").await;
+    wire.quiet().await;
+    server.store.hold(false, None);
+    // A client that hears of the end first would miss the receipt, and send "taken" twice.
+    let (command, _) = wire.next().await;
+    assert!(
+        matches!(&command, Command::SendReceipt(receipt) if receipt.sequence_id == 1),
+        "{command:?}"
+    );
+    let (command, _) = wire.next().await;
+    assert!(
+        matches!(&command, Command::CloseProducer(close) if close.producer_id == 1),
+        "{command:?}"
+    );
+    // It comes back and sends again what has no receipt.
+    wire.producer(TOPIC, 1, Some("p")).await;
+    wire.publish(1, 2, "refused").await;
+    assert_eq!(wire.receipt().await.sequence_id, 2);
+    wire.publish(1, 3, "after it").await;
+    assert_eq!(wire.receipt().await.sequence_id, 3);
+    wire.subscribe(subscribe(1, "s", command_subscribe::SubType::Exclusive))
+        .await;
+    wire.flow(1, 10).await;
+    assert_eq!(
+        wire.texts(4).await,
+        ["first", "taken", "refused", "after it"]
+    );
+}

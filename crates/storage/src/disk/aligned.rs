@@ -32,6 +32,11 @@ impl AlignedBuf {
         self.memory.capacity() - self.start
     }
 
+    /// Removes the first `bytes`; the rest moves to the front.
+    pub fn drop_front(&mut self, bytes: usize) {
+        self.memory.drain(self.start..self.start + bytes);
+    }
+
     pub fn clear(&mut self) {
         self.memory.truncate(self.start);
     }
@@ -87,6 +92,9 @@ mod tests {
                 assert_eq!(buf.as_slice().as_ptr().align_offset(BLOCK_BYTES), 0);
             }
         }
+        assert_eq!(buf.as_slice(), plain);
+        buf.drop_front(5000);
+        plain.drain(..5000);
         assert_eq!(buf.as_slice(), plain);
         buf.resize(3);
         assert_eq!(buf.as_slice(), &plain[..3]);

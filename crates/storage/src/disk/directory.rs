@@ -1,9 +1,11 @@
 //! The real disk: one directory, `std::fs` with direct I/O where the file system takes it.
 //!
-//! A log file is opened twice: for writing with O_DIRECT and O_DSYNC, so that a commit is one
-//! system call and does not pass the page cache, and for reading through the page cache. Where
-//! O_DIRECT is refused (at open or by the first write, as some file systems do) the log is written
-//! through the page cache and synced by `fdatasync`.
+//! What is written in large aligned pieces goes past the page cache: it would cost a copy, the
+//! pages, and a burst of writing back just when the log wants the disk. So a file is opened twice:
+//! with O_DIRECT, and through the page cache for readers and for what is not aligned. A log file has
+//! O_DSYNC too, so that a commit is one system call. Where O_DIRECT is refused (at open or by the
+//! first use, as some file systems do) all goes through the page cache, and a log is synced by
+//! `fdatasync`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -12,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Advice, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::{BLOCK_BYTES, Disk, DiskFile, Open};
@@ -46,14 +48,17 @@ impl Disk for DirectoryDisk {
                 .open(&path)?,
             Open::Log { .. } => File::options().read(true).write(true).open(&path)?,
         };
+        let syncs = matches!(how, Open::Log { durable: true });
         let direct = match how {
-            Open::Log { durable: true } => open_direct(&path)?,
-            _ => None,
+            Open::Log { durable: true } => open_direct(&path, OFlags::DSYNC)?,
+            Open::Create => open_direct(&path, OFlags::empty())?,
+            Open::Read | Open::Log { durable: false } => None,
         };
         Ok(Arc::new(DirectoryFile {
             file,
             direct_works: AtomicBool::new(direct.is_some()),
             direct,
+            syncs,
         }))
     }
 
@@ -92,9 +97,10 @@ impl Disk for DirectoryDisk {
 }
 
 /// `None` where the file system has no direct I/O.
-fn open_direct(path: &Path) -> io::Result<Option<File>> {
-    let flags = (OFlags::DIRECT | OFlags::DSYNC).bits() as i32;
+fn open_direct(path: &Path, more: OFlags) -> io::Result<Option<File>> {
+    let flags = (OFlags::DIRECT | more).bits() as i32;
     match OpenOptions::new()
+        .read(true)
         .write(true)
         .custom_flags(flags)
         .open(path)
@@ -117,30 +123,45 @@ struct DirectoryFile {
     file: File,
     direct: Option<File>,
     direct_works: AtomicBool,
+    /// A write is durable when it returns, while `direct_works`.
+    syncs: bool,
+}
+
+impl DirectoryFile {
+    /// For memory and a place that direct I/O takes.
+    fn direct(&self, buf: &[u8], offset: u64) -> Option<&File> {
+        let aligned = offset.is_multiple_of(BLOCK_BYTES as u64)
+            && buf.len().is_multiple_of(BLOCK_BYTES)
+            && buf.as_ptr().align_offset(BLOCK_BYTES) == 0;
+        self.direct
+            .as_ref()
+            .filter(|_| aligned && self.direct_works.load(Ordering::Relaxed))
+    }
 }
 
 impl DiskFile for DirectoryFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if let Some(direct) = self.direct(buf, offset) {
+            match direct.read_exact_at(buf, offset) {
+                Err(error) if is_refusal(&error) => {}
+                other => return other,
+            }
+        }
         self.file.read_exact_at(buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let aligned = offset.is_multiple_of(BLOCK_BYTES as u64)
-            && buf.len().is_multiple_of(BLOCK_BYTES)
-            && buf.as_ptr().align_offset(BLOCK_BYTES) == 0;
-        if let (true, Some(direct)) = (self.direct_works.load(Ordering::Relaxed), &self.direct) {
-            if aligned {
-                match direct.write_all_at(buf, offset) {
-                    // Nothing was written: the file system takes the flag and refuses the write.
-                    Err(error) if is_refusal(&error) => {
-                        self.direct_works.store(false, Ordering::Relaxed);
-                    }
-                    other => return other,
+        if let Some(direct) = self.direct(buf, offset) {
+            match direct.write_all_at(buf, offset) {
+                // Nothing was written: the file system takes the flag and refuses the write.
+                Err(error) if is_refusal(&error) => {
+                    self.direct_works.store(false, Ordering::Relaxed);
                 }
-            } else {
-                self.file.write_all_at(buf, offset)?;
-                return self.file.sync_data();
+                other => return other,
             }
+        } else if self.syncs_itself() {
+            self.file.write_all_at(buf, offset)?;
+            return self.file.sync_data();
         }
         self.file.write_all_at(buf, offset)
     }
@@ -154,13 +175,7 @@ impl DiskFile for DirectoryFile {
     }
 
     fn syncs_itself(&self) -> bool {
-        self.direct_works.load(Ordering::Relaxed)
-    }
-
-    fn will_read(&self) {
-        // Only a hint: a file system without it reads as well, more slowly.
-        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::WillNeed);
-        let _ = rustix::fs::fadvise(&self.file, 0, None, Advice::Sequential);
+        self.syncs && self.direct_works.load(Ordering::Relaxed)
     }
 }
 
@@ -168,6 +183,37 @@ impl DiskFile for DirectoryFile {
 mod tests {
     use super::super::AlignedBuf;
     use super::*;
+
+    #[test]
+    fn aligned_and_other_writes_to_a_new_file_are_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = DirectoryDisk::new(dir.path());
+        let file = disk.open("new", Open::Create).unwrap();
+        assert!(!file.syncs_itself());
+        let mut whole = AlignedBuf::default();
+        for byte in 0..3 * BLOCK_BYTES + 17 {
+            whole.extend(&[byte as u8]);
+        }
+        let (blocks, tail) = whole.as_slice().split_at(3 * BLOCK_BYTES);
+        file.write_at(blocks, 0).unwrap();
+        file.write_at(tail, blocks.len() as u64).unwrap();
+        file.sync().unwrap();
+        assert_eq!(file.size().unwrap(), whole.len() as u64);
+        let mut read = AlignedBuf::default();
+        read.resize(whole.len());
+        let (first, rest) = read.as_mut_slice().split_at_mut(2 * BLOCK_BYTES);
+        file.read_at(first, 0).unwrap();
+        file.read_at(rest, 2 * BLOCK_BYTES as u64).unwrap();
+        assert_eq!(read.as_slice(), whole.as_slice());
+        let past_the_end = file.read_at(
+            &mut read.as_mut_slice()[..BLOCK_BYTES],
+            3 * BLOCK_BYTES as u64,
+        );
+        assert_eq!(
+            past_the_end.unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+    }
 
     #[test]
     fn a_log_file_is_written_in_place_and_read_back() {

@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use super::Shared;
 use super::checkpoint::checkpoint_number;
 use super::completion::Event;
+use super::sort::Content;
 use crate::StoreError;
 use crate::wal::log_segment::{LogSegment, Preparation, create_zeroed, prepare};
 
@@ -21,6 +22,8 @@ use crate::wal::log_segment::{LogSegment, Preparation, create_zeroed, prepare};
 pub(super) const RETRY: Duration = Duration::from_millis(200);
 /// Log segments that are sorted together: they are in memory meanwhile.
 const SORT_SEGMENTS_MAX: usize = 4;
+/// How long memory for sorting is kept for the next segment.
+const KEEP_BUFFERS: Duration = Duration::from_secs(1);
 /// How long readers may hold on to a log file before it is looked at again.
 const RECYCLE_RETRY: Duration = Duration::from_millis(5);
 
@@ -50,6 +53,8 @@ pub(super) struct Sorter {
     pub(super) checkpoint_bytes: u64,
     /// Sorted, and perhaps still read.
     pub(super) retired: Vec<Arc<LogSegment>>,
+    /// For the contents of the next segments. Given back when none came for a while.
+    pub(super) buffers: Vec<Content>,
 }
 
 impl Background {
@@ -230,7 +235,7 @@ impl Sorter {
         }
     }
 
-    fn next_job(&self, background: &Background) -> Option<Job> {
+    fn next_job(&mut self, background: &Background) -> Option<Job> {
         let mut todo = background.todo.lock();
         loop {
             if todo.closed {
@@ -247,11 +252,18 @@ impl Sorter {
             if std::mem::take(&mut todo.collect) {
                 return Some(Job::Collect);
             }
-            if self.retired.is_empty() {
-                background.changed.wait(&mut todo);
-            } else {
+            if !self.retired.is_empty() {
                 background.changed.wait_for(&mut todo, RECYCLE_RETRY);
                 return Some(Job::Recycle);
+            }
+            if self.buffers.is_empty() {
+                background.changed.wait(&mut todo);
+            } else if background
+                .changed
+                .wait_for(&mut todo, KEEP_BUFFERS)
+                .timed_out()
+            {
+                self.buffers.clear();
             }
         }
     }

@@ -96,6 +96,7 @@ pub(super) fn open(
         checkpoint_number: recovered.begin.number,
         checkpoint_bytes: 0,
         retired: Vec::new(),
+        buffers: Vec::new(),
     };
     let writer = Writer {
         queue,

@@ -2,27 +2,37 @@
 //!
 //! When sorting lags behind, several segments go into one file and one checkpoint.
 
-use std::io;
 use std::sync::Arc;
-
-use geminga_model::{EntryId, LedgerId};
 
 use super::background::{RETRY, Sorter};
 use super::checkpoint::{self, Begin, CheckpointWriter, End, Item, checkpoint_name};
 use super::index::SortedRange;
 use crate::StoreError;
+use crate::disk::AlignedBuf;
 use crate::segment::writer::{SegmentWriter, WrittenRange, segment_file_name};
 use crate::wal::log_segment::{LogSegment, SEGMENT_START};
-use crate::wal::record::{self, RecordKind};
+use crate::wal::record::{RECORD_HEADER_BYTES, RecordHeader, RecordKind};
 use crate::wal::recovery::{self, LogEnd};
 
 /// A run in one of the segments that are sorted.
 struct Run {
-    ledger: LedgerId,
-    first: EntryId,
+    header: RecordHeader,
     source: usize,
     offset: u64,
-    bytes: usize,
+}
+
+/// Memory for the commits of a segment. It may be longer than they are: it is used again as it is.
+#[derive(Default)]
+pub(super) struct Content(AlignedBuf);
+
+impl Content {
+    fn get(&self, segment: &LogSegment) -> &[u8] {
+        &self.0.as_slice()[..commits_bytes(segment)]
+    }
+}
+
+fn commits_bytes(segment: &LogSegment) -> usize {
+    (segment.end() - SEGMENT_START) as usize
 }
 
 impl Sorter {
@@ -30,14 +40,20 @@ impl Sorter {
     pub(super) fn sort(&mut self, segments: &[Arc<LogSegment>]) -> Result<(), StoreError> {
         let mut runs = Vec::new();
         let mut log_end = None;
+        let mut contents = Vec::with_capacity(segments.len());
         for (source, segment) in segments.iter().enumerate() {
-            log_end = self.find_runs(segment, source, &mut runs)?.or(log_end);
+            let content = self.load(segment)?;
+            let loaded = content.get(segment);
+            let end = self.find_runs(segment, loaded, source, &mut runs)?;
+            log_end = end.or(log_end);
+            contents.push(content);
         }
-        runs.sort_unstable_by_key(|run| (run.ledger, run.first));
+        runs.sort_unstable_by_key(|run| (run.header.ledger, run.header.first));
         if !runs.is_empty() {
-            let (file, ranges) = self.write_file(segments, &runs)?;
+            let (file, ranges) = self.write_file(segments, &contents, &runs)?;
             self.publish(segments, file, &ranges);
         }
+        self.buffers.extend(contents);
         if let Some(segment) = segments.last() {
             self.sorted_generation = segment.generation;
         }
@@ -55,25 +71,37 @@ impl Sorter {
         Ok(())
     }
 
+    /// Reads a segment's commits; they are not in the page cache.
+    fn load(&mut self, segment: &LogSegment) -> Result<Content, StoreError> {
+        let mut content = self.buffers.pop().unwrap_or_default();
+        let bytes = commits_bytes(segment);
+        if content.0.len() < bytes {
+            content.0.resize(bytes);
+        }
+        let buf = &mut content.0.as_mut_slice()[..bytes];
+        match segment.file.read_at(buf, SEGMENT_START) {
+            Ok(()) => Ok(content),
+            Err(error) => Err(self.shared.io_error("read", &segment.name, error)),
+        }
+    }
+
     /// Verifies a segment and lists its runs of ledgers that still exist.
     fn find_runs(
         &self,
         segment: &Arc<LogSegment>,
+        content: &[u8],
         source: usize,
         runs: &mut Vec<Run>,
     ) -> Result<Option<LogEnd>, StoreError> {
         let shared = &self.shared;
         let disk = shared.disk.as_ref();
-        segment.file.will_read();
-        let scan = recovery::scan(disk, segment, None, None, &mut |replayed| {
+        let scan = recovery::scan_loaded(disk, segment, content, &mut |replayed| {
             let header = replayed.header;
             if header.kind == RecordKind::Run && shared.index.contains(header.ledger) {
                 runs.push(Run {
-                    ledger: header.ledger,
-                    first: header.first,
+                    header,
                     source,
                     offset: replayed.offset,
-                    bytes: header.record_bytes(),
                 });
             }
             Ok(())
@@ -108,32 +136,20 @@ impl Sorter {
     fn write_file(
         &self,
         segments: &[Arc<LogSegment>],
+        contents: &[Content],
         runs: &[Run],
     ) -> Result<(u32, Vec<WrittenRange>), StoreError> {
         let shared = &self.shared;
-        let mut contents = Vec::new();
-        for segment in segments {
-            let mut bytes = vec![0; (segment.end() - SEGMENT_START) as usize];
-            let read = segment.file.read_at(&mut bytes, SEGMENT_START);
-            read.map_err(|error| shared.io_error("read", &segment.name, error))?;
-            contents.push(bytes);
-        }
         let file = shared.files.next_number();
         let name = segment_file_name(file);
         let failed = |error| shared.io_error("write", &name, error);
         let write = || {
             let mut writer = SegmentWriter::create(shared.disk.as_ref(), file)?;
             for run in runs {
-                let at = (run.offset - SEGMENT_START) as usize;
-                let bytes = &contents[run.source][at..at + run.bytes];
-                let salt = segments[run.source].salt;
-                let unreadable = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-                let (header, body) = record::parse(bytes, salt, run.offset).map_err(unreadable)?;
-                let body = &bytes[body];
-                let ranges = record::entry_ranges(&header, body).map_err(unreadable)?;
-                for (entry, range) in (run.first.0..).zip(ranges.into_ranges()) {
-                    writer.push(run.ledger, EntryId(entry), &body[range])?;
-                }
+                let body = (run.offset - SEGMENT_START) as usize + RECORD_HEADER_BYTES;
+                let content = contents[run.source].get(&segments[run.source]);
+                let body = &content[body..body + run.header.body_bytes as usize];
+                writer.push_run(&run.header, body)?;
             }
             let written = writer.finish()?;
             shared.disk.sync_dir()?;

@@ -45,6 +45,10 @@ struct State {
     queue: VecDeque<(u64, Op)>,
     open: HashMap<LedgerId, Open>,
     level: Option<SpaceLevel>,
+    /// The disk stands still: nothing becomes durable.
+    held: bool,
+    /// Appends that may wait; then entries are refused.
+    queue_max: Option<usize>,
     stopped: Option<StoreError>,
     closing: bool,
     /// Starts at, may be published at, records.
@@ -156,6 +160,13 @@ impl MemoryStore {
         told.into_iter().for_each(Told::tell);
     }
 
+    /// Lets the disk stand still, or go on. At most `queue_max` appends may wait meanwhile.
+    pub fn hold(&self, held: bool, queue_max: Option<usize>) {
+        let mut state = self.core.state.lock();
+        (state.held, state.queue_max) = (held, queue_max);
+        self.core.work.notify_all();
+    }
+
     pub fn set_space(&self, level: SpaceLevel) {
         self.core.state.lock().level = Some(level);
     }
@@ -192,7 +203,10 @@ impl Core {
         loop {
             {
                 let mut state = self.state.lock();
-                while state.queue.is_empty() && !state.closing && state.stopped.is_none() {
+                while (state.queue.is_empty() || state.held)
+                    && !state.closing
+                    && state.stopped.is_none()
+                {
                     self.work.wait(&mut state);
                 }
                 if state.stopped.is_some() || (state.closing && state.queue.is_empty()) {
@@ -438,6 +452,9 @@ impl LedgerWriter for MemoryWriter {
         }
         if state.level == Some(SpaceLevel::Full) {
             return Err(AppendError::Full);
+        }
+        if state.queue_max.is_some_and(|max| state.queue.len() >= max) {
+            return Err(AppendError::Busy);
         }
         if state.open.get(&ledger).is_none_or(|open| open.sealed) {
             return Err(AppendError::Fenced { ledger });

@@ -320,7 +320,10 @@ impl PoolInner {
             });
         }
         let replaces = self.free.pop();
-        if replaces.is_none() && self.files >= limits.segments_max && !self.limit_lifted {
+        // Beyond the limit only for a writer that would wait: such a file costs its zeros, and is
+        // removed after its use.
+        let allowed = self.limit_lifted && self.wanted_bytes.is_some();
+        if replaces.is_none() && self.files >= limits.segments_max && !allowed {
             return None;
         }
         let name = log_file_name(self.next_file);

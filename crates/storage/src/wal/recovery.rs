@@ -4,6 +4,7 @@
 //! not verify ends the log if no later commit follows it, and is damage if one does: that is an
 //! error with the file and the offset, or, for a repair, a loss that is written down.
 
+use std::borrow::Cow;
 use std::io;
 
 use super::log_segment::{LogSegment, SEGMENT_START};
@@ -59,10 +60,37 @@ pub fn scan(
     disk: &dyn Disk,
     segment: &LogSegment,
     expected: Option<LogEnd>,
+    losses: Option<&mut Vec<Loss>>,
+    sink: &mut dyn FnMut(Replayed<'_>) -> Result<(), StoreError>,
+) -> Result<Scan, StoreError> {
+    let window = Window::new(segment.file.as_ref(), segment.size);
+    scan_window(disk, segment, window, expected, losses, sink)
+}
+
+/// The same for a segment that is in memory from [`SEGMENT_START`] to the end of its commits.
+pub fn scan_loaded(
+    disk: &dyn Disk,
+    segment: &LogSegment,
+    content: &[u8],
+    sink: &mut dyn FnMut(Replayed<'_>) -> Result<(), StoreError>,
+) -> Result<Scan, StoreError> {
+    let window = Window {
+        file: segment.file.as_ref(),
+        size: SEGMENT_START + content.len() as u64,
+        start: SEGMENT_START,
+        bytes: Cow::Borrowed(content),
+    };
+    scan_window(disk, segment, window, None, None, sink)
+}
+
+fn scan_window(
+    disk: &dyn Disk,
+    segment: &LogSegment,
+    mut window: Window<'_>,
+    expected: Option<LogEnd>,
     mut losses: Option<&mut Vec<Loss>>,
     sink: &mut dyn FnMut(Replayed<'_>) -> Result<(), StoreError>,
 ) -> Result<Scan, StoreError> {
-    let mut window = Window::new(segment.file.as_ref(), segment.size);
     let read_failed = |error| {
         StoreError::io(
             format!("cannot read `{}`", disk.describe(&segment.name)),
@@ -148,7 +176,7 @@ fn verify_commit(
     segment: &LogSegment,
     at: u64,
 ) -> io::Result<Result<CommitHeader, Stop>> {
-    if at + COMMIT_HEADER_BYTES as u64 > segment.size {
+    if at + COMMIT_HEADER_BYTES as u64 > window.size {
         return Ok(Err(Stop {
             offset: at,
             what: "the file ends".into(),
@@ -156,7 +184,7 @@ fn verify_commit(
         }));
     }
     let header = match CommitHeader::parse(window.get(at, COMMIT_HEADER_BYTES)?, segment.salt, at) {
-        Ok(header) if at + u64::from(header.span) <= segment.size => header,
+        Ok(header) if at + u64::from(header.span) <= window.size => header,
         Ok(_) => return Ok(Err(Stop::commit(at, RecordError::Fields, true))),
         Err(error) => return Ok(Err(Stop::commit(at, error, false))),
     };
@@ -224,7 +252,7 @@ fn find_commit(
     from: u64,
     least: u64,
 ) -> io::Result<Option<(u64, CommitHeader)>> {
-    let end = segment.size.min(from + SEARCH_BYTES);
+    let end = window.size.min(from + SEARCH_BYTES);
     let mut at = from.next_multiple_of(8);
     while at + COMMIT_HEADER_BYTES as u64 <= end {
         let bytes = (end - at).min(WINDOW_BYTES as u64) as usize;
@@ -251,7 +279,7 @@ struct Window<'a> {
     file: &'a dyn DiskFile,
     size: u64,
     start: u64,
-    bytes: Vec<u8>,
+    bytes: Cow<'a, [u8]>,
 }
 
 impl<'a> Window<'a> {
@@ -260,7 +288,7 @@ impl<'a> Window<'a> {
             file,
             size,
             start: 0,
-            bytes: Vec::new(),
+            bytes: Cow::default(),
         }
     }
 
@@ -269,10 +297,11 @@ impl<'a> Window<'a> {
         let end = self.start + self.bytes.len() as u64;
         if at < self.start || at + bytes as u64 > end {
             let wanted = (bytes as u64).max((WINDOW_BYTES as u64).min(self.size - at));
-            self.bytes.resize(wanted as usize, 0);
+            let bytes = self.bytes.to_mut();
+            bytes.resize(wanted as usize, 0);
             self.start = at;
-            if let Err(error) = self.file.read_at(&mut self.bytes, at) {
-                self.bytes.clear();
+            if let Err(error) = self.file.read_at(bytes, at) {
+                bytes.clear();
                 return Err(error);
             }
         }
