@@ -16,9 +16,10 @@ use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::metrics::MetricsSnapshot;
 use crate::namespace::{
-    Partitioned, Policies, TenantInfo, decode, ledger_name, namespace_key, partitioned_key,
-    partitioned_path, tenant_key,
+    Partitioned, TenantInfo, decode, ledger_name, namespace_key, partitioned_key, partitioned_path,
+    tenant_key,
 };
+use crate::policies::Policies;
 use crate::schema::StoredSchema;
 use crate::topic::Topic;
 use crate::topic::stats::{TopicInternalStats, TopicStats};
@@ -115,7 +116,9 @@ impl Broker {
             .catalog
             .put(&key, &policies, Expected::Absent)
             .await;
-        already(put, "Namespace already exists")
+        already(put, "Namespace already exists")?;
+        self.core.namespace_policies_changed(namespace).await;
+        Ok(())
     }
 
     pub async fn policies(&self, namespace: &NamespaceName) -> Result<Policies, BrokerError> {
@@ -123,32 +126,6 @@ impl Broker {
         found
             .map(|(policies, _)| policies)
             .ok_or_else(|| BrokerError::NamespaceNotFound(namespace.to_string()))
-    }
-
-    /// Changes the policies of a namespace, against concurrent changes too.
-    pub async fn update_policies(
-        &self,
-        namespace: &NamespaceName,
-        change: impl Fn(&mut Policies) + Send,
-    ) -> Result<(), BrokerError> {
-        const TRIES: usize = 10;
-        let key = namespace_key(namespace.as_str());
-        for attempt in 1.. {
-            let found = self.core.catalog.policies(namespace.as_str()).await?;
-            let (mut policies, version) =
-                found.ok_or_else(|| BrokerError::NamespaceNotFound(namespace.to_string()))?;
-            change(&mut policies);
-            match self
-                .core
-                .catalog
-                .put(&key, &policies, Expected::Is(version))
-                .await
-            {
-                Err(BrokerError::AlreadyExists(_)) if attempt < TRIES => {}
-                done => return done,
-            }
-        }
-        Ok(())
     }
 
     /// Only one without topics, unless `force`.
@@ -177,7 +154,9 @@ impl Broker {
         self.core
             .catalog
             .delete(&namespace_key(namespace.as_str()))
-            .await
+            .await?;
+        self.core.namespace_policies_changed(namespace).await;
+        Ok(())
     }
 
     // Topics
@@ -319,6 +298,7 @@ impl Broker {
         }
         if name.partition().is_none() {
             self.core.schemas.delete(name).await?;
+            self.core.delete_topic_policies(name).await?;
         }
         self.core.watchers.changed(name, false);
         Ok(())
@@ -355,6 +335,7 @@ impl Broker {
             }
         }
         self.core.schemas.delete(name).await?;
+        self.core.delete_topic_policies(name).await?;
         self.core.catalog.delete(&partitioned_key(name)).await
     }
 

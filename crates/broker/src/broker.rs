@@ -24,6 +24,7 @@ use crate::error::BrokerError;
 use crate::metrics::Metrics;
 use crate::namespace::{Catalog, Partitioned, ledger_name, ledger_path, partitioned_key};
 use crate::peer::Peer;
+use crate::policies::store::PolicyCache;
 use crate::schema::Schemas;
 use crate::timers::Timers;
 use crate::topic::{Life, Topic};
@@ -49,6 +50,7 @@ pub(crate) struct Core {
     pub(crate) timers: Arc<Timers>,
     pub(crate) ledgers: ManagedLedgers,
     pub(crate) catalog: Catalog,
+    pub(crate) policies: PolicyCache,
     pub(crate) schemas: Schemas,
     pub(crate) watchers: Watchers,
     pub(crate) metrics: Metrics,
@@ -85,6 +87,7 @@ impl Broker {
         let core = Arc::new(Core {
             publishing: crate::peer::publish_budget(config.max_message_publish_buffer_size_in_mb),
             ahead_used: Arc::new(AtomicUsize::new(0)),
+            policies: PolicyCache::default(),
             schemas: Schemas::new(catalog.clone()),
             config,
             clock: clock.clone(),
@@ -251,26 +254,6 @@ impl Core {
         url.strip_prefix("pulsar://").unwrap_or(url).to_owned()
     }
 
-    /// Delayed entries with a time up to this may go out now.
-    pub(crate) fn due_before_ms(&self, now_ms: u64) -> u64 {
-        if !self.config.delayed_delivery_enabled {
-            u64::MAX
-        } else if self.config.is_delayed_delivery_deliver_at_time_strict {
-            now_ms
-        } else {
-            now_ms + self.config.delayed_delivery_tick_time_millis
-        }
-    }
-
-    /// When to look again for an entry that is due at `due_ms`.
-    pub(crate) fn alarm_ms(&self, due_ms: u64) -> u64 {
-        if self.config.is_delayed_delivery_deliver_at_time_strict {
-            due_ms
-        } else {
-            due_ms.saturating_sub(self.config.delayed_delivery_tick_time_millis)
-        }
-    }
-
     pub(crate) fn parse_topic(&self, name: &str) -> Result<TopicName, BrokerError> {
         name.parse().map_err(|error: geminga_model::NameError| {
             BrokerError::InvalidTopicName(error.to_string())
@@ -298,14 +281,10 @@ impl Core {
             let cell = self.topics.lock().entry(name.clone()).or_default().clone();
             match cell.get_or_try_init(|| self.load(name, create)).await {
                 Ok(topic) => {
-                    let mut state = topic.lock();
-                    if state.life == Life::Open {
-                        // Not idle while the caller is about to use it.
-                        state.idle_since_ms = self.clock.now_ms();
-                        drop(state);
+                    if topic.touch(self.clock.now_ms()) {
+                        topic.refresh_policies().await?;
                         return Ok(topic.clone());
                     }
-                    drop(state);
                     self.forget_cell(name, &cell);
                 }
                 Err(error) => {
@@ -390,7 +369,8 @@ impl Core {
         if create {
             self.watchers.changed(name, true);
         }
-        Ok(Topic::new(self, name.clone(), ledger))
+        let in_force = self.effective_policies(name).await?;
+        Ok(Topic::new(self, name.clone(), ledger, in_force))
     }
 
     pub(crate) fn check_domain(&self, name: &TopicName) -> Result<(), BrokerError> {
@@ -449,15 +429,6 @@ impl Core {
         let retry = name.local().ends_with("-DLQ") || name.local().ends_with("-RETRY");
         let partitions = (kind == TopicType::Partitioned && !retry).then_some(count);
         Ok((allowed, partitions))
-    }
-
-    pub(crate) async fn allows_auto_subscription(
-        &self,
-        name: &TopicName,
-    ) -> Result<bool, BrokerError> {
-        let policies = self.catalog.policies(name.namespace_str()).await?;
-        let own = policies.and_then(|(policies, _)| policies.auto_subscription_creation);
-        Ok(own.unwrap_or(self.config.allow_auto_subscription_creation))
     }
 
     /// Takes a topic out of memory; whoever is connected is told to come back.

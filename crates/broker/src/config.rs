@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::policies::{BacklogQuotaAction, InactiveTopicDeleteMode, SchemaCompatibilityStrategy};
+
 /// The kind of topic made on first use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -124,9 +126,45 @@ pub struct BrokerConfig {
     pub ttl_duration_default_in_seconds: u64,
     pub message_expiry_check_interval_in_minutes: u64,
 
+    /// Whether producers' and consumers' topics are checked for their backlog quotas.
+    pub backlog_quota_check_enabled: bool,
+    pub backlog_quota_check_interval_in_seconds: u64,
+    /// Bytes that the slowest subscription may leave unacked; below 0 = any.
+    pub backlog_quota_default_limit_bytes: i64,
+    /// Seconds that a message may stay unacked; below 0 = any.
+    pub backlog_quota_default_limit_second: i64,
+    pub backlog_quota_default_retention_policy: BacklogQuotaAction,
+
+    /// Whether idle topics are deleted. Off, unlike in Pulsar: a topic that was made stays.
+    pub broker_delete_inactive_topics_enabled: bool,
+    pub broker_delete_inactive_topics_frequency_seconds: u64,
+    pub broker_delete_inactive_topics_mode: InactiveTopicDeleteMode,
+    /// How long a topic must be idle; unset = one round of checks.
+    pub broker_delete_inactive_topics_max_inactive_duration_seconds: Option<u64>,
+    /// Subscriptions that nobody used for so long are deleted; 0 = none.
+    pub subscription_expiration_time_minutes: u32,
+    pub subscription_expiry_check_interval_in_minutes: u64,
+    /// Topics of one namespace.
+    pub max_topics_per_namespace: u32,
+
+    /// Messages that a topic dispatches a second.
+    pub dispatch_throttling_rate_per_topic_in_msg: i64,
+    pub dispatch_throttling_rate_per_topic_in_byte: i64,
+    /// Messages that a subscription dispatches a second.
+    pub dispatch_throttling_rate_per_subscription_in_msg: i64,
+    pub dispatch_throttling_rate_per_subscription_in_byte: i64,
+
+    /// Drop what a producer sends a second time.
+    pub broker_deduplication_enabled: bool,
+    pub broker_deduplication_snapshot_interval_seconds: u32,
+    /// Bytes not yet compacted that start a compaction; 0 = none starts by itself.
+    pub broker_service_compaction_threshold_in_bytes: u64,
+
     /// Whether producers may register new schemas.
     #[serde(rename = "isAllowAutoUpdateSchemaEnabled")]
     pub is_allow_auto_update_schema_enabled: bool,
+    /// Which changes of a schema are allowed.
+    pub schema_compatibility_strategy: SchemaCompatibilityStrategy,
     /// Refuse producers without a schema on topics that have one.
     pub is_schema_validation_enforced: bool,
 
@@ -185,7 +223,27 @@ impl Default for BrokerConfig {
             retention_check_interval_in_seconds: 120,
             ttl_duration_default_in_seconds: 0,
             message_expiry_check_interval_in_minutes: 5,
+            backlog_quota_check_enabled: true,
+            backlog_quota_check_interval_in_seconds: 60,
+            backlog_quota_default_limit_bytes: -1,
+            backlog_quota_default_limit_second: -1,
+            backlog_quota_default_retention_policy: BacklogQuotaAction::ProducerRequestHold,
+            broker_delete_inactive_topics_enabled: false,
+            broker_delete_inactive_topics_frequency_seconds: 60,
+            broker_delete_inactive_topics_mode: InactiveTopicDeleteMode::DeleteWhenNoSubscriptions,
+            broker_delete_inactive_topics_max_inactive_duration_seconds: None,
+            subscription_expiration_time_minutes: 0,
+            subscription_expiry_check_interval_in_minutes: 5,
+            max_topics_per_namespace: 0,
+            dispatch_throttling_rate_per_topic_in_msg: 0,
+            dispatch_throttling_rate_per_topic_in_byte: 0,
+            dispatch_throttling_rate_per_subscription_in_msg: 0,
+            dispatch_throttling_rate_per_subscription_in_byte: 0,
+            broker_deduplication_enabled: false,
+            broker_deduplication_snapshot_interval_seconds: 120,
+            broker_service_compaction_threshold_in_bytes: 0,
             is_allow_auto_update_schema_enabled: true,
+            schema_compatibility_strategy: SchemaCompatibilityStrategy::Full,
             is_schema_validation_enforced: false,
             geminga_outbox_bytes_max: 4 << 20,
             geminga_topic_idle_millis: 30_000,
@@ -210,6 +268,9 @@ impl BrokerConfig {
         }
         if self.default_num_partitions == 0 {
             return bad("defaultNumPartitions", "must be above 0");
+        }
+        if self.schema_compatibility_strategy == SchemaCompatibilityStrategy::Undefined {
+            return bad("schemaCompatibilityStrategy", "must be defined");
         }
         if self.dispatcher_max_read_batch_size == 0 {
             return bad("dispatcherMaxReadBatchSize", "must be above 0");

@@ -40,6 +40,7 @@ use crate::error::BrokerError;
 use crate::peer::Peer;
 use crate::producer::Producer;
 use crate::topic::Topic;
+use crate::topic::policy::SendLimits;
 use crate::topic::publish::Batch;
 
 use consume::ConsumerSlot;
@@ -65,8 +66,9 @@ pub(crate) struct Connection {
     pub(crate) ready: bool,
     pub(crate) requests: usize,
     pub(crate) batch: Batch,
-    /// The topic of the batch.
+    /// The topic of the batch, and what it takes.
     pub(crate) batch_topic: Option<Arc<Topic>>,
+    send_limits: SendLimits,
     next_op: u64,
     /// A PING was sent and nothing has come since.
     silent: bool,
@@ -114,6 +116,7 @@ where
         requests: 0,
         batch: Batch::default(),
         batch_topic: None,
+        send_limits: SendLimits::default(),
         next_op: 0,
         silent: false,
         closing: false,

@@ -19,6 +19,7 @@ mod metrics;
 mod namespace;
 mod outbox;
 mod peer;
+mod policies;
 mod producer;
 mod schema;
 mod subscription;
@@ -32,8 +33,11 @@ pub use broker::Broker;
 pub use config::{BrokerConfig, SubscriptionType, TopicType};
 pub use error::{BrokerError, ErrorKind};
 pub use metrics::{MetricsSnapshot, SubscriptionMetrics, TopicMetrics};
-pub use namespace::{
-    AutoTopicCreation, Partitioned, Policies, Retention, TenantInfo, stored_topic_name,
+pub use namespace::{Partitioned, TenantInfo, stored_topic_name};
+pub use policies::{
+    AutoTopicCreation, BacklogQuota, BacklogQuotaAction, BacklogQuotaType, DelayedDelivery,
+    DispatchRate, EffectivePolicies, InactiveTopicDeleteMode, InactiveTopicPolicies, Persistence,
+    Policies, PublishRate, Retention, SchemaCompatibilityStrategy,
 };
 pub use schema::{StoredSchema, type_name as schema_type_name};
 pub use topic::stats::{

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/tenants/<tenant>` | JSON of [`TenantInfo`] |
 //! | `/namespaces/<tenant>/<namespace>` | JSON of [`Policies`] |
+//! | `/topic-policies/<tenant>/<namespace>/<domain>/<encoded topic>` | JSON of [`Policies`] |
 //! | `/partitioned/<tenant>/<namespace>/<domain>/<encoded topic>` | JSON of [`Partitioned`] |
 //! | `/schemas/<tenant>/<namespace>/<encoded topic>/<version, 20 digits>` | JSON, see `schema` |
 //! | `/broker/instance` | how often a broker was started here |
@@ -18,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::BrokerError;
+use crate::policies::Policies;
 
 /// Page of a listing.
 const PAGE: usize = 1_000;
@@ -36,53 +38,6 @@ impl Default for TenantInfo {
             allowed_clusters: vec!["standalone".to_owned()],
         }
     }
-}
-
-/// How long acked messages are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Retention {
-    /// -1 = for ever.
-    pub retention_time_in_minutes: i64,
-    /// -1 = any amount.
-    #[serde(rename = "retentionSizeInMB")]
-    pub retention_size_in_mb: i64,
-}
-
-/// Whether topics of a namespace are made on first use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AutoTopicCreation {
-    pub allow_auto_topic_creation: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub topic_type: Option<crate::config::TopicType>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub default_num_partitions: Option<u32>,
-}
-
-/// The policies of a namespace that are honoured. What is unset comes from the broker's settings.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Policies {
-    #[serde(rename = "retention_policies", skip_serializing_if = "Option::is_none")]
-    pub retention: Option<Retention>,
-    #[serde(
-        rename = "message_ttl_in_seconds",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub message_ttl_seconds: Option<u64>,
-    #[serde(
-        rename = "autoTopicCreationOverride",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub auto_topic_creation: Option<AutoTopicCreation>,
-    #[serde(
-        rename = "autoSubscriptionCreationOverride",
-        skip_serializing_if = "Option::is_none"
-    )]
-    pub auto_subscription_creation: Option<bool>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub properties: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -295,14 +250,5 @@ mod tests {
         );
         assert_eq!(decode("%zz"), None);
         assert_eq!(decode("%4"), None);
-    }
-
-    #[test]
-    fn unknown_policies_are_refused() {
-        assert!(serde_json::from_str::<Policies>(r#"{"retention_polices": null}"#).is_err());
-        let text = r#"{"retention_policies":{"retentionTimeInMinutes":-1,"retentionSizeInMB":5}}"#;
-        let policies: Policies = serde_json::from_str(text).unwrap();
-        assert_eq!(policies.retention.map(|r| r.retention_size_in_mb), Some(5));
-        assert_eq!(serde_json::to_string(&policies).unwrap(), text);
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod dispatch;
 pub(crate) mod info;
 pub(crate) mod load;
 pub(crate) mod maintain;
+pub(crate) mod policy;
 pub(crate) mod producers;
 pub(crate) mod publish;
 pub(crate) mod seek;
@@ -23,10 +24,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::BytesMut;
 use geminga_model::TopicName;
 use geminga_storage::managed::ManagedLedger;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::broker::Core;
 use crate::error::BrokerError;
+use crate::policies::store::InForce;
 use crate::producer::Producer;
 use crate::subscription::Subscription;
 
@@ -38,6 +40,7 @@ pub(crate) struct Topic {
     pub(crate) ledger: Arc<ManagedLedger>,
     pub(crate) core: Arc<Core>,
     terminated: AtomicBool,
+    pub(crate) in_force: RwLock<InForce>,
     state: Mutex<State>,
 }
 

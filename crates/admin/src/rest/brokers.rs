@@ -62,7 +62,10 @@ async fn health(State(admin): State<Admin>, Params(params): Params<Health>) -> A
         return Err(ApiError::not_found(format!("there is no broker `{id}`")));
     }
     let namespace = request::namespace_name("pulsar", "system")?;
-    admin.broker().update_policies(&namespace, |_| {}).await?;
+    admin
+        .broker()
+        .update_policies(&namespace, |_| Ok(()))
+        .await?;
     Ok(text("ok"))
 }
 

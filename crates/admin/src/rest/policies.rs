@@ -52,6 +52,10 @@ async fn change(
     NamespaceInPath(namespace): NamespaceInPath,
     change: impl Fn(&mut Policies) + Send,
 ) -> Answer {
+    let change = move |policies: &mut Policies| {
+        change(policies);
+        Ok(())
+    };
     admin.broker().update_policies(&namespace, change).await?;
     done()
 }

@@ -20,6 +20,7 @@ use crate::error::BrokerError;
 use crate::peer::Peer;
 use crate::producer::{AccessMode, Producer};
 use crate::topic::Topic;
+use crate::topic::policy::SendLimits;
 use crate::topic::producers::{AttachError, Attached};
 use crate::topic::publish::Receipt;
 use crate::topic::subscribe::Wanted;
@@ -203,6 +204,7 @@ impl Connection {
             };
             self.batch.producer = Some(producer.clone());
             self.batch_topic = Some(topic.clone());
+            self.send_limits = topic.send_limits();
         }
         if let Err((kind, text)) = self.check_send(send, frame.block()) {
             // In order with the receipts of what came before.
@@ -256,7 +258,17 @@ impl Connection {
                 "Only shadow topic supports sending messages with messageId".to_owned(),
             ));
         }
-        let max_delay_ms = self.core.config.delayed_delivery_max_delay_in_millis;
+        let SendLimits {
+            max_delay_ms,
+            size_max,
+            encryption_required,
+        } = self.send_limits;
+        if block.len() > size_max {
+            return Err((
+                ServerError::NotAllowedError,
+                format!("Message size exceeds the topic's limit of {size_max} bytes"),
+            ));
+        }
         let encrypted = self
             .batch
             .producer
@@ -276,7 +288,7 @@ impl Connection {
             let text = format!("Exceeds max allowed delivery delay of {max_delay_ms} milliseconds");
             return Err((ServerError::NotAllowedError, text));
         }
-        if encrypted && !head.has_encryption_keys {
+        if (encrypted || encryption_required) && !head.has_encryption_keys {
             return Err((
                 ServerError::MetadataError,
                 "Messages must be encrypted".to_owned(),
@@ -338,6 +350,11 @@ async fn open_producer(
         ProducerAccessMode::WaitForExclusive => AccessMode::WaitForExclusive,
         ProducerAccessMode::ExclusiveWithFencing => AccessMode::ExclusiveWithFencing,
     };
+    if topic.policies().encryption_required && !request.encrypted.unwrap_or(false) {
+        return Err(BrokerError::Metadata(format!(
+            "Encryption is required in {name}"
+        )));
+    }
     let schema_version = core.producer_schema(&name, request.schema.as_ref()).await?;
     if let Some(subscription) = request.initial_subscription_name.as_deref()
         && !subscription.is_empty()
@@ -347,7 +364,7 @@ async fn open_producer(
             durable: true,
             initial: Initial::Earliest,
             properties: Default::default(),
-            create: core.config.allow_auto_subscription_creation,
+            create: topic.policies().auto_subscription_creation,
         };
         topic
             .ensure_subscription(&wanted)

@@ -180,7 +180,7 @@ async fn subscribe(
         durable,
         initial,
         properties,
-        create: core.allows_auto_subscription(&name).await?,
+        create: topic.policies().auto_subscription_creation,
     };
     let key_shared = request.key_shared_meta.clone().unwrap_or_default();
     let ranges = key_shared
@@ -237,12 +237,6 @@ fn check(
     if name.starts_with("pulsar.repl") || name == "pulsar.dedup" {
         return Err(BrokerError::ProducerBusy(format!(
             "Subscription with reserved subscription name attempted: {name}"
-        )));
-    }
-    if !config.subscription_types_enabled.contains(&kind) {
-        return Err(BrokerError::NotAllowed(format!(
-            "Topic does not support {} subscription type",
-            kind.as_str()
         )));
     }
     if request.read_compacted.unwrap_or(false) && !kind.is_single_active() {

@@ -15,6 +15,7 @@ use crate::dispatcher::single_active::{Change, Choice, SingleActive};
 use crate::dispatcher::{ConsumerKey, Flow, Limits};
 use crate::error::BrokerError;
 use crate::peer::Peer;
+use crate::policies::EffectivePolicies;
 
 /// Why a consumer may not join.
 pub(crate) enum JoinError {
@@ -30,6 +31,7 @@ impl Subscription {
         new: NewConsumer,
         topic: &geminga_model::TopicName,
         config: &BrokerConfig,
+        policies: &EffectivePolicies,
         now_ms: u64,
     ) -> Result<(), JoinError> {
         let refused = |error| Err(JoinError::Refused(error));
@@ -40,7 +42,7 @@ impl Subscription {
                 "Subscription is of different type".to_owned(),
             ));
         }
-        let max = config.max_consumers_per_subscription;
+        let max = policies.consumers_per_subscription_max;
         if max > 0 && self.consumers.len() >= max && new.kind != SubscriptionType::Exclusive {
             return refused(BrokerError::ConsumerBusy(
                 "Subscription reached max consumers limit".to_owned(),
@@ -61,7 +63,7 @@ impl Subscription {
         }
         let first = matches!(self.dispatch, Dispatch::None);
         if first {
-            self.dispatch = dispatch_for(&new, topic, config);
+            self.dispatch = dispatch_for(&new, topic, config, policies);
             self.kind = Some(new.kind);
             self.key_shared = new.key_shared;
             self.held = false;
@@ -69,7 +71,7 @@ impl Subscription {
         }
         let limit = match new.kind.is_single_active() {
             true => 0,
-            false => config.max_unacked_messages_per_consumer,
+            false => policies.unacked_per_consumer_max,
         };
         let flow = Flow::new(new.key, new.name.clone(), new.priority, limit);
         match &mut self.dispatch {
@@ -204,10 +206,11 @@ fn dispatch_for(
     new: &NewConsumer,
     topic: &geminga_model::TopicName,
     config: &BrokerConfig,
+    policies: &EffectivePolicies,
 ) -> Dispatch {
     let limits = Limits {
-        unacked_per_consumer_max: config.max_unacked_messages_per_consumer,
-        unacked_per_subscription_max: config.max_unacked_messages_per_subscription,
+        unacked_per_consumer_max: policies.unacked_per_consumer_max,
+        unacked_per_subscription_max: policies.unacked_per_subscription_max,
         round_robin_messages_max: config.dispatcher_max_round_robin_batch_size,
         look_ahead_per_consumer_max: config
             .key_shared_look_ahead_msg_in_replay_threshold_per_consumer,

@@ -22,7 +22,7 @@ impl Topic {
             partition: self.partition(),
             terminated: self.is_terminated(),
             now_ms,
-            due_before_ms: self.core.due_before_ms(now_ms),
+            due_before_ms: self.due_before_ms(now_ms),
             entries_max: config.dispatcher_max_read_batch_size,
             bytes_max: config.dispatcher_max_read_size_bytes,
             batch_index_acks: config.acknowledgment_at_batch_index_level_enabled,
@@ -65,7 +65,7 @@ impl Topic {
             }
         }
         if let Some(due_ms) = subscription.arm_timer() {
-            let at_ms = self.core.alarm_ms(due_ms);
+            let at_ms = self.alarm_ms(due_ms);
             self.core
                 .timers
                 .set(at_ms, Arc::downgrade(self), Alarm::Due(subscription.id));
@@ -104,7 +104,7 @@ impl Topic {
                 }
             };
             if let Some(due_ms) = subscription.arm_timer() {
-                let at_ms = self.core.alarm_ms(due_ms);
+                let at_ms = self.alarm_ms(due_ms);
                 self.core
                     .timers
                     .set(at_ms, Arc::downgrade(&self), Alarm::Due(id));
@@ -174,7 +174,7 @@ impl Topic {
     /// A timer that was set for a subscription.
     pub(crate) fn alarm(self: &Arc<Topic>, alarm: Alarm) {
         let now_ms = self.core.clock.now_ms();
-        let due_before_ms = self.core.due_before_ms(now_ms);
+        let due_before_ms = self.due_before_ms(now_ms);
         let mut state = self.lock();
         let id = match alarm {
             Alarm::Due(id) => {

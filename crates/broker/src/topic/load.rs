@@ -9,12 +9,13 @@ use bytes::BytesMut;
 use geminga_model::{Position, TopicName};
 use geminga_storage::StoreError;
 use geminga_storage::managed::{ManagedLedger, TopicObserver};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::producers::Access;
 use super::{Counters, Life, State, Topic};
 use crate::broker::Core;
 use crate::error::BrokerError;
+use crate::policies::store::InForce;
 use crate::subscription::Subscription;
 
 /// What the store tells about a topic's entries, on its completion thread.
@@ -44,7 +45,12 @@ impl Observer {
 }
 
 impl Topic {
-    pub(crate) fn new(core: &Arc<Core>, name: TopicName, ledger: Arc<ManagedLedger>) -> Arc<Topic> {
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        name: TopicName,
+        ledger: Arc<ManagedLedger>,
+        in_force: InForce,
+    ) -> Arc<Topic> {
         let now_ms = core.clock.now_ms();
         let last = ledger.last_position();
         let mut subscriptions = Vec::new();
@@ -58,6 +64,7 @@ impl Topic {
             .and_then(|text| text.parse().ok());
         let topic = Arc::new(Topic {
             terminated: AtomicBool::new(ledger.is_terminated()),
+            in_force: RwLock::new(in_force),
             name,
             core: core.clone(),
             state: Mutex::new(State {
@@ -78,6 +85,16 @@ impl Topic {
             .ledger
             .set_observer(Arc::new(Observer(Arc::downgrade(&topic))));
         topic
+    }
+
+    /// Whether the topic may be used; if so, it is not idle now.
+    pub(crate) fn touch(&self, now_ms: u64) -> bool {
+        let mut state = self.lock();
+        let open = state.life == Life::Open;
+        if open {
+            state.idle_since_ms = now_ms;
+        }
+        open
     }
 
     /// Whether the topic may leave memory.

@@ -9,7 +9,6 @@ use geminga_storage::managed::Retention;
 use super::Topic;
 use crate::broker::Core;
 use crate::error::BrokerError;
-use crate::namespace::Policies;
 
 impl Core {
     /// The task: one for all topics.
@@ -54,29 +53,17 @@ impl Core {
             }
         }
     }
-
-    async fn policies_of(&self, topic: &Topic) -> Result<Policies, BrokerError> {
-        let found = self.catalog.policies(topic.name.namespace_str()).await?;
-        Ok(found.map(|(policies, _)| policies).unwrap_or_default())
-    }
 }
 
 impl Topic {
     /// Deletes ledgers that all subscriptions have acked and retention does not keep.
     pub(crate) async fn trim(&self) -> Result<(), BrokerError> {
-        let own = self.core.policies_of(self).await?.retention;
-        let config = &self.core.config;
-        let minutes = own.map_or(config.default_retention_time_in_minutes, |r| {
-            r.retention_time_in_minutes
-        });
-        let mib = own.map_or(config.default_retention_size_in_mb, |r| {
-            r.retention_size_in_mb
-        });
+        let own = self.policies().retention;
         let retention = Retention {
-            time_ms: u64::try_from(minutes)
+            time_ms: u64::try_from(own.retention_time_in_minutes)
                 .ok()
                 .map(|minutes| minutes.saturating_mul(60_000)),
-            size_bytes: u64::try_from(mib)
+            size_bytes: u64::try_from(own.retention_size_in_mb)
                 .ok()
                 .map(|mib| mib.saturating_mul(1 << 20)),
         };
@@ -85,8 +72,7 @@ impl Topic {
     }
 
     async fn expire_by_policy(self: &Arc<Topic>) -> Result<(), BrokerError> {
-        let own = self.core.policies_of(self).await?.message_ttl_seconds;
-        let seconds = own.unwrap_or(self.core.config.ttl_duration_default_in_seconds);
+        let seconds = self.policies().message_ttl_seconds;
         if seconds == 0 {
             return Ok(());
         }

@@ -72,7 +72,7 @@ impl Topic {
         if self.is_terminated() {
             return refused(BrokerError::Terminated(self.name.to_string()));
         }
-        let max = self.core.config.max_producers_per_topic;
+        let max = self.policies().producers_max;
         if max > 0 && state.producers.len() >= max && !state.producers.contains_key(&producer.name)
         {
             return refused(BrokerError::ProducerBusy(format!(

@@ -59,8 +59,15 @@ impl Topic {
     }
 
     fn try_join(self: &Arc<Topic>, id: u32, consumer: &NewConsumer) -> Result<Join, BrokerError> {
+        let policies = self.policies();
+        if !policies.subscription_types.contains(&consumer.kind) {
+            return Err(BrokerError::NotAllowed(format!(
+                "Topic does not support {} subscription type",
+                consumer.kind.as_str()
+            )));
+        }
         let mut state = self.open()?;
-        let max = self.core.config.max_consumers_per_topic;
+        let max = policies.consumers_max;
         if max > 0 && state.consumers() >= max {
             return Err(BrokerError::ConsumerBusy(
                 "Topic reached max consumers limit".to_owned(),
@@ -73,7 +80,13 @@ impl Topic {
         if let Some(fence) = subscription.fence.clone() {
             return Ok(Join::Fenced(fence.notified_owned()));
         }
-        match subscription.join(consumer.clone(), &self.name, &self.core.config, now_ms) {
+        match subscription.join(
+            consumer.clone(),
+            &self.name,
+            &self.core.config,
+            &policies,
+            now_ms,
+        ) {
             Ok(()) => {
                 self.arm_failover(&state, id);
                 Ok(Join::Done)
@@ -126,7 +139,7 @@ impl Topic {
                     subscription: wanted.name.to_string(),
                 });
             }
-            let max = self.core.config.max_subscriptions_per_topic;
+            let max = self.policies().subscriptions_max;
             if max > 0 && count >= max {
                 return Err(BrokerError::NotAllowed(
                     "Exceed the maximum number of subscriptions of the topic".to_owned(),

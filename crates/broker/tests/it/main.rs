@@ -6,6 +6,7 @@ mod bad_input;
 mod connect;
 mod consume;
 mod lookup;
+mod policies;
 mod produce;
 mod restart;
 mod server;

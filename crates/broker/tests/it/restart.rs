@@ -105,7 +105,10 @@ async fn what_admin_does_survives() {
         .await
         .unwrap();
     broker
-        .update_policies(&namespace, |p| p.message_ttl_seconds = Some(60))
+        .update_policies(&namespace, |p| {
+            p.message_ttl_seconds = Some(60);
+            Ok(())
+        })
         .await
         .unwrap();
     let topic = "persistent://team/space/a topic/with slash"
