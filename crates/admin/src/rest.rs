@@ -182,6 +182,7 @@ impl From<BrokerError> for ApiError {
         let reason = error.to_string();
         match error.kind() {
             ErrorKind::Invalid => Self::precondition_failed(reason),
+            ErrorKind::Unprocessable => Self::unprocessable(reason),
             ErrorKind::NotFound => Self::not_found(reason),
             ErrorKind::Conflict => Self::conflict(reason),
             ErrorKind::PreconditionFailed => Self::precondition_failed(reason),

@@ -1,6 +1,7 @@
 //! What operators do, as the REST API and the command line need it. Changes are durable when the
 //! method returns.
 
+mod schemas;
 mod subscriptions;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,6 @@ use crate::namespace::{
     tenant_key,
 };
 use crate::policies::Policies;
-use crate::schema::StoredSchema;
 use crate::topic::Topic;
 use crate::topic::stats::{TopicInternalStats, TopicStats};
 
@@ -297,7 +297,7 @@ impl Broker {
             self.core.unload(&topic).await;
         }
         if name.partition().is_none() {
-            self.core.schemas.delete(name).await?;
+            self.core.schemas.forget(name).await?;
             self.core.delete_topic_policies(name).await?;
         }
         self.core.watchers.changed(name, false);
@@ -334,7 +334,7 @@ impl Broker {
                 Err(error) => return Err(error),
             }
         }
-        self.core.schemas.delete(name).await?;
+        self.core.schemas.forget(name).await?;
         self.core.delete_topic_policies(name).await?;
         self.core.catalog.delete(&partitioned_key(name)).await
     }
@@ -401,26 +401,6 @@ impl Broker {
                 position: entry.position,
                 block: entry.data,
             }))
-    }
-
-    // Schemas
-
-    /// All versions, oldest first.
-    pub async fn schemas(&self, name: &TopicName) -> Result<Vec<(u64, StoredSchema)>, BrokerError> {
-        self.core.schemas.all(name).await
-    }
-
-    pub async fn create_schema(
-        &self,
-        name: &TopicName,
-        schema: &geminga_proto::pb::Schema,
-    ) -> Result<u64, BrokerError> {
-        let now_ms = self.core.clock.now_ms();
-        self.core.schemas.register(name, schema, true, now_ms).await
-    }
-
-    pub async fn delete_schema(&self, name: &TopicName) -> Result<(), BrokerError> {
-        self.core.schemas.delete(name).await
     }
 
     // Figures

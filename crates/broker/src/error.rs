@@ -43,6 +43,9 @@ pub enum BrokerError {
     ConsumerAssign(String),
     #[error("{0}")]
     IncompatibleSchema(String),
+    /// The definition itself cannot be read.
+    #[error("{0}")]
+    InvalidSchema(String),
     #[error("{0}")]
     Metadata(String),
     #[error("{0}")]
@@ -62,6 +65,8 @@ pub enum BrokerError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
     Invalid,
+    /// Well-formed, but the document in it is not.
+    Unprocessable,
     NotFound,
     Conflict,
     PreconditionFailed,
@@ -74,6 +79,7 @@ impl BrokerError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             BrokerError::BadSetting { .. } | BrokerError::InvalidTopicName(_) => ErrorKind::Invalid,
+            BrokerError::InvalidSchema(_) => ErrorKind::Unprocessable,
             BrokerError::TenantNotFound(_)
             | BrokerError::NamespaceNotFound(_)
             | BrokerError::TopicNotFound(_)
@@ -113,7 +119,9 @@ impl BrokerError {
             BrokerError::ProducerFenced(_) => ServerError::ProducerFenced,
             BrokerError::ConsumerBusy(_) => ServerError::ConsumerBusy,
             BrokerError::ConsumerAssign(_) => ServerError::ConsumerAssignError,
-            BrokerError::IncompatibleSchema(_) => ServerError::IncompatibleSchema,
+            BrokerError::IncompatibleSchema(_) | BrokerError::InvalidSchema(_) => {
+                ServerError::IncompatibleSchema
+            }
             BrokerError::Metadata(_) | BrokerError::PreconditionFailed(_) => {
                 ServerError::MetadataError
             }

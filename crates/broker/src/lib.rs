@@ -39,7 +39,7 @@ pub use policies::{
     DispatchRate, EffectivePolicies, InactiveTopicDeleteMode, InactiveTopicPolicies, Persistence,
     Policies, PublishRate, Retention, SchemaCompatibilityStrategy,
 };
-pub use schema::{StoredSchema, type_name as schema_type_name};
+pub use schema::{StoredSchema, type_name as schema_type_name, type_number as schema_type_number};
 pub use topic::stats::{
     ConsumerStats, CursorStats, PublisherStats, SubscriptionStats, TopicInternalStats, TopicStats,
 };

@@ -1,12 +1,14 @@
 //! Schemas of topics, with versions.
 //!
 //! Kept per partitioned parent, so that all partitions share them. A definition that is already
-//! known returns its version; another *type* is incompatible. New Avro and JSON definitions are
-//! checked against the latest by Pulsar's default strategy, FULL (each can read what the other
-//! wrote). Not checked yet: Protobuf and KeyValue definitions, which are accepted as new versions,
-//! and no other strategy can be chosen.
+//! known returns its version; a new one must be allowed by the strategy in force (`compatibility`
+//! decides). A deletion is a version without a schema: what is before it does not count any more.
+//! With force, all versions go.
 
 mod avro;
+mod compatibility;
+mod key_value;
+mod native;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,16 +20,21 @@ use geminga_proto::pb::KeyValue;
 use geminga_storage::metadata::Expected;
 use serde::{Deserialize, Serialize};
 
-use avro::Avro;
+use compatibility::{Definition, check_consumer, check_new, is_same};
 
 use crate::broker::Core;
 use crate::error::BrokerError;
 use crate::namespace::{Catalog, encode};
+use crate::policies::SchemaCompatibilityStrategy;
 use crate::topic::Topic;
 
 const TYPE_NONE: i32 = 0;
+const TYPE_STRING: i32 = 1;
 const TYPE_JSON: i32 = 2;
+const TYPE_PROTOBUF: i32 = 3;
 const TYPE_AVRO: i32 = 4;
+const TYPE_KEY_VALUE: i32 = 15;
+const TYPE_PROTOBUF_NATIVE: i32 = 20;
 const TYPE_AUTO_CONSUME: i32 = 21;
 /// Versions of one topic's schema.
 const VERSIONS_MAX: usize = 1_000;
@@ -44,6 +51,9 @@ pub struct StoredSchema {
     #[serde(default)]
     pub properties: BTreeMap<String, String>,
     pub timestamp_ms: u64,
+    /// Not a schema, but the end of those before it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    deleted: bool,
 }
 
 impl StoredSchema {
@@ -70,70 +80,33 @@ impl StoredSchema {
             name: schema.name.clone(),
             r#type: schema.r#type,
             data: encode_base64(&schema.schema_data),
-            properties: schema
-                .properties
-                .iter()
-                .map(|pair| (pair.key.clone(), pair.value.clone()))
-                .collect(),
+            properties: properties(schema),
             timestamp_ms,
+            deleted: false,
         }
     }
 
-    /// Whether it is the same definition. JSON and Avro are compared as documents.
+    fn deletion(timestamp_ms: u64) -> StoredSchema {
+        StoredSchema {
+            deleted: true,
+            ..StoredSchema::new(&pb::Schema::default(), timestamp_ms)
+        }
+    }
+
+    /// Whether it is the same definition.
     fn is(&self, schema: &pb::Schema) -> bool {
-        if self.r#type != schema.r#type {
-            return false;
-        }
-        let mine = self.data();
-        if mine == schema.schema_data {
-            return true;
-        }
-        if !matches!(self.r#type, TYPE_JSON | TYPE_AVRO) {
-            return false;
-        }
-        let parse = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).ok();
-        parse(&mine).is_some_and(|mine| Some(mine) == parse(&schema.schema_data))
+        self.r#type == schema.r#type && is_same(self.r#type, &self.data(), &schema.schema_data)
+    }
+
+    fn definition(&self) -> Result<Definition, BrokerError> {
+        Definition::read(self.r#type, &self.data(), &self.properties)
+            .map_err(BrokerError::IncompatibleSchema)
     }
 }
 
-impl StoredSchema {
-    /// Whether each of the two can read what the other wrote.
-    fn check_full(&self, schema: &pb::Schema) -> Result<(), BrokerError> {
-        self.check_backward(schema)?;
-        let Some((latest, new)) = self.avro_with(schema) else {
-            return Ok(());
-        };
-        match latest.cannot_read(&new) {
-            Some(reason) => Err(unable_to_read(&reason)),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether `schema` can read what was written with this one.
-    fn check_backward(&self, schema: &pb::Schema) -> Result<(), BrokerError> {
-        let Some((latest, new)) = self.avro_with(schema) else {
-            return Ok(());
-        };
-        match new.cannot_read(&latest) {
-            Some(reason) => Err(unable_to_read(&reason)),
-            None => Ok(()),
-        }
-    }
-
-    /// Both as Avro documents, where they are. A very old JSON schema may be none.
-    fn avro_with(&self, schema: &pb::Schema) -> Option<(Avro, Avro)> {
-        if !matches!(self.r#type, TYPE_JSON | TYPE_AVRO) {
-            return None;
-        }
-        Some((
-            Avro::parse(&self.data())?,
-            Avro::parse(&schema.schema_data)?,
-        ))
-    }
-}
-
-fn unable_to_read(reason: &str) -> BrokerError {
-    BrokerError::IncompatibleSchema(format!("Unable to read schema: {reason}"))
+fn properties(schema: &pb::Schema) -> BTreeMap<String, String> {
+    let pair = |pair: &KeyValue| (pair.key.clone(), pair.value.clone());
+    schema.properties.iter().map(pair).collect()
 }
 
 /// The version as 8 bytes, empty for none.
@@ -143,24 +116,25 @@ pub(crate) fn version_bytes(version: Option<u64>) -> Vec<u8> {
         .unwrap_or_default()
 }
 
+/// A topic's versions, oldest first.
+type Versions = Vec<(u64, StoredSchema)>;
+
 pub(crate) struct Schemas {
     catalog: Catalog,
-    /// One registration at a time: versions are given out in order.
-    registering: tokio::sync::Mutex<()>,
+    /// One change at a time: versions are given out in order.
+    changing: tokio::sync::Mutex<()>,
 }
 
 impl Schemas {
     pub(crate) fn new(catalog: Catalog) -> Schemas {
         Schemas {
             catalog,
-            registering: tokio::sync::Mutex::new(()),
+            changing: tokio::sync::Mutex::new(()),
         }
     }
 
-    pub(crate) async fn all(
-        &self,
-        topic: &TopicName,
-    ) -> Result<Vec<(u64, StoredSchema)>, BrokerError> {
+    /// Deletions and what they deleted too.
+    async fn history(&self, topic: &TopicName) -> Result<Versions, BrokerError> {
         let path = path(topic);
         let found = self.catalog.scan::<StoredSchema>(&path).await?;
         let version = |key: &str| key.rsplit('/').next().and_then(|text| text.parse().ok());
@@ -168,6 +142,10 @@ impl Schemas {
             .into_iter()
             .filter_map(|(key, schema)| Some((version(&key)?, schema)))
             .collect())
+    }
+
+    pub(crate) async fn all(&self, topic: &TopicName) -> Result<Versions, BrokerError> {
+        Ok(live(self.history(topic).await?))
     }
 
     pub(crate) async fn get(
@@ -182,76 +160,135 @@ impl Schemas {
         })
     }
 
+    /// The version that has this definition.
+    pub(crate) async fn version_of(
+        &self,
+        topic: &TopicName,
+        schema: &pb::Schema,
+    ) -> Result<Option<u64>, BrokerError> {
+        Ok(find(&self.all(topic).await?, schema))
+    }
+
+    /// Whether the schema could become the next version; else why not.
+    pub(crate) async fn check(
+        &self,
+        topic: &TopicName,
+        schema: &pb::Schema,
+        strategy: SchemaCompatibilityStrategy,
+    ) -> Result<(), BrokerError> {
+        let all = self.all(topic).await?;
+        match find(&all, schema) {
+            Some(_) => Ok(()),
+            None => check(&all, schema, strategy),
+        }
+    }
+
     pub(crate) async fn register(
         &self,
         topic: &TopicName,
         schema: &pb::Schema,
-        allow_new: bool,
+        strategy: SchemaCompatibilityStrategy,
         now_ms: u64,
     ) -> Result<u64, BrokerError> {
-        let incompatible = |text: String| Err(BrokerError::IncompatibleSchema(text));
-        let _one = self.registering.lock().await;
-        let all = self.all(topic).await?;
-        if let Some((version, _)) = all.iter().find(|(_, known)| known.is(schema)) {
-            return Ok(*version);
-        }
-        if let Some((_, latest)) = all.last()
-            && latest.r#type != schema.r#type
-        {
-            return incompatible(format!(
-                "Incompatible schema: exists schema type {}, new schema type {}",
-                type_name(latest.r#type),
-                type_name(schema.r#type)
-            ));
-        }
-        if !allow_new && !all.is_empty() {
-            return incompatible(
-                "Schema not found and schema auto updating is disabled.".to_owned(),
-            );
+        let _one = self.changing.lock().await;
+        let history = self.history(topic).await?;
+        let next = next(&history);
+        let all = live(history);
+        if let Some(version) = find(&all, schema) {
+            return Ok(version);
         }
         if all.len() >= VERSIONS_MAX {
-            return incompatible(format!("more than {VERSIONS_MAX} versions of a schema"));
+            return Err(BrokerError::IncompatibleSchema(format!(
+                "more than {VERSIONS_MAX} versions of a schema"
+            )));
         }
-        check(schema)?;
-        if let Some((_, latest)) = all.last() {
-            latest.check_full(schema)?;
-        }
-        let version = all.last().map_or(0, |(version, _)| version + 1);
-        let key = format!("{}/{version:020}", path(topic));
-        let stored = StoredSchema::new(schema, now_ms);
-        self.catalog.put(&key, &stored, Expected::Absent).await?;
-        Ok(version)
+        check(&all, schema, strategy)?;
+        self.add(topic, next, &StoredSchema::new(schema, now_ms))
+            .await?;
+        Ok(next)
     }
 
-    pub(crate) async fn delete(&self, topic: &TopicName) -> Result<(), BrokerError> {
-        for (version, _) in self.all(topic).await? {
-            self.catalog
-                .delete(&format!("{}/{version:020}", path(topic)))
-                .await?;
+    /// Ends the versions there are; returns the deletion's own version, none if there was nothing.
+    pub(crate) async fn delete(
+        &self,
+        topic: &TopicName,
+        now_ms: u64,
+    ) -> Result<Option<u64>, BrokerError> {
+        let _one = self.changing.lock().await;
+        let history = self.history(topic).await?;
+        let next = next(&history);
+        if live(history).is_empty() {
+            return Ok(None);
+        }
+        self.add(topic, next, &StoredSchema::deletion(now_ms))
+            .await?;
+        Ok(Some(next))
+    }
+
+    /// Removes all versions, as if there had never been one.
+    pub(crate) async fn forget(&self, topic: &TopicName) -> Result<(), BrokerError> {
+        let _one = self.changing.lock().await;
+        for (version, _) in self.history(topic).await? {
+            self.catalog.delete(&key(topic, version)).await?;
         }
         Ok(())
     }
+
+    async fn add(
+        &self,
+        topic: &TopicName,
+        version: u64,
+        schema: &StoredSchema,
+    ) -> Result<(), BrokerError> {
+        let key = key(topic, version);
+        self.catalog.put(&key, schema, Expected::Absent).await
+    }
 }
 
-/// The definition can be read at all.
-fn check(schema: &pb::Schema) -> Result<(), BrokerError> {
+/// What is behind the last deletion.
+fn live(mut history: Versions) -> Versions {
+    match history.iter().rposition(|(_, schema)| schema.deleted) {
+        Some(deletion) => history.split_off(deletion + 1),
+        None => history,
+    }
+}
+
+fn next(history: &Versions) -> u64 {
+    history.last().map_or(0, |(version, _)| version + 1)
+}
+
+fn find(versions: &Versions, schema: &pb::Schema) -> Option<u64> {
+    let mut newest_first = versions.iter().rev();
+    newest_first
+        .find(|(_, known)| known.is(schema))
+        .map(|(version, _)| *version)
+}
+
+/// The definition of a schema that a client sent.
+fn read(schema: &pb::Schema) -> Result<Definition, BrokerError> {
     if schema.schema_data.len() > BYTES_MAX {
-        return Err(BrokerError::IncompatibleSchema(format!(
+        return Err(BrokerError::InvalidSchema(format!(
             "schema definition is larger than {BYTES_MAX} bytes"
         )));
     }
-    let readable = match schema.r#type {
-        TYPE_AVRO => Avro::parse(&schema.schema_data).is_some(),
-        TYPE_JSON => serde_json::from_slice::<serde_json::Value>(&schema.schema_data).is_ok(),
-        _ => true,
-    };
-    if !readable {
-        return Err(BrokerError::IncompatibleSchema(format!(
-            "Invalid schema definition data for {} schema",
-            type_name(schema.r#type)
-        )));
-    }
-    Ok(())
+    Definition::read(schema.r#type, &schema.schema_data, &properties(schema))
+        .map_err(BrokerError::InvalidSchema)
+}
+
+fn check(
+    existing: &Versions,
+    schema: &pb::Schema,
+    strategy: SchemaCompatibilityStrategy,
+) -> Result<(), BrokerError> {
+    let new = read(schema)?;
+    check_new(strategy, &new, &definitions(existing)?).map_err(BrokerError::IncompatibleSchema)
+}
+
+fn definitions(versions: &Versions) -> Result<Vec<Definition>, BrokerError> {
+    versions
+        .iter()
+        .map(|(_, schema)| schema.definition())
+        .collect()
 }
 
 fn path(topic: &TopicName) -> String {
@@ -263,37 +300,49 @@ fn path(topic: &TopicName) -> String {
     )
 }
 
+fn key(topic: &TopicName, version: u64) -> String {
+    format!("{}/{version:020}", path(topic))
+}
+
+const TYPE_NAMES: [&str; 22] = [
+    "NONE",
+    "STRING",
+    "JSON",
+    "PROTOBUF",
+    "AVRO",
+    "BOOLEAN",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FLOAT",
+    "DOUBLE",
+    "DATE",
+    "TIME",
+    "TIMESTAMP",
+    "KEY_VALUE",
+    "INSTANT",
+    "LOCAL_DATE",
+    "LOCAL_TIME",
+    "LOCAL_DATE_TIME",
+    "PROTOBUF_NATIVE",
+    "AUTO_CONSUME",
+];
+
 /// The type's name as REST shows it.
 pub fn type_name(number: i32) -> &'static str {
-    const NAMES: [&str; 22] = [
-        "NONE",
-        "STRING",
-        "JSON",
-        "PROTOBUF",
-        "AVRO",
-        "BOOLEAN",
-        "INT8",
-        "INT16",
-        "INT32",
-        "INT64",
-        "FLOAT",
-        "DOUBLE",
-        "DATE",
-        "TIME",
-        "TIMESTAMP",
-        "KEY_VALUE",
-        "INSTANT",
-        "LOCAL_DATE",
-        "LOCAL_TIME",
-        "LOCAL_DATE_TIME",
-        "PROTOBUF_NATIVE",
-        "AUTO_CONSUME",
-    ];
     usize::try_from(number)
         .ok()
-        .and_then(|at| NAMES.get(at))
+        .and_then(|at| TYPE_NAMES.get(at))
         .copied()
         .unwrap_or("UNKNOWN")
+}
+
+/// The reverse of [`type_name`]. Bytes have no schema.
+pub fn type_number(name: &str) -> Option<i32> {
+    let name = if name == "BYTES" { "NONE" } else { name };
+    let at = TYPE_NAMES.iter().position(|known| *known == name)?;
+    i32::try_from(at).ok()
 }
 
 impl Core {
@@ -303,16 +352,22 @@ impl Core {
         topic: &TopicName,
         schema: Option<&pb::Schema>,
     ) -> Result<Option<u64>, BrokerError> {
+        let rules = self.effective_policies(topic).await?.policies;
         match schema.filter(|schema| schema.r#type != TYPE_NONE) {
-            Some(schema) => {
-                let allow_new = self.config.is_allow_auto_update_schema_enabled;
+            Some(schema) if rules.auto_update_schema => {
                 let now_ms = self.clock.now_ms();
                 self.schemas
-                    .register(topic, schema, allow_new, now_ms)
+                    .register(topic, schema, rules.schema_compatibility_strategy, now_ms)
                     .await
                     .map(Some)
             }
-            None if self.config.is_schema_validation_enforced
+            Some(schema) => match self.schemas.version_of(topic, schema).await? {
+                Some(version) => Ok(Some(version)),
+                None => Err(BrokerError::IncompatibleSchema(
+                    "Schema not found and schema auto updating is disabled.".to_owned(),
+                )),
+            },
+            None if rules.schema_validation_enforced
                 && self.schemas.get(topic, None).await?.is_some() =>
             {
                 Err(BrokerError::IncompatibleSchema(
@@ -336,24 +391,25 @@ impl Core {
         else {
             return Ok(());
         };
-        let latest = self.schemas.get(&topic.name, None).await?;
-        match latest {
-            Some((_, latest)) if latest.r#type == schema.r#type => latest.check_backward(schema),
-            Some((_, latest)) => Err(BrokerError::IncompatibleSchema(format!(
-                "Incompatible schema: exists schema type {}, new schema type {}",
-                type_name(latest.r#type),
-                type_name(schema.r#type)
-            ))),
-            None if topic.was_never_used() => {
-                let now_ms = self.clock.now_ms();
-                self.schemas
-                    .register(&topic.name, schema, true, now_ms)
-                    .await
-                    .map(drop)
-            }
-            None => Err(BrokerError::IncompatibleSchema(
-                "Topic does not have schema to check".to_owned(),
-            )),
+        let all = self.schemas.all(&topic.name).await?;
+        if all.is_empty() && topic.was_never_used() {
+            return self
+                .producer_schema(&topic.name, Some(schema))
+                .await
+                .map(drop);
         }
+        let rules = self.effective_policies(&topic.name).await?.policies;
+        let strategy = rules.schema_compatibility_strategy;
+        if strategy == SchemaCompatibilityStrategy::AlwaysCompatible {
+            return Ok(());
+        }
+        if all.is_empty() {
+            return Err(BrokerError::IncompatibleSchema(
+                "Topic does not have schema to check".to_owned(),
+            ));
+        }
+        let wanted = read(schema)?;
+        check_consumer(strategy, &wanted, &definitions(&all)?)
+            .map_err(BrokerError::IncompatibleSchema)
     }
 }

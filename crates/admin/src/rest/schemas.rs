@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use axum::routing::{get, post};
-use geminga_broker::{StoredSchema, schema_type_name};
+use geminga_broker::{StoredSchema, schema_type_name, schema_type_number};
 use geminga_model::TopicName;
 use geminga_proto::pb;
 use serde_json::{Value, json};
@@ -15,8 +16,6 @@ use super::{Admin, document};
 use crate::error::{Answer, ApiError};
 use crate::request;
 
-/// One above the largest type number.
-const TYPES: i32 = 22;
 const KEY_VALUE: &str = "KEY_VALUE";
 
 pub(super) fn router() -> Router<Admin> {
@@ -29,6 +28,7 @@ pub(super) fn router() -> Router<Admin> {
         .route(&format!("{topic}/schema/{{version}}"), get(one))
         .route(&format!("{topic}/schemas"), get(all))
         .route(&format!("{topic}/version"), post(version_of))
+        .route(&format!("{topic}/compatibility"), post(compatibility))
 }
 
 /// The topic of a schema; schemas belong to persistent topics.
@@ -59,18 +59,13 @@ struct Given {
 
 impl Given {
     fn schema(self, topic: &TopicName) -> Answer<pb::Schema> {
-        let name = if self.r#type == "BYTES" {
-            "NONE"
-        } else {
-            &self.r#type
-        };
-        let Some(number) = (0..TYPES).find(|number| schema_type_name(*number) == name) else {
+        let Some(number) = schema_type_number(&self.r#type) else {
             return Err(ApiError::unprocessable(format!(
                 "unknown schema type `{}`",
                 self.r#type
             )));
         };
-        let data = if name == KEY_VALUE {
+        let data = if self.r#type == KEY_VALUE {
             join(&self.schema)?
         } else {
             self.schema.into_bytes()
@@ -91,7 +86,9 @@ impl Given {
 
 /// A key-value schema, from `{"key":..,"value":..}` to two lengths and definitions.
 fn join(text: &str) -> Answer<Vec<u8>> {
-    let value: Value = request::from_json(text.as_bytes())?;
+    let value: Value = serde_json::from_str(text).map_err(|_| {
+        ApiError::unprocessable("a KEY_VALUE schema is `{\"key\":..,\"value\":..}`")
+    })?;
     let mut data = Vec::new();
     for part in ["key", "value"] {
         let text = match &value[part] {
@@ -134,12 +131,18 @@ fn shown(version: u64, schema: &StoredSchema) -> Value {
     })
 }
 
+/// The versions, oldest first; of an existing namespace.
 async fn versions(admin: &Admin, named: &Named) -> Answer<Vec<(u64, StoredSchema)>> {
-    let versions = admin.broker().schemas(&named.topic()?).await?;
-    if versions.is_empty() {
-        Err(ApiError::not_found("Schema not found"))
-    } else {
-        Ok(versions)
+    let topic = named.topic()?;
+    admin.broker().policies(&topic.namespace()).await?;
+    Ok(admin.broker().schemas(&topic).await?)
+}
+
+/// One of them.
+fn found(version: Option<&(u64, StoredSchema)>) -> Answer {
+    match version {
+        Some((version, schema)) => document(&shown(*version, schema)),
+        None => Err(ApiError::not_found("Schema not found")),
     }
 }
 
@@ -149,10 +152,7 @@ async fn latest(
     Params(_): Params<Plain>,
 ) -> Answer {
     let versions = versions(&admin, &named).await?;
-    let latest = versions
-        .last()
-        .map(|(version, schema)| shown(*version, schema));
-    document(&latest)
+    found(versions.last())
 }
 
 async fn one(
@@ -161,13 +161,10 @@ async fn one(
     Params(_): Params<Plain>,
 ) -> Answer {
     let versions = versions(&admin, &named).await?;
-    let found = versions
+    let wanted = versions
         .iter()
         .find(|(version, _)| Some(*version) == named.version);
-    match found {
-        Some((version, schema)) => document(&shown(*version, schema)),
-        None => Err(ApiError::not_found("Schema not found")),
-    }
+    found(wanted)
 }
 
 async fn all(
@@ -202,14 +199,12 @@ async fn create(
 async fn delete(
     State(admin): State<Admin>,
     Segments(named): Segments<Named>,
-    Params(_): Params<Force>,
+    Params(params): Params<Force>,
 ) -> Answer {
-    let last = versions(&admin, &named)
-        .await?
-        .last()
-        .map(|(version, _)| *version);
-    admin.broker().delete_schema(&named.topic()?).await?;
-    document(&json!({ "version": last }))
+    let topic = named.topic()?;
+    admin.broker().policies(&topic.namespace()).await?;
+    let deleted = admin.broker().delete_schema(&topic, params.force).await?;
+    document(&json!({ "version": or_none(deleted) }))
 }
 
 async fn version_of(
@@ -218,17 +213,39 @@ async fn version_of(
     Params(_): Params<Plain>,
     request: Request,
 ) -> Answer {
+    let topic = named.topic()?;
+    admin.broker().policies(&topic.namespace()).await?;
     let given: Given = request::json(request).await?;
-    let schema = given.schema(&named.topic()?)?;
-    let versions = versions(&admin, &named).await?;
-    let same = versions
-        .iter()
-        .rev()
-        .find(|(_, known)| known.r#type == schema.r#type && known.data() == schema.schema_data[..]);
-    match same {
-        Some((version, _)) => document(&json!({ "version": version })),
-        None => Err(ApiError::not_found("Schema not found")),
-    }
+    let schema = given.schema(&topic)?;
+    let version = admin.broker().schema_version(&topic, &schema).await?;
+    document(&json!({ "version": or_none(version) }))
+}
+
+/// Pulsar answers 500 for what is not compatible; the document has a field for it.
+async fn compatibility(
+    State(admin): State<Admin>,
+    Segments(named): Segments<Named>,
+    Params(_): Params<Plain>,
+    request: Request,
+) -> Answer {
+    let topic = named.topic()?;
+    admin.broker().policies(&topic.namespace()).await?;
+    let given: Given = request::json(request).await?;
+    let schema = given.schema(&topic)?;
+    let (strategy, compatible) = admin.broker().is_schema_compatible(&topic, &schema).await?;
+    let mut response = document(&json!({
+        "schemaCompatibilityStrategy": strategy,
+        "compatibility": compatible,
+    }))?;
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
+}
+
+/// A version as REST shows it: -1 stands for none.
+fn or_none(version: Option<u64>) -> i64 {
+    version
+        .and_then(|version| i64::try_from(version).ok())
+        .unwrap_or(-1)
 }
 
 #[cfg(test)]

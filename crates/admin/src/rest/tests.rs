@@ -380,8 +380,41 @@ async fn schemas_have_versions() {
         server.ask("POST", &at("version"), Some(&schema)).await.1,
         json!({"version": 0})
     );
-    assert_eq!(server.ask("DELETE", &at("schema"), None).await.0, 200);
+    let unknown =
+        json!({"type": "JSON", "schema": "{\"type\":\"record\",\"name\":\"b\",\"fields\":[]}"});
+    for (schema, compatible) in [(&schema, true), (&string, false), (&unknown, false)] {
+        assert_eq!(
+            server.ask("POST", &at("compatibility"), Some(schema)).await,
+            (
+                202,
+                json!({"schemaCompatibilityStrategy": "FULL", "compatibility": compatible})
+            )
+        );
+    }
+    let version = server.ask("POST", &at("version"), Some(&unknown)).await.1;
+    assert_eq!(version, json!({"version": -1}));
+    for invalid in [
+        json!({"type": "AVRO", "schema": "7"}),
+        json!({"type": "STRING", "schema": "x"}),
+        json!({"type": "KEY_VALUE", "schema": "x"}),
+        json!({"type": "AUTO_CONSUME", "schema": ""}),
+        json!({"type": "NOPE", "schema": ""}),
+    ] {
+        let answer = server.ask("POST", &at("schema"), Some(&invalid)).await;
+        assert_eq!(answer.0, 422, "{invalid}: {answer:?}");
+    }
+    // A deletion is a version of its own; another type may follow it.
+    let deleted = server.ask("DELETE", &at("schema"), None).await;
+    assert_eq!(deleted, (200, json!({"version": 1})));
     server.get(&at("schema/0"), 404, Value::Null).await;
+    let none = json!({"getSchemaResponses": []});
+    assert_eq!(server.ask("GET", &at("schemas"), None).await, (200, none));
+    let made = server.ask("POST", &at("schema"), Some(&string)).await;
+    assert_eq!(made, (200, json!({"version": {"version": 2}})));
+    let forgotten = server.ask("DELETE", &at("schema?force=true"), None).await;
+    assert_eq!(forgotten, (200, json!({"version": -1})));
+    let made = server.ask("POST", &at("schema"), Some(&schema)).await;
+    assert_eq!(made, (200, json!({"version": {"version": 0}})));
 }
 
 #[tokio::test]

@@ -1,337 +1,359 @@
-//! Whether data written with one Avro schema can be read with another: Avro's resolution rules on
-//! the schema documents. Pure; Pulsar's JSON schemas are Avro documents too.
+//! Avro schema documents, parsed: an arena of types with the names resolved. Pure.
+//!
+//! Pulsar's JSON and PROTOBUF schemas are Avro documents too. What must hold: any bytes give a
+//! schema or a reason, within bounded time, depth and memory.
 
-use std::collections::{HashMap, HashSet};
+mod resolve;
 
-use serde_json::Value;
+use std::collections::HashMap;
 
-/// Nesting of a schema document.
+use serde_json::{Map, Value};
+
+/// Nesting of a document.
 const DEPTH_MAX: usize = 64;
+/// Types in one document.
+const TYPES_MAX: usize = 10_000;
 
-/// A schema document with its named types.
+/// Index of a type in its document.
+type TypeId = usize;
+
+/// A schema document.
+#[derive(Debug)]
 pub(crate) struct Avro {
-    root: Value,
-    named: HashMap<String, Value>,
+    types: Vec<Type>,
+    root: TypeId,
+}
+
+#[derive(Debug)]
+enum Type {
+    Primitive(Primitive),
+    Array(TypeId),
+    Map(TypeId),
+    Union(Vec<TypeId>),
+    Fixed {
+        name: Name,
+        size: u64,
+    },
+    Enum {
+        name: Name,
+        symbols: Vec<String>,
+        has_default: bool,
+    },
+    Record {
+        name: Name,
+        fields: Vec<Field>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Primitive {
+    Null,
+    Boolean,
+    Int,
+    Long,
+    Float,
+    Double,
+    Bytes,
+    String,
+}
+
+#[derive(Debug)]
+struct Name {
+    /// With its namespace.
+    full: String,
+    /// With theirs.
+    aliases: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Field {
+    name: String,
+    aliases: Vec<String>,
+    r#type: TypeId,
+    has_default: bool,
 }
 
 impl Avro {
-    /// None for what is no Avro schema.
-    pub(crate) fn parse(bytes: &[u8]) -> Option<Avro> {
-        let root: Value = serde_json::from_slice(bytes).ok()?;
-        let mut named = HashMap::new();
-        collect(&root, "", &mut named, 0)?;
-        Some(Avro { root, named })
+    /// Reads a document; the error says what is wrong with it.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Avro, String> {
+        let document: Value = serde_json::from_slice(bytes)
+            .map_err(|error| format!("the definition is not JSON: {error}"))?;
+        let mut parser = Parser::default();
+        let root = parser.r#type(&document, "", 0)?;
+        Ok(Avro {
+            types: parser.types,
+            root,
+        })
     }
 
-    /// Why this, as the reader's schema, cannot read what was written with `writer`.
-    pub(crate) fn cannot_read(&self, writer: &Avro) -> Option<String> {
-        let mut resolver = Resolver {
-            reader: self,
-            writer,
-            assumed: HashSet::new(),
-        };
-        resolver.check(&self.root, &writer.root, "", 0).err()
+    /// Pulsar does not take a union for a topic's schema.
+    pub(crate) fn is_union(&self) -> bool {
+        matches!(self.types[self.root], Type::Union(_))
+    }
+}
+
+impl Primitive {
+    fn of(name: &str) -> Option<Primitive> {
+        Some(match name {
+            "null" => Primitive::Null,
+            "boolean" => Primitive::Boolean,
+            "int" => Primitive::Int,
+            "long" => Primitive::Long,
+            "float" => Primitive::Float,
+            "double" => Primitive::Double,
+            "bytes" => Primitive::Bytes,
+            "string" => Primitive::String,
+            _ => return None,
+        })
     }
 
-    fn resolve<'a>(&'a self, schema: &'a Value) -> &'a Value {
-        match schema.as_str() {
-            Some(name) if !is_primitive(name) => self.named.get(short(name)).unwrap_or(schema),
-            _ => schema,
+    fn as_str(self) -> &'static str {
+        match self {
+            Primitive::Null => "null",
+            Primitive::Boolean => "boolean",
+            Primitive::Int => "int",
+            Primitive::Long => "long",
+            Primitive::Float => "float",
+            Primitive::Double => "double",
+            Primitive::Bytes => "bytes",
+            Primitive::String => "string",
         }
     }
 }
 
-fn is_primitive(name: &str) -> bool {
-    matches!(
-        name,
-        "null" | "boolean" | "int" | "long" | "float" | "double" | "bytes" | "string"
-    )
+impl Name {
+    /// Without the namespace.
+    fn short(&self) -> &str {
+        short(&self.full)
+    }
 }
 
-/// A name without its namespace.
 fn short(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }
 
-/// Gathers the named types, and checks that the document is a schema.
-fn collect(
-    schema: &Value,
-    within: &str,
-    named: &mut HashMap<String, Value>,
-    depth: usize,
-) -> Option<()> {
-    if depth > DEPTH_MAX {
-        return None;
-    }
-    match schema {
-        Value::String(name) => {
-            (is_primitive(name) || named.contains_key(short(name)) || short(name) == within)
-                .then_some(())
-        }
-        Value::Array(branches) => branches
-            .iter()
-            .try_for_each(|branch| collect(branch, within, named, depth + 1)),
-        Value::Object(fields) => {
-            let kind = fields.get("type")?;
-            let Some(kind) = kind.as_str() else {
-                return collect(kind, within, named, depth + 1);
-            };
-            match kind {
-                "array" => collect(fields.get("items")?, within, named, depth + 1),
-                "map" => collect(fields.get("values")?, within, named, depth + 1),
-                "record" | "error" | "enum" | "fixed" => {
-                    let name = short(fields.get("name")?.as_str()?).to_owned();
-                    // Before its fields: they may refer to it.
-                    named.insert(name.clone(), schema.clone());
-                    if let Some(members) = fields.get("fields") {
-                        for member in members.as_array()? {
-                            member.get("name")?.as_str()?;
-                            collect(member.get("type")?, &name, named, depth + 1)?;
-                        }
-                    }
-                    Some(())
-                }
-                other => (is_primitive(other) || named.contains_key(short(other))).then_some(()),
-            }
-        }
-        _ => None,
+/// A name seen from within `space`.
+fn full_name(name: &str, space: &str) -> String {
+    if name.contains('.') || space.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{space}.{name}")
     }
 }
 
-struct Resolver<'a> {
-    reader: &'a Avro,
-    writer: &'a Avro,
-    /// Pairs of records under check: a recursive type is compatible if the rest is.
-    assumed: HashSet<(String, String)>,
+#[derive(Default)]
+struct Parser {
+    types: Vec<Type>,
+    named: HashMap<String, TypeId>,
 }
 
-impl Resolver<'_> {
-    fn check(
-        &mut self,
-        reader: &Value,
-        writer: &Value,
-        at: &str,
-        depth: usize,
-    ) -> Result<(), String> {
+impl Parser {
+    fn add(&mut self, r#type: Type) -> Result<TypeId, String> {
+        if self.types.len() >= TYPES_MAX {
+            return Err(format!("more than {TYPES_MAX} types"));
+        }
+        self.types.push(r#type);
+        Ok(self.types.len() - 1)
+    }
+
+    fn r#type(&mut self, schema: &Value, space: &str, depth: usize) -> Result<TypeId, String> {
         if depth > DEPTH_MAX {
-            return Err(format!("`{at}` is nested too deeply"));
+            return Err(format!("nested deeper than {DEPTH_MAX}"));
         }
-        let (reader, writer) = (self.reader.resolve(reader), self.writer.resolve(writer));
-        if let Value::Array(branches) = writer {
-            return branches
-                .iter()
-                .try_for_each(|branch| self.check(reader, branch, at, depth + 1));
-        }
-        if let Value::Array(branches) = reader {
-            let readable = branches
-                .iter()
-                .any(|branch| self.check(branch, writer, at, depth + 1).is_ok());
-            return match readable {
-                true => Ok(()),
-                false => Err(format!(
-                    "no branch of the union `{at}` reads {}",
-                    kind(writer)
-                )),
-            };
-        }
-        let (theirs, ours) = (kind(writer), kind(reader));
-        let inner = |schema: &Value, key: &str| schema.get(key).cloned().unwrap_or(Value::Null);
-        match (ours, theirs) {
-            ("array", "array") => self.check(
-                &inner(reader, "items"),
-                &inner(writer, "items"),
-                at,
-                depth + 1,
-            ),
-            ("map", "map") => self.check(
-                &inner(reader, "values"),
-                &inner(writer, "values"),
-                at,
-                depth + 1,
-            ),
-            ("record" | "error", "record" | "error") => {
-                self.check_record(reader, writer, at, depth)
-            }
-            ("enum", "enum") => check_enum(reader, writer, at),
-            ("fixed", "fixed") => match inner(reader, "size") == inner(writer, "size") {
-                true => Ok(()),
-                false => Err(format!("the size of `{at}` differs")),
+        match schema {
+            Value::String(name) => self.reference(name, space),
+            Value::Array(branches) => self.union(branches, space, depth),
+            Value::Object(schema) => match schema.get("type") {
+                Some(Value::String(kind)) => self.object(kind, schema, space, depth),
+                Some(inner) => self.r#type(inner, space, depth + 1),
+                None => Err("a type without `type`".to_owned()),
             },
-            (ours, theirs) if ours == theirs || promotes(theirs, ours) => Ok(()),
-            (ours, theirs) => Err(format!("`{at}` is {theirs} where {ours} is expected")),
+            other => Err(format!("`{other}` is no type")),
         }
     }
 
-    fn check_record(
-        &mut self,
-        reader: &Value,
-        writer: &Value,
-        at: &str,
-        depth: usize,
-    ) -> Result<(), String> {
-        let (ours, theirs) = (name(reader), name(writer));
-        if ours != theirs && !has_alias(reader, theirs) {
-            return Err(format!("record `{theirs}` where `{ours}` is expected"));
+    fn reference(&mut self, name: &str, space: &str) -> Result<TypeId, String> {
+        if let Some(primitive) = Primitive::of(name) {
+            return self.add(Type::Primitive(primitive));
         }
-        if !self.assumed.insert((ours.to_owned(), theirs.to_owned())) {
-            return Ok(());
-        }
-        for field in fields(reader) {
-            let path = format!("{at}/{}", name(field));
-            let written = fields(writer)
-                .iter()
-                .find(|other| name(other) == name(field) || has_alias(field, name(other)));
-            match written {
-                Some(written) => {
-                    let (reader, writer) = (field.get("type"), written.get("type"));
-                    let (Some(reader), Some(writer)) = (reader, writer) else {
-                        continue;
-                    };
-                    self.check(reader, writer, &path, depth + 1)?;
+        let full = full_name(name, space);
+        let known = self.named.get(&full).or_else(|| self.named.get(name));
+        known
+            .copied()
+            .ok_or_else(|| format!("`{name}` is not defined"))
+    }
+
+    fn union(&mut self, branches: &[Value], space: &str, depth: usize) -> Result<TypeId, String> {
+        let mut ids = Vec::with_capacity(branches.len());
+        let mut seen = std::collections::HashSet::new();
+        for branch in branches {
+            let id = self.r#type(branch, space, depth + 1)?;
+            let label = match &self.types[id] {
+                Type::Union(_) => return Err("a union directly in a union".to_owned()),
+                Type::Array(_) => "array".to_owned(),
+                Type::Map(_) => "map".to_owned(),
+                Type::Primitive(primitive) => primitive.as_str().to_owned(),
+                Type::Fixed { name, .. } | Type::Enum { name, .. } | Type::Record { name, .. } => {
+                    // Cannot be taken for a type's own name.
+                    format!("named {}", name.full)
                 }
-                None if field.get("default").is_some() => {}
-                None => return Err(format!("`{path}` has no default and is not always written")),
+            };
+            if !seen.insert(label) {
+                return Err("a union with the same type twice".to_owned());
             }
+            ids.push(id);
         }
-        Ok(())
+        self.add(Type::Union(ids))
+    }
+
+    fn object(
+        &mut self,
+        kind: &str,
+        schema: &Map<String, Value>,
+        space: &str,
+        depth: usize,
+    ) -> Result<TypeId, String> {
+        let member = |key: &str| {
+            let value = schema.get(key);
+            value.ok_or_else(|| format!("a `{kind}` without `{key}`"))
+        };
+        match kind {
+            "array" => {
+                let items = self.r#type(member("items")?, space, depth + 1)?;
+                self.add(Type::Array(items))
+            }
+            "map" => {
+                let values = self.r#type(member("values")?, space, depth + 1)?;
+                self.add(Type::Map(values))
+            }
+            "fixed" => {
+                let size = member("size")?
+                    .as_u64()
+                    .ok_or("the size of a `fixed` is no number")?;
+                let name = name_of(schema, space)?;
+                self.define(Type::Fixed { name, size })
+            }
+            "enum" => {
+                let symbols = strings(member("symbols")?).ok_or("the symbols are no strings")?;
+                let unique: std::collections::HashSet<&String> = symbols.iter().collect();
+                if unique.len() != symbols.len() {
+                    return Err("an `enum` with the same symbol twice".to_owned());
+                }
+                let name = name_of(schema, space)?;
+                let has_default = schema.contains_key("default");
+                self.define(Type::Enum {
+                    name,
+                    symbols,
+                    has_default,
+                })
+            }
+            "record" | "error" => self.record(schema, space, depth),
+            other => self.reference(other, space),
+        }
+    }
+
+    fn record(
+        &mut self,
+        schema: &Map<String, Value>,
+        space: &str,
+        depth: usize,
+    ) -> Result<TypeId, String> {
+        let name = name_of(schema, space)?;
+        let within = match name.full.rsplit_once('.') {
+            Some((space, _)) => space.to_owned(),
+            None => String::new(),
+        };
+        // Before its fields: they may refer to it.
+        let id = self.define(Type::Record {
+            name,
+            fields: Vec::new(),
+        })?;
+        let members = schema.get("fields").and_then(Value::as_array);
+        let members = members.ok_or("a `record` without `fields`")?;
+        let mut all: Vec<Field> = Vec::with_capacity(members.len());
+        let mut names = std::collections::HashSet::new();
+        for member in members {
+            let name = member.get("name").and_then(Value::as_str);
+            let name = name.ok_or("a field without `name`")?.to_owned();
+            if !names.insert(name.clone()) {
+                return Err(format!("the field `{name}` twice"));
+            }
+            let kind = member.get("type");
+            let kind = kind.ok_or_else(|| format!("the field `{name}` without `type`"))?;
+            all.push(Field {
+                aliases: member.get("aliases").and_then(strings).unwrap_or_default(),
+                r#type: self.r#type(kind, &within, depth + 1)?,
+                has_default: member.get("default").is_some(),
+                name,
+            });
+        }
+        if let Type::Record { fields, .. } = &mut self.types[id] {
+            *fields = all;
+        }
+        Ok(id)
+    }
+
+    fn define(&mut self, r#type: Type) -> Result<TypeId, String> {
+        let full = match &r#type {
+            Type::Fixed { name, .. } | Type::Enum { name, .. } | Type::Record { name, .. } => {
+                name.full.clone()
+            }
+            _ => String::new(),
+        };
+        if self.named.contains_key(&full) {
+            return Err(format!("`{full}` is defined twice"));
+        }
+        let id = self.add(r#type)?;
+        self.named.insert(full, id);
+        Ok(id)
     }
 }
 
-fn kind(schema: &Value) -> &str {
+fn name_of(schema: &Map<String, Value>, space: &str) -> Result<Name, String> {
+    let name = schema.get("name").and_then(Value::as_str).unwrap_or("");
+    if short(name).is_empty() {
+        return Err("a named type without a name".to_owned());
+    }
+    let own = schema.get("namespace").and_then(Value::as_str);
+    let full = full_name(name, own.unwrap_or(space));
+    let within = full.rsplit_once('.').map_or("", |(space, _)| space);
+    let aliases = schema.get("aliases").and_then(strings).unwrap_or_default();
+    let aliases = aliases
+        .iter()
+        .map(|alias| full_name(alias, within))
+        .collect();
+    Ok(Name { full, aliases })
+}
+
+fn strings(value: &Value) -> Option<Vec<String>> {
+    let all = value.as_array()?.iter();
+    all.map(|one| one.as_str().map(str::to_owned)).collect()
+}
+
+/// The document without what means nothing to a reader: comments, and objects around a lone name.
+pub(crate) fn plain_document(schema: Value) -> Value {
     match schema {
-        Value::String(name) => name,
-        Value::Object(fields) => match fields.get("type") {
-            Some(Value::String(name)) => name,
-            Some(inner) => kind(inner),
-            None => "nothing",
-        },
-        _ => "a union",
-    }
-}
-
-fn name(schema: &Value) -> &str {
-    schema.get("name").and_then(Value::as_str).map_or("", short)
-}
-
-fn fields(record: &Value) -> &[Value] {
-    record
-        .get("fields")
-        .and_then(Value::as_array)
-        .map_or(&[], Vec::as_slice)
-}
-
-fn has_alias(schema: &Value, name: &str) -> bool {
-    let aliases = schema.get("aliases").and_then(Value::as_array);
-    aliases.is_some_and(|all| {
-        all.iter()
-            .filter_map(Value::as_str)
-            .any(|a| short(a) == name)
-    })
-}
-
-fn check_enum(reader: &Value, writer: &Value, at: &str) -> Result<(), String> {
-    let symbols = |schema: &Value| -> Vec<String> {
-        let all = schema.get("symbols").and_then(Value::as_array);
-        all.map_or_else(Vec::new, |all| {
-            all.iter()
-                .filter_map(Value::as_str)
-                .map(str::to_owned)
-                .collect()
-        })
-    };
-    if name(reader) != name(writer) && !has_alias(reader, name(writer)) {
-        return Err(format!(
-            "enum `{}` where `{}` is expected",
-            name(writer),
-            name(reader)
-        ));
-    }
-    let ours = symbols(reader);
-    match symbols(writer)
-        .into_iter()
-        .find(|symbol| !ours.contains(symbol))
-    {
-        Some(symbol) if reader.get("default").is_none() => {
-            Err(format!("the enum `{at}` does not know `{symbol}`"))
+        Value::Object(mut members) => {
+            members.remove("doc");
+            if members.len() == 1
+                && let Some(Value::String(name)) = members.get("type")
+            {
+                return Value::String(name.clone());
+            }
+            let plain = members.into_iter().map(|(key, value)| {
+                let value = match key.as_str() {
+                    // A value, not a schema.
+                    "default" => value,
+                    _ => plain_document(value),
+                };
+                (key, value)
+            });
+            Value::Object(plain.collect())
         }
-        _ => Ok(()),
+        Value::Array(all) => Value::Array(all.into_iter().map(plain_document).collect()),
+        other => other,
     }
-}
-
-fn promotes(from: &str, to: &str) -> bool {
-    matches!(
-        (from, to),
-        ("int", "long" | "float" | "double")
-            | ("long", "float" | "double")
-            | ("float", "double")
-            | ("string", "bytes")
-            | ("bytes", "string")
-    )
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(fields: &str) -> Avro {
-        let text = format!(r#"{{"type":"record","name":"a.b.R","fields":[{fields}]}}"#);
-        Avro::parse(text.as_bytes()).unwrap()
-    }
-
-    #[test]
-    fn resolution_rules() {
-        let int = r#"{"name":"x","type":"int"}"#;
-        let long = r#"{"name":"x","type":"long"}"#;
-        let text = r#"{"name":"x","type":"string"}"#;
-        let optional = r#"{"name":"x","type":["null","int"],"default":null}"#;
-        let extra = r#"{"name":"x","type":"int"},{"name":"y","type":"int"}"#;
-        let defaulted = r#"{"name":"x","type":"int"},{"name":"y","type":"int","default":1}"#;
-        let list = r#"{"name":"x","type":{"type":"array","items":["null","R"]}}"#;
-        let other = r#"{"name":"x","type":{"type":"array","items":"int"}}"#;
-        let few = r#"{"name":"x","type":{"type":"enum","name":"E","symbols":["A"]}}"#;
-        let more = r#"{"name":"x","type":{"type":"enum","name":"E","symbols":["A","B"]}}"#;
-        // Reader, writer, readable.
-        let cases = [
-            (int, int, true),
-            (long, int, true),
-            (int, long, false),
-            (text, int, false),
-            (optional, int, true),
-            (int, optional, false),
-            (extra, int, false),
-            (defaulted, int, true),
-            (int, extra, true),
-            ("", int, true),
-            (int, "", false),
-            (optional, "", true),
-            (list, list, true),
-            (list, other, false),
-            (more, few, true),
-            (few, more, false),
-        ];
-        for (reader, writer, readable) in cases {
-            let reason = record(reader).cannot_read(&record(writer));
-            assert_eq!(
-                reason.is_none(),
-                readable,
-                "{reader} reads {writer}: {reason:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_is_no_schema_is_none() {
-        for text in [
-            "",
-            "7",
-            "{}",
-            r#""unknown""#,
-            r#"{"type":"record","name":"R","fields":7}"#,
-        ] {
-            assert!(Avro::parse(text.as_bytes()).is_none(), "{text}");
-        }
-        let deep = format!("{}\"int\"{}", "[".repeat(100), "]".repeat(100));
-        assert!(Avro::parse(deep.as_bytes()).is_none());
-        assert!(Avro::parse(br#""string""#).is_some());
-    }
-}
+mod tests;
