@@ -5,6 +5,7 @@
 //! `connector` the built-in ends, `worker` what keeps components and runs them. The worker reaches
 //! the broker by `geminga-client` and in no other way, so it works with any Pulsar broker.
 
+pub(crate) mod changelog;
 pub mod component;
 pub(crate) mod connector;
 pub mod error;

@@ -66,7 +66,7 @@ pub async fn run_pipe(
         Processes::start(None).map_err(WorkerError::io("starting the process guard"))?;
     let runtimes = Runtimes::new(processes, tasks.clone());
     let gauge = Arc::new(Gauge::default());
-    let state = Arc::new(FunctionState::in_memory());
+    let state = Arc::new(FunctionState::in_memory(&tasks));
     let context = Context::new(gauge.clone(), Some(state.clone()), on_log);
     let host = runtimes
         .start(language, Arc::new(*spec), Arc::new(context))

@@ -9,12 +9,13 @@ use geminga_client::{Batching, Compression, InitialPosition, SubType};
 use geminga_mesh::builtin::{FileSink, FileSource, TableSink};
 use geminga_model::{
     BatchBuilder, CompressionType, ConsumerConfig, FunctionConfig, ProcessingGuarantees,
-    ProducerConfig, Runtime, SinkConfig, SourceConfig, SubscriptionPosition,
+    ProducerConfig, Resources, Runtime, SinkConfig, SourceConfig, SubscriptionPosition,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::component::Component;
+use crate::runtime::options::Limits;
 use crate::runtime::{Code, HostSpec, Options};
 
 /// First wait before a retry, when the configuration does not say.
@@ -29,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) policy: Policy,
     pub(crate) log_topic: Option<String>,
     pub(crate) cleanup_subscription: bool,
+    /// What was accepted and is not enforced on this machine, one sentence each.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Where messages come from.
@@ -64,6 +67,17 @@ pub(crate) enum Language {
     Bash,
     Python,
     Exec,
+}
+
+impl Language {
+    /// Holds a process to so many bytes of memory, in the way that suits its runtime.
+    fn limit_memory(self, bytes: u64, limits: &mut Limits) {
+        match self {
+            Self::Bash | Self::Python | Self::Exec => {
+                limits.memory_bytes = limits.memory_bytes.or(Some(bytes));
+            }
+        }
+    }
 }
 
 /// Where outputs go.
@@ -202,9 +216,9 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
                 .max(1),
         );
     }
-    if let Some(ram) = config.resources.as_ref().and_then(|r| r.ram) {
-        // CPU and disk shares only place instances, and there is one worker to place them on.
-        options.limits.memory_bytes = options.limits.memory_bytes.or(u64::try_from(ram).ok());
+    let memory_bytes = config.resources.as_ref().and_then(|r| r.ram);
+    if let Some(ram) = memory_bytes.and_then(|ram| u64::try_from(ram).ok()) {
+        language.limit_memory(ram, &mut options.limits);
     }
     let schemas: BTreeMap<String, String> = inputs
         .iter()
@@ -278,7 +292,38 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: config.cleans_up_subscription(),
+        warnings: not_enforced(config.resources.as_ref(), true),
     })
+}
+
+/// Resources that are accepted, since every file for Kubernetes has them, and that nothing holds a
+/// component to here. `ram` of a function is a limit of its processes.
+fn not_enforced(resources: Option<&Resources>, has_processes: bool) -> Vec<String> {
+    let Some(resources) = resources else {
+        return Vec::new();
+    };
+    let mut warnings = Vec::new();
+    if let Some(cpu) = resources.cpu {
+        warnings.push(format!(
+            "`resources.cpu: {cpu}` is not enforced on this machine: a process may use more"
+        ));
+    }
+    if let Some(ram) = resources.ram.filter(|_| !has_processes) {
+        warnings.push(format!(
+            "`resources.ram: {ram}` is not enforced: a built-in connector shares the worker's memory"
+        ));
+    }
+    if let Some(disk) = resources.disk {
+        let instead = if has_processes {
+            "; `limits.fileBytes` of `customRuntimeOptions` bounds each file"
+        } else {
+            ""
+        };
+        warnings.push(format!(
+            "`resources.disk: {disk}` is not enforced on this machine{instead}"
+        ));
+    }
+    warnings
 }
 
 fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Plan> {
@@ -348,6 +393,7 @@ fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Plan> {
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: false,
+        warnings: not_enforced(config.resources.as_ref(), false),
     })
 }
 
@@ -437,6 +483,7 @@ fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: config.cleans_up_subscription(),
+        warnings: not_enforced(config.resources.as_ref(), false),
     })
 }
 
@@ -725,6 +772,36 @@ mod tests {
             let said = planned(&text).expect_err(name).join("; ");
             assert!(said.contains(name), "{name}: {said}");
         }
+    }
+
+    #[test]
+    fn resources_are_enforced_or_said_not_to_be() {
+        let of = |resources: &str| {
+            planned(&format!(
+                r#"{{"name":"f","sh":"f.sh","inputs":["in"],"resources":{resources}}}"#
+            ))
+            .expect("accepted")
+        };
+        assert!(of(r#"{"ram":1000}"#).warnings.is_empty());
+        let Process::Host(_, spec) = of(r#"{"ram":1000}"#).process else {
+            panic!()
+        };
+        assert_eq!(spec.options.limits.memory_bytes, Some(1000));
+        let said = of(r#"{"cpu":0.5,"disk":7}"#).warnings.join("; ");
+        assert!(
+            said.contains("`resources.cpu: 0.5` is not enforced"),
+            "{said}"
+        );
+        assert!(
+            said.contains("`resources.disk: 7` is not enforced"),
+            "{said}"
+        );
+        let sink: SinkConfig = serde_json::from_str(
+            r#"{"name":"s","sinkType":"table","inputs":["in"],"resources":{"cpu":1,"ram":5}}"#,
+        )
+        .expect("a sink");
+        let warnings = plan(&sink.into(), None).expect("accepted").warnings;
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
     }
 
     #[test]

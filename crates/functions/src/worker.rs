@@ -59,6 +59,9 @@ pub struct WorkerConfig {
     pub worker_id: String,
     /// The topic of the catalogue; `None` keeps nothing: for `run` and `localrun`.
     pub catalog_topic: Option<String>,
+    /// Records that the catalogue, or the state of a function, may gather on its topic before the
+    /// living ones are written anew: it bounds the topic and the time of a start.
+    pub changelog_records_max: u64,
     /// Private directories of functions; the system's temporary directory when `None`.
     pub temp_dir: Option<PathBuf>,
     pub on_log: Option<OnLog>,
@@ -74,6 +77,7 @@ impl WorkerConfig {
             cluster: "standalone".to_owned(),
             worker_id: "geminga".to_owned(),
             catalog_topic: Some(CATALOG_TOPIC.to_owned()),
+            changelog_records_max: 10_000,
             temp_dir: None,
             on_log: None,
         }
@@ -159,7 +163,8 @@ impl Worker {
         let tasks = Tasks::new();
         let (catalog, records) = match &config.catalog_topic {
             Some(topic) => {
-                let (catalog, records) = Catalog::open(&config.client, topic).await?;
+                let (catalog, records) =
+                    Catalog::open(&config.client, topic, config.changelog_records_max).await?;
                 (Some(catalog), records)
             }
             None => (None, Vec::new()),
@@ -279,6 +284,9 @@ impl Worker {
                 "`{}` does not exist",
                 spec.code.path.display()
             )]));
+        }
+        for warning in &plan.warnings {
+            tracing::warn!(component = %id, "{warning}");
         }
         if let Some(catalog) = &self.inner.catalog {
             catalog.put(&id, &record).await?;

@@ -208,6 +208,13 @@ const CODES: &[Code] = &[
          written from outside is drawn as external; if that is meant, all is well.",
     ),
     (
+        "G0315",
+        "a resource is not enforced",
+        "`resources` of a file for Kubernetes name shares of CPU, memory and disk. On one machine the memory of a \
+         function is a limit of each of its processes; CPU and disk are accepted and not enforced, and neither is \
+         anything of a built-in connector, which runs in the worker. `functions status` lists what is not.",
+    ),
+    (
         "G0400",
         "the functions worker did not start",
         "The worker reads its catalogue from the topic `persistent://public/functions/metadata` and keeps code \

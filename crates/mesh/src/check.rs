@@ -36,6 +36,7 @@ pub fn check(
         check_rules(component, &mut found);
         check_connector(component, look, &mut found);
         check_code(component, look, &mut found);
+        check_resources(component, &mut found);
     }
     check_names(components, &mut found);
     check_cycles(components, graph, &mut found);
@@ -64,6 +65,41 @@ fn check_rules(component: &Component, found: &mut Vec<Diagnostic>) {
         error.help = help;
         found.push(component.origin.place(error, &field));
     }
+}
+
+/// Resources that every file for Kubernetes has, and that no process is held to on one machine.
+fn check_resources(component: &Component, found: &mut Vec<Diagnostic>) {
+    let (resources, has_processes) = match &component.config {
+        Config::Source(config) => (&config.resources, false),
+        Config::Function(config) => (&config.resources, true),
+        Config::Sink(config) => (&config.resources, false),
+    };
+    let Some(resources) = resources else { return };
+    let given = [
+        ("cpu", resources.cpu.is_some()),
+        ("memory", resources.ram.is_some() && !has_processes),
+        ("disk", resources.disk.is_some()),
+    ];
+    let names: Vec<&str> = given
+        .iter()
+        .filter(|(_, is)| *is)
+        .map(|(n, _)| *n)
+        .collect();
+    if names.is_empty() {
+        return;
+    }
+    let message = format!(
+        "{} `{}` is not held to its {} on this machine",
+        component.kind(),
+        component.name(),
+        names.join(" and ")
+    );
+    let help = match has_processes {
+        true => "memory is a limit of each process; on Kubernetes all of them hold",
+        false => "a built-in connector runs in the worker; on Kubernetes they hold",
+    };
+    let warning = Diagnostic::warning("G0315", message).help(help);
+    found.push(component.origin.place(warning, &["resources"]));
 }
 
 fn check_connector(

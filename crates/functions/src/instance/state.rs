@@ -2,18 +2,28 @@
 //!
 //! One value is shared by all instances of a function in this worker. A change made by a message is
 //! applied when the message is processed and recorded before the message is acknowledged, so that a
-//! worker that dies finds, by reading the topic, at least what its acknowledged messages did.
+//! worker that dies finds, by reading the topic, at least what its acknowledged messages did. A
+//! record holds the value that a change led to, not the change, so the topic can be rewritten.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use geminga_client::{Client, Compression, Message, MessageId, Producer, Receipt};
+use geminga_client::{Batching, Client, Message, MessageId, Receipt};
+use geminga_stdx::Tasks;
 use parking_lot::RwLock;
+
+use crate::changelog::Changelog;
 
 use crate::runtime::{StateChange, incremented};
 
 /// The property that marks a value as a counter.
 const COUNTER: &str = "geminga.counter";
+/// The property that tells how often the value was changed.
+const VERSION: &str = "geminga.version";
+/// Values written in one turn of a rewriting: so long do other changes wait.
+const REWRITE_AT_ONCE: usize = 256;
 /// Bytes of a key, and entries of one function: what state costs in memory is bounded.
 const KEY_BYTES_MAX: usize = 1024;
 
@@ -30,9 +40,10 @@ pub(crate) struct Entry {
 pub(crate) struct FunctionState {
     map: RwLock<BTreeMap<String, Entry>>,
     /// `None`: nothing is remembered beyond this process.
-    producer: Option<Producer>,
+    changelog: Option<Changelog>,
     /// Held while values are read and enqueued, so that they are recorded in the order they took.
     recording: tokio::sync::Mutex<()>,
+    tasks: Tasks,
 }
 
 /// The topic that remembers the state of `tenant/namespace/name`.
@@ -41,56 +52,48 @@ pub(crate) fn topic(tenant: &str, namespace: &str, name: &str) -> String {
 }
 
 impl FunctionState {
-    /// Reads the topic to its end.
-    pub(crate) async fn open(client: &Client, topic: &str) -> Result<Self, geminga_client::Error> {
-        // The producer first: it makes the topic when there is none.
-        let producer = client
-            .producer(topic)
-            .compression(Compression::Lz4)
-            .build()
-            .await?;
-        let mut reader = client
-            .reader(topic)
-            .start(MessageId::EARLIEST)
-            .start_inclusive(true)
-            .build()
-            .await?;
+    /// Reads the topic; after `records_max` records the topic is rewritten.
+    pub(crate) async fn open(
+        client: &Client,
+        topic: &str,
+        records_max: u64,
+        tasks: &Tasks,
+    ) -> Result<Self, geminga_client::Error> {
         let mut map = BTreeMap::new();
-        while reader.has_message_available().await? {
-            for message in reader.next_batch(1000).await? {
-                let Some(key) = message.key.clone() else {
-                    continue;
-                };
-                if message.null_value {
-                    map.remove(&key);
-                    continue;
-                }
-                let version = map.get(&key).map_or(0, |entry: &Entry| entry.version) + 1;
-                let is_counter = message.property(COUNTER).is_some();
-                map.insert(
-                    key,
-                    Entry {
-                        value: message.payload,
-                        is_counter,
-                        version,
-                    },
-                );
+        let take = |message: geminga_client::ReceivedMessage| {
+            let Some(key) = message.key.clone() else {
+                return;
+            };
+            if message.null_value {
+                map.remove(&key);
+                return;
             }
-        }
-        reader.close().await?;
+            let counted = map.get(&key).map_or(0, |entry: &Entry| entry.version) + 1;
+            let version = message.property(VERSION).and_then(|text| text.parse().ok());
+            let entry = Entry {
+                is_counter: message.property(COUNTER).is_some(),
+                value: message.payload,
+                version: version.unwrap_or(counted),
+            };
+            map.insert(key, entry);
+        };
+        let batching = Batching::default();
+        let changelog = Changelog::open(client, topic, batching, records_max, take).await?;
         Ok(Self {
             map: RwLock::new(map),
-            producer: Some(producer),
+            changelog: Some(changelog),
             recording: tokio::sync::Mutex::new(()),
+            tasks: tasks.clone(),
         })
     }
 
     /// State without a topic, for runs without a broker.
-    pub(crate) fn in_memory() -> Self {
+    pub(crate) fn in_memory(tasks: &Tasks) -> Self {
         Self {
             map: RwLock::default(),
-            producer: None,
+            changelog: None,
             recording: tokio::sync::Mutex::new(()),
+            tasks: tasks.clone(),
         }
     }
 
@@ -106,37 +109,93 @@ impl FunctionState {
     }
 
     /// Puts the values that `changes` led to on their way to the topic.
-    pub(crate) async fn record(&self, changes: &[StateChange]) -> Result<Vec<Receipt>, String> {
-        let Some(producer) = &self.producer else {
+    pub(crate) async fn record(
+        self: &Arc<Self>,
+        changes: &[StateChange],
+    ) -> Result<Vec<Receipt>, String> {
+        let Some(changelog) = &self.changelog else {
             return Ok(Vec::new());
         };
-        let _in_order = self.recording.lock().await;
+        let in_order = self.recording.lock().await;
         let mut keys: Vec<&str> = changes.iter().map(key_of).collect();
         keys.sort_unstable();
         keys.dedup();
         let mut receipts = Vec::with_capacity(keys.len());
         for key in keys {
-            let message = match self.get(key) {
+            let record = match self.get(key) {
                 None => Message::tombstone().key(key),
-                Some(entry) if entry.is_counter => {
-                    Message::new(entry.value).key(key).property(COUNTER, "1")
-                }
-                Some(entry) => Message::new(entry.value).key(key),
+                Some(entry) => record_of(key, entry),
             };
-            let receipt = producer.enqueue(message).await.map_err(|e| e.to_string())?;
+            let receipt = changelog.enqueue(record).await.map_err(|e| e.to_string())?;
             receipts.push(receipt);
+        }
+        drop(in_order);
+        let living = self.map.read().len();
+        if changelog.begin_rewriting(living) {
+            let state = self.clone();
+            self.tasks.spawn_cancellable("state changelog", async move {
+                if let Some(changelog) = &state.changelog {
+                    let place = state.rewrite(changelog).await;
+                    if let Err(error) = changelog.end_rewriting(place).await {
+                        // The old records are still there, and the next rewriting tries again.
+                        tracing::warn!(%error, "state changelog not rewritten");
+                    }
+                }
+            });
         }
         Ok(receipts)
     }
 
+    /// Writes every value once more. Changes go on meanwhile: what they record comes later and wins.
+    async fn rewrite(&self, changelog: &Changelog) -> Result<MessageId, geminga_client::Error> {
+        let in_order = self.recording.lock().await;
+        let place = changelog.place().await?;
+        drop(in_order);
+        let mut after: Option<String> = None;
+        loop {
+            let in_order = self.recording.lock().await;
+            let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let some: Vec<(String, Entry)> = {
+                let map = self.map.read();
+                let rest = map.range::<str, _>((from, Bound::Unbounded));
+                rest.take(REWRITE_AT_ONCE)
+                    .map(|(key, entry)| (key.clone(), entry.clone()))
+                    .collect()
+            };
+            let Some((last, _)) = some.last() else {
+                return Ok(place);
+            };
+            after = Some(last.clone());
+            let mut receipts = Vec::with_capacity(some.len());
+            for (key, entry) in some {
+                receipts.push(changelog.enqueue(record_of(&key, entry)).await?);
+            }
+            drop(in_order);
+            for receipt in receipts {
+                receipt.await?;
+            }
+        }
+    }
+
     /// A change from outside any message; durable when it resolves.
-    pub(crate) async fn change(&self, change: StateChange) -> Result<(), String> {
+    pub(crate) async fn change(self: &Arc<Self>, change: StateChange) -> Result<(), String> {
         let changes = [change];
         self.apply(&changes);
         for receipt in self.record(&changes).await? {
             receipt.await.map_err(|error| error.to_string())?;
         }
         Ok(())
+    }
+}
+
+fn record_of(key: &str, entry: Entry) -> Message {
+    let record = Message::new(entry.value)
+        .key(key)
+        .property(VERSION, entry.version.to_string());
+    if entry.is_counter {
+        record.property(COUNTER, "1")
+    } else {
+        record
     }
 }
 

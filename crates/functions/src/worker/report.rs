@@ -27,6 +27,9 @@ pub struct FunctionStatus {
     pub num_instances: u32,
     pub num_running: u32,
     pub instances: Vec<InstanceStatus>,
+    /// Ours: settings that were accepted and are not enforced on this machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// One instance of it.
@@ -260,6 +263,7 @@ pub(super) fn status(crew: &Crew, worker_id: &str) -> FunctionStatus {
         num_instances: crew.len(),
         num_running: instances.iter().map(|i| u32::from(i.status.running)).sum(),
         instances,
+        warnings: crew.plan.warnings.clone(),
     }
 }
 

@@ -148,7 +148,8 @@ impl Crew {
         self.state
             .get_or_try_init(|| async {
                 let topic = state::topic(&id.tenant, &id.namespace, &id.name);
-                FunctionState::open(&inner.config.client, &topic)
+                let records_max = inner.config.changelog_records_max;
+                FunctionState::open(&inner.config.client, &topic, records_max, &inner.tasks)
                     .await
                     .map(Arc::new)
                     .map_err(WorkerError::client(format!("state of {id}")))

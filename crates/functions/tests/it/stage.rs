@@ -20,12 +20,18 @@ pub(crate) struct Stage {
     pub(crate) worker: Worker,
     pub(crate) directory: tempfile::TempDir,
     pub(crate) catalog: String,
+    records_max: u64,
     unique: String,
     _server: Option<(Broker, Tasks)>,
 }
 
 impl Stage {
     pub(crate) async fn new() -> Self {
+        Self::with_changelogs_of(10_000).await
+    }
+
+    /// A worker that rewrites its changelogs after so many records.
+    pub(crate) async fn with_changelogs_of(records_max: u64) -> Self {
         let unique = Random::from_entropy().name(8);
         let (client, server) = if let Ok(url) = std::env::var("GEMINGA_TEST_SERVICE_URL") {
             (Client::builder(url).build(), None)
@@ -49,12 +55,13 @@ impl Stage {
         };
         let directory = tempfile::tempdir().expect("directory");
         let catalog = format!("persistent://public/functions/metadata-{unique}");
-        let worker = start(&client, directory.path(), &catalog).await;
+        let worker = start(&client, directory.path(), &catalog, records_max).await;
         Self {
             client,
             worker,
             directory,
             catalog,
+            records_max,
             unique,
             _server: server,
         }
@@ -62,7 +69,13 @@ impl Stage {
 
     /// A worker on the same catalogue, after the first has gone.
     pub(crate) async fn another_worker(&mut self) {
-        self.worker = start(&self.client, self.directory.path(), &self.catalog).await;
+        self.worker = start(
+            &self.client,
+            self.directory.path(),
+            &self.catalog,
+            self.records_max,
+        )
+        .await;
     }
 
     pub(crate) fn topic(&self, name: &str) -> String {
@@ -167,9 +180,10 @@ impl Stage {
     }
 }
 
-async fn start(client: &Client, directory: &Path, catalog: &str) -> Worker {
+async fn start(client: &Client, directory: &Path, catalog: &str, records_max: u64) -> Worker {
     let mut config = WorkerConfig::new(client.clone(), directory.join("worker"));
     config.catalog_topic = Some(catalog.to_owned());
+    config.changelog_records_max = records_max;
     config.temp_dir = Some(directory.to_path_buf());
     Worker::start(config).await.expect("worker")
 }

@@ -168,6 +168,9 @@ pub(crate) async fn act(
                 .component_report(kind, name.fqfn(), args.instance_id, "status")
                 .await
                 .map_err(|error| failed(kind, error))?;
+            for warning in status["warnings"].as_array().into_iter().flatten() {
+                output::note(&format!("warning: {}", cell(warning)));
+            }
             let table = |wide| status_table(kind, &status, args.instance_id, wide);
             output::print(format, &status, table, || vec![name.to_string()])
         }

@@ -41,6 +41,9 @@ pub(crate) struct RunArgs {
     /// Read a script's messages from this file instead of standard input, one a line
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
+    /// Settings of a script's runtime, as JSON: mode, timeoutMs, limits, ...
+    #[arg(long, value_name = "JSON")]
+    custom_runtime_options: Option<String>,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -52,7 +55,16 @@ pub(crate) fn run(args: RunArgs, global: &Global) -> Outcome {
         .and_then(|extension| extension.to_str())
         .is_some_and(|extension| ["yaml", "yml", "json"].contains(&extension));
     if !is_mesh {
-        return block_on(script::run(&args.file, args.input.as_deref()));
+        return block_on(script::run(
+            &args.file,
+            args.input.as_deref(),
+            args.custom_runtime_options,
+        ));
+    }
+    if args.custom_runtime_options.is_some() {
+        let message =
+            "`--custom-runtime-options` is for scripts: a mesh has its own for each function";
+        return Err(super::admin::usage(message));
     }
     if args.input.is_some() {
         let message = "`--input` is for scripts: a mesh says itself what it reads";

@@ -167,6 +167,165 @@ fn bad_scripts_are_told_by_one_error() {
     }
 }
 
+/// Each kind of bad script: one error that says what happened and what helps, the other messages
+/// processed, nothing left behind.
+#[test]
+fn scripts_that_misbehave_are_told_by_one_error_with_help() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let temporary = tempfile::tempdir().expect("a directory");
+    let mark = format!("geminga-test-{}", std::process::id());
+    for (name, on_bad, want) in [
+        ("exits", "exit 1", "status 1"),
+        ("hangs", "sleep 600", "not done after 500 ms"),
+        (
+            "floods",
+            "head -c 100000000 /dev/zero | tr '\\0' x",
+            "bytes of output",
+        ),
+        ("forks", "sleep 600 & setsid sleep 600 & exit 1", "status 1"),
+        // A warm shell runs it in a subshell, and sees a status.
+        ("killed", "kill -9 $BASHPID", "signal 9|status 137"),
+    ] {
+        for mode in ["warm", "spawn"] {
+            let script = directory.path().join(format!("{name}-{mode}.sh"));
+            let code = format!(
+                "export MARK={mark}\nread -r line\nif [[ $line == bad ]]; then\n{on_bad}\nfi\necho \"$line!\"\n"
+            );
+            std::fs::write(&script, code).expect("writes");
+            let mut options = serde_json::json!({"timeoutMs": 500, "killGraceMs": 50});
+            if mode == "spawn" {
+                options["mode"] = "spawn".into();
+            }
+            let mut child = geminga()
+                .env("TMPDIR", temporary.path())
+                .args(["run", &script.display().to_string()])
+                .args(["--custom-runtime-options", &options.to_string()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("starts");
+            std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), b"a\nbad\nb\n")
+                .expect("writes");
+            let ran = child.wait_with_output().expect("ends");
+            let said = text(&ran.stderr);
+            let about = format!("{name} {mode}: {said}");
+            assert_eq!(text(&ran.stdout), "a!\nb!\n", "{about}");
+            assert_eq!(ran.status.code(), Some(8), "{about}");
+            assert_eq!(said.matches("error[G0410]: ").count(), 1, "{about}");
+            assert!(want.split('|').any(|want| said.contains(want)), "{about}");
+            assert!(said.contains("= help: "), "{about}");
+            let left: Vec<_> = std::fs::read_dir(temporary.path())
+                .expect("reads")
+                .flatten()
+                .map(|entry| entry.path())
+                .collect();
+            assert!(left.is_empty(), "{about}: {left:?} is left");
+            assert_eq!(marked(&mark), Vec::<String>::new(), "{about}");
+        }
+    }
+}
+
+/// Processes that have `mark` in their environment.
+fn marked(mark: &str) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").expect("reads").flatten();
+    processes
+        .filter(|entry| {
+            std::fs::read(entry.path().join("environ"))
+                .is_ok_and(|environment| text(&environment).contains(mark))
+        })
+        .map(|entry| entry.path().display().to_string())
+        .collect()
+}
+
+#[test]
+fn a_killed_run_leaves_no_directory_and_no_process_behind() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let temporary = tempfile::tempdir().expect("a directory");
+    let mark = format!("geminga-killed-{}", std::process::id());
+    let script = directory.path().join("waits.sh");
+    let code = format!("export MARK={mark}\nread -r line; echo running >&2; sleep 600\n");
+    std::fs::write(&script, code).expect("writes");
+    let mut child = geminga()
+        .env("TMPDIR", temporary.path())
+        .args(["run", &script.display().to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut input = child.stdin.take().expect("a pipe");
+    std::io::Write::write_all(&mut input, b"x\n").expect("writes");
+    let mut said = std::io::BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.contains("running") {
+        line.clear();
+        let count = std::io::BufRead::read_line(&mut said, &mut line).expect("reads");
+        assert!(count > 0, "it ended before the script ran");
+    }
+    assert!(!marked(&mark).is_empty());
+    child.kill().expect("killed by SIGKILL");
+    child.wait().expect("ends");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let left = || std::fs::read_dir(temporary.path()).expect("reads").count();
+    while left() > 0 || !marked(&mark).is_empty() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{} entries and {:?} are left",
+            left(),
+            marked(&mark)
+        );
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn flaw_23_one_binary_is_enough_and_only_sources_are_kept() {
+    let directory = copy("exclamation");
+    let script = directory.path().join("exclamation/exclamation.sh");
+    // Nothing but the binary and a shell: no broker, no other program of ours, no settings.
+    let mut child = geminga()
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("TMPDIR", directory.path())
+        .args(["run", &script.display().to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), b"hello\n")
+        .expect("writes");
+    let ran = child.wait_with_output().expect("ends");
+    assert_eq!(text(&ran.stdout), "hello!\n", "{}", text(&ran.stderr));
+
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let listed = Command::new("git")
+        .args(["ls-files", "-z"])
+        .current_dir(root)
+        .output()
+        .expect("git runs");
+    assert!(listed.status.success(), "{}", text(&listed.stderr));
+    let files = text(&listed.stdout);
+    assert!(files.split('\0').any(|file| file == "Cargo.toml"));
+    let built = ["class", "jar", "o", "so", "exe", "pyc", "pdf", "iml", "zip"];
+    for file in files.split('\0') {
+        let ending = Path::new(file).extension().and_then(|e| e.to_str());
+        assert!(!ending.is_some_and(|e| built.contains(&e)), "{file}");
+        let folders = [
+            "target/",
+            ".idea/",
+            ".vscode/",
+            "node_modules/",
+            "__pycache__/",
+        ];
+        assert!(
+            !folders.iter().any(|folder| file.contains(folder)),
+            "{file}"
+        );
+    }
+}
+
 #[test]
 fn bad_meshes_start_nothing() {
     let directory = copy("earthquakes");

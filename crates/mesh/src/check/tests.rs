@@ -165,6 +165,13 @@ fn what_is_wrong_and_where() {
              --> dir/m.yaml:22:7\n  = cause: `\"lots\"` is not a quantity such as 200m or 1Gi",
         ),
         (
+            "className: second",
+            "resources: {requests: {cpu: 200m}, limits: {cpu: 500m, memory: 1Gi}}",
+            "warning[G0315]: function `second` is not held to its cpu on this machine\n  \
+             --> dir/m.yaml:22:7\n  = help: memory is a limit of each process; on Kubernetes all \
+             of them hold",
+        ),
+        (
             "kind: FunctionMesh",
             "kind: FunctionMsh",
             "error[G0306]: unknown kind `FunctionMsh`\n  --> dir/m.yaml:2:7\n  \

@@ -200,7 +200,7 @@ async fn a_flood_of_output_is_cut_off() {
 }
 
 #[tokio::test]
-async fn any_bytes_survive_or_are_refused_by_name() {
+async fn flaw_15_any_bytes_survive_or_are_refused_by_name() {
     let every: Vec<u8> = (0..=255).collect();
     let without_nul: Vec<u8> = (1..=255).chain(1..=40).collect();
     for (kind, code, name) in [

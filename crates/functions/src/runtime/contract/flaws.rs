@@ -213,6 +213,29 @@ echo "$GMG_KEY $GMG_PROP_a_b $GMG_MESSAGE_ID $GMG_FUNCTION $GMG_CONF_greeting"
 }
 
 #[tokio::test]
+async fn flaw_16_a_message_does_not_cost_a_process() {
+    // `$BASHPID` is the process that runs the code, subshells included.
+    let mut f = shell(Kind::Bash, "process() { emit \"$BASHPID\"; }").await;
+    for _ in 0..200 {
+        f.send(text(b"x")).await;
+    }
+    let pids: std::collections::BTreeSet<Vec<u8>> = f
+        .outcomes(200)
+        .await
+        .iter()
+        .map(|outcome| payloads(outcome)[0].to_vec())
+        .collect();
+    assert_eq!(pids.len(), 1, "one shell for all messages: {pids:?}");
+    f.stop().await;
+    // A script that is no `process` forks once a message, from a shell that stays.
+    let mut f = shell(Kind::BashPlain, "cat >/dev/null; echo \"$PPID $$\"").await;
+    let first = f.ask(b"x").await;
+    let second = f.ask(b"x").await;
+    assert_eq!(payloads(&first), payloads(&second), "the same parent");
+    f.stop().await;
+}
+
+#[tokio::test]
 async fn flaw_17_messages_of_one_key_are_processed_in_order() {
     let directory = tempfile::tempdir().expect("temporary");
     let trace = directory.path().join("trace");
@@ -271,7 +294,7 @@ fn alive(pid: i32) -> bool {
 }
 
 #[tokio::test]
-async fn nothing_that_a_script_forked_outlives_the_host() {
+async fn flaw_22_nothing_that_a_script_forked_outlives_the_host() {
     for kind in [Kind::Bash, Kind::BashPlain, Kind::Spawn] {
         let body = "sleep 600 & echo $!; setsid sleep 600 & sleep 0.1; pgrep -n -f 'sleep 600'";
         let code = match kind {
@@ -355,5 +378,33 @@ async fn stream_and_batch_tools_get_and_give_records() {
         };
         assert_eq!(failure(&f.ask(bad).await).kind, FailureKind::Data);
         f.stop().await;
+    }
+}
+
+/// `docs/bash-flaws.md` names a test for each flaw, and the tests are there.
+#[test]
+fn every_flaw_has_its_test() {
+    let table = include_str!("../../../../../docs/bash-flaws.md");
+    let sources = [
+        include_str!("cases.rs"),
+        include_str!("flaws.rs"),
+        include_str!("../../../tests/it/flaws.rs"),
+        include_str!("../../../../geminga/tests/it/run.rs"),
+    ];
+    for flaw in 1..=24 {
+        let row = table
+            .lines()
+            .find(|line| line.starts_with(&format!("| {flaw} |")))
+            .unwrap_or_else(|| panic!("flaw {flaw} has no row"));
+        let test = row.split('`').nth_back(1).expect("a test in backticks");
+        assert!(
+            test.contains("flaw") && test.contains(&format!("{flaw:02}")),
+            "flaw {flaw}: `{test}` does not say so"
+        );
+        let definition = format!("fn {test}(");
+        assert!(
+            sources.iter().any(|source| source.contains(&definition)),
+            "flaw {flaw}: there is no test `{test}`"
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! `functions localrun`: a function in this process, against any broker, registered nowhere.
 //!
-//! The same worker as a server's, without its catalogue. It ends by a signal, and ends its instances
-//! first: messages in flight may finish.
+//! The same worker as a server's, without its catalogue. The broker is the one that is named, or the
+//! one that answers at the usual address, or one in this process for as long as the function runs.
+//! It ends by a signal, and ends its instances first: messages in flight may finish.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,17 +18,30 @@ use super::flags::FunctionFlags;
 use crate::cli::admin::usage;
 use crate::cli::component;
 use crate::cli::{Global, block_on, client};
+use crate::config::{DataArgs, Durability};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::output;
+use crate::serve::standalone::{Options, Standalone};
 
 /// How long messages in flight may take when it is stopped.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How often a function that runs is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// Starts in a row that are enough to give up.
+const STARTS_MAX: u64 = 5;
+/// How long a broker at the usual address may take to accept a connection.
+const ANSWER_USUAL: Duration = Duration::from_millis(500);
+/// The same for a broker that was named.
+const ANSWER_NAMED: Duration = Duration::from_secs(5);
+/// The URL of a broker in this process.
+const EMBEDDED: &str = "embedded";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct LocalrunArgs {
     #[command(flatten)]
     flags: Box<FunctionFlags>,
-    /// The broker; --service-url means the same
+    /// The broker; --service-url means the same. `embedded` is one in this process, and so is what
+    /// is taken when none is named and none answers at pulsar://127.0.0.1:6650
     #[arg(long, alias = "brokerServiceUrl", value_name = "URL")]
     broker_service_url: Option<String>,
     #[command(flatten)]
@@ -130,24 +144,94 @@ pub(super) fn run(args: &LocalrunArgs, global: &Global) -> Outcome {
     component::set_name(&mut config, &name);
     let typed: FunctionConfig =
         serde_json::from_value(Value::Object(config)).map_err(|error| usage(error.to_string()))?;
-    let mut global = global.clone();
-    if let Some(url) = &args.broker_service_url {
-        global.service_url = Some(url.clone());
-    }
-    let client = client::client(&global)?;
-    block_on(serve(typed, client, name.to_string()))
+    let named = args.broker_service_url.clone();
+    let named = named.or_else(|| global.service_url.clone());
+    block_on(serve(typed, named, global, name.to_string()))
 }
 
-async fn serve(config: FunctionConfig, client: Client, name: String) -> Outcome {
+/// The broker that a URL, or none, means; with the one that was started for it.
+async fn broker(named: Option<String>, global: &Global) -> Outcome<(String, Option<Standalone>)> {
+    match named {
+        Some(url) if url != EMBEDDED => {
+            if answers(&url, ANSWER_NAMED).await {
+                return Ok((url, None));
+            }
+            let error = Diagnostic::error("G0501", format!("can't reach the broker at {url}"))
+                .help(
+                    "start one with `geminga standalone`, or give `--broker-service-url embedded`",
+                );
+            return Err(Failure::new(Exit::Unreachable, error));
+        }
+        Some(_) => {}
+        None => {
+            let usual = global.service_url();
+            if answers(usual, ANSWER_USUAL).await {
+                return Ok((usual.to_owned(), None));
+            }
+        }
+    }
+    let server = Standalone::start(&Options {
+        bind: std::net::Ipv4Addr::LOCALHOST.into(),
+        port: 0,
+        http_port: 0,
+        advertised_address: None,
+        data: DataArgs {
+            data: None,
+            ephemeral: true,
+            durability: Durability::default(),
+        },
+        worker: false,
+    })
+    .await?;
+    Ok((server.service_url(), Some(server)))
+}
+
+/// Whether somebody takes connections at one of the URL's addresses.
+async fn answers(url: &str, limit: Duration) -> bool {
+    let addresses = url
+        .split_once("://")
+        .map_or(url, |(_, addresses)| addresses);
+    for address in addresses.trim_end_matches('/').split(',') {
+        let connecting = tokio::net::TcpStream::connect(address);
+        if let Ok(Ok(_)) = tokio::time::timeout(limit, connecting).await {
+            return true;
+        }
+    }
+    false
+}
+
+async fn serve(
+    config: FunctionConfig,
+    named: Option<String>,
+    global: &Global,
+    name: String,
+) -> Outcome {
+    let (url, server) = broker(named, global).await?;
+    let global = Global {
+        service_url: Some(url.clone()),
+        ..global.clone()
+    };
     let directory = std::env::temp_dir().join(format!(
         "geminga-localrun-{}-{}",
         std::process::id(),
         geminga_stdx::Random::from_entropy().name(6)
     ));
     std::fs::create_dir_all(&directory)?;
-    let outcome = work(config, client, &name, &directory).await;
+    let outcome = match client::client(&global) {
+        Ok(client) => {
+            let told = match &server {
+                Some(_) => format!("{url}, a broker of its own"),
+                None => url,
+            };
+            work(config, client, &name, &told, &directory).await
+        }
+        Err(failure) => Err(failure),
+    };
     // Only copies are in it; what is left is in the system's temporary directory.
     let _ = std::fs::remove_dir_all(&directory);
+    if let Some(server) = server {
+        server.stop().await;
+    }
     outcome
 }
 
@@ -155,6 +239,7 @@ async fn work(
     config: FunctionConfig,
     client: Client,
     name: &str,
+    url: &str,
     directory: &std::path::Path,
 ) -> Outcome {
     let (mut interrupt, mut terminate) = (
@@ -171,30 +256,75 @@ async fn work(
         .await
         .map_err(|error| failed(&error))?;
     let started = tokio::select! {
-        started = worker.create(Component::from(config), None) => started.map(drop),
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
+        started = worker.create(Component::from(config), None) => started.map(Some),
+        _ = interrupt.recv() => Ok(None),
+        _ = terminate.recv() => Ok(None),
     };
-    if let Err(error) = started {
-        worker.shutdown(STOP_GRACE).await;
-        return Err(failed(&error));
-    }
-    output::note(&format!("function {name} runs; Ctrl-C ends it"));
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    let outcome = match started {
+        Err(error) => Err(failed(&error)),
+        Ok(None) => Ok(()),
+        Ok(Some(id)) => {
+            for warning in worker.status(&id).map(|s| s.warnings).unwrap_or_default() {
+                output::note(&format!("warning: {warning}"));
+            }
+            if worker.progress().iter().all(|it| it.degraded.is_none()) {
+                output::note(&format!("function {name} runs on {url}; Ctrl-C ends it"));
+            }
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => break Ok(()),
+                    _ = terminate.recv() => break Ok(()),
+                    () = tokio::time::sleep(LOOK) => {
+                        if let Some(failure) = broken(&worker) {
+                            break Err(failure);
+                        }
+                    }
+                }
+            }
+        }
+    };
     worker.shutdown(STOP_GRACE).await;
-    Ok(())
+    outcome
+}
+
+/// A function that breaks at every start. A server would try for ever; here somebody waits.
+fn broken(worker: &Worker) -> Option<Failure> {
+    let progress = worker.progress();
+    let it = progress
+        .iter()
+        .find(|it| it.degraded.is_some() && it.restarts >= STARTS_MAX)?;
+    let mut error = Diagnostic::error("G0412", format!("function `{}` cannot run", it.id.name))
+        .help("mend its code and run the same command again");
+    if let Some(why) = &it.degraded {
+        error = error.cause(why.clone());
+    }
+    Some(Failure::new(Exit::Failed, error))
 }
 
 fn failed(error: &WorkerError) -> Failure {
-    let diagnostic = Diagnostic::error("G0210", error.to_string());
-    let exit = match error {
-        WorkerError::Invalid(_) => Exit::Usage,
-        WorkerError::Timeout { .. } => Exit::TimedOut,
-        WorkerError::Client { .. } => Exit::Unreachable,
-        _ => Exit::Failed,
-    };
-    Failure::new(exit, diagnostic)
+    let mut cause = std::error::Error::source(error);
+    let mut text = error.to_string();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    match error {
+        WorkerError::Client { .. } => Failure::new(
+            Exit::Unreachable,
+            Diagnostic::error("G0501", text).help(
+                "name the broker with --broker-service-url, or `embedded` for one of its own",
+            ),
+        ),
+        WorkerError::Invalid(_) => Failure::new(
+            Exit::Usage,
+            Diagnostic::error("G0210", text).help("geminga functions localrun --help"),
+        ),
+        WorkerError::Timeout { .. } => {
+            Failure::new(Exit::TimedOut, Diagnostic::error("G0503", text))
+        }
+        _ => Failure::new(Exit::Failed, Diagnostic::error("G0412", text)),
+    }
 }

@@ -10,8 +10,9 @@ use geminga_stdx::Diagnostic;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::output;
 
-pub(super) async fn run(file: &Path, input: Option<&Path>) -> Outcome {
-    let config = config(file)?;
+pub(super) async fn run(file: &Path, input: Option<&Path>, options: Option<String>) -> Outcome {
+    let mut config = config(file)?;
+    config.custom_runtime_options = options;
     let on_log = std::sync::Arc::new(|line: &geminga_functions::runtime::LogLine| {
         output::note(&line.text);
     });
@@ -39,7 +40,8 @@ fn config(file: &Path) -> Outcome<FunctionConfig> {
     let about = std::fs::metadata(file).map_err(|error| {
         usage(
             Diagnostic::error("G0313", format!("there is no file `{shown}`"))
-                .cause(error.to_string()),
+                .cause(error.to_string())
+                .help("a path is relative to the directory that the command runs in"),
         )
     })?;
     if !about.is_file() {
@@ -105,7 +107,9 @@ fn finish(file: &Path, report: Result<PipeReport, WorkerError>) -> Outcome {
         let message = format!("`{shown}` does not run");
         Failure::new(
             Exit::Failed,
-            Diagnostic::error("G0412", message).cause(error.to_string()),
+            Diagnostic::error("G0412", message)
+                .cause(error.to_string())
+                .help("what it said last is above; mend it and run the same command again"),
         )
     })?;
     if report.lost == 0 {
@@ -115,7 +119,10 @@ fn finish(file: &Path, report: Result<PipeReport, WorkerError>) -> Outcome {
         "`{shown}` failed on {} of {} lines",
         report.lost, report.received
     );
-    let mut error = Diagnostic::error("G0410", message);
+    let mut error = Diagnostic::error("G0410", message).help(
+        "standard error of the failed calls is above; the other lines were processed: \
+         `geminga explain G0410`",
+    );
     if let Some(last) = report.failures.last() {
         error = error.cause(last.clone());
     }

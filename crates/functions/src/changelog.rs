@@ -1,0 +1,149 @@
+//! A topic that remembers a map: the newest record of a key counts, one without a value removes it.
+//!
+//! Both the catalogue and the state of a function are kept so. What must hold:
+//! - A broker deletes what no subscription needs. A durable one, made before the first record, keeps
+//!   the topic from the start of its last rewriting on.
+//! - The topic does not grow for ever: after many records the living ones are written once more,
+//!   and the subscription moves to where that began. Each later record names that place, so a start
+//!   reads the last record first, then from there on, and no more than that.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use geminga_client::{
+    Batching, Client, Compression, InitialPosition, Message, MessageId, Producer, Receipt,
+    ReceivedMessage, Result, SubType,
+};
+use parking_lot::Mutex;
+
+/// The subscription that keeps the broker from deleting records.
+const KEEPER: &str = "geminga-changelog";
+/// The property that names where the last rewriting began.
+const FROM: &str = "geminga.from";
+
+/// The topic, to be written.
+pub(crate) struct Changelog {
+    client: Client,
+    producer: Producer,
+    /// Where a start has to begin; `None` is the topic's own beginning.
+    from: Mutex<Option<MessageId>>,
+    /// Records since then.
+    records: AtomicU64,
+    records_max: u64,
+    rewriting: AtomicBool,
+}
+
+impl Changelog {
+    /// Reads the topic to its end, and makes it when there is none. `records_max` is how many
+    /// records may be written before the living ones are written anew.
+    pub(crate) async fn open(
+        client: &Client,
+        topic: &str,
+        batching: Batching,
+        records_max: u64,
+        mut take: impl FnMut(ReceivedMessage),
+    ) -> Result<Self> {
+        let producer = client
+            .producer(topic)
+            .compression(Compression::Lz4)
+            .batching(batching)
+            .build()
+            .await?;
+        let keeper = keeper(client, topic).await?;
+        let last = keeper.last_message_id().await?;
+        keeper.close().await?;
+        let (mut from, mut records) = (None, 0);
+        if last.entry_id >= 0 {
+            from = last_place(client, topic, last).await?;
+            let mut reader = client
+                .reader(topic)
+                .start(from.unwrap_or(MessageId::EARLIEST))
+                .start_inclusive(true)
+                .build()
+                .await?;
+            while reader.has_message_available().await? {
+                for message in reader.next_batch(1000).await? {
+                    records += 1;
+                    if message.key.is_some() {
+                        take(message);
+                    }
+                }
+            }
+            reader.close().await?;
+        }
+        Ok(Self {
+            client: client.clone(),
+            producer,
+            from: Mutex::new(from),
+            records: AtomicU64::new(records),
+            records_max: records_max.max(1),
+            rewriting: AtomicBool::new(false),
+        })
+    }
+
+    /// Puts a record on its way. Records reach the topic in the order of these calls.
+    pub(crate) async fn enqueue(&self, record: Message) -> Result<Receipt> {
+        self.records.fetch_add(1, Ordering::Relaxed);
+        let from = *self.from.lock();
+        let record = match from {
+            Some(from) => record.property(FROM, from.to_string()),
+            None => record,
+        };
+        self.producer.enqueue(record).await
+    }
+
+    /// Whether it is time to write the `living` records anew. The caller that gets `true` has to
+    /// call [`end_rewriting`](Self::end_rewriting), with what came of it.
+    pub(crate) fn begin_rewriting(&self, living: usize) -> bool {
+        // In proportion to what lives, so that the work for it is a small part of all work.
+        let limit = self.records_max.max(living as u64 * 4);
+        self.records.load(Ordering::Relaxed) > limit && !self.rewriting.swap(true, Ordering::AcqRel)
+    }
+
+    /// Marks the place where the rewriting begins. Nothing may be enqueued meanwhile.
+    pub(crate) async fn place(&self) -> Result<MessageId> {
+        self.records.store(0, Ordering::Relaxed);
+        self.enqueue(Message::new(&b"begin"[..])).await?.await
+    }
+
+    /// The living records are durable behind `place`: what is before it is not needed any more.
+    pub(crate) async fn end_rewriting(&self, place: Result<MessageId>) -> Result<()> {
+        let done = async {
+            let place = place?;
+            *self.from.lock() = Some(place);
+            // The last record names the place from now on.
+            self.enqueue(Message::new(&b"end"[..])).await?.await?;
+            let keeper = keeper(&self.client, self.producer.topic()).await?;
+            keeper.seek(place).await?;
+            keeper.close().await
+        };
+        let done = done.await;
+        self.rewriting.store(false, Ordering::Release);
+        done
+    }
+}
+
+async fn keeper(client: &Client, topic: &str) -> Result<geminga_client::Consumer> {
+    client
+        .consumer(topic)
+        .subscription(KEEPER)
+        // Not Exclusive: after a crash the broker may not have noticed that the last one is gone.
+        .sub_type(SubType::Failover)
+        .initial_position(InitialPosition::Earliest)
+        .receiver_queue_size(1)
+        .build()
+        .await
+}
+
+/// The place that the last record names.
+async fn last_place(client: &Client, topic: &str, last: MessageId) -> Result<Option<MessageId>> {
+    let mut reader = client
+        .reader(topic)
+        .start(last)
+        .start_inclusive(true)
+        .receiver_queue_size(1)
+        .build()
+        .await?;
+    let message = reader.next().await?;
+    reader.close().await?;
+    Ok(message.property(FROM).and_then(|place| place.parse().ok()))
+}

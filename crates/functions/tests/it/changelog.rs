@@ -1,0 +1,108 @@
+//! The topics that remember the catalogue and the state: kept by a subscription, bounded, and read
+//! again from where their last rewriting began.
+
+use std::time::Duration;
+
+use geminga_client::{InitialPosition, SubType};
+use geminga_functions::ComponentId;
+use serde_json::json;
+
+use crate::stage::{Stage, numbers, receive};
+
+const MAX: u64 = 40;
+
+/// Messages that the topic's keeper has not let go of.
+async fn kept(stage: &Stage, topic: &str) -> usize {
+    let consumer = stage
+        .client
+        .consumer(topic)
+        .subscription("geminga-changelog");
+    let mut consumer = consumer
+        .sub_type(SubType::Failover)
+        .initial_position(InitialPosition::Latest)
+        .build()
+        .await
+        .expect("the subscription");
+    let mut count = 0;
+    while consumer.has_message_available().await.expect("asked") {
+        count += consumer.recv_batch(1000).await.expect("open").len();
+    }
+    consumer.close().await.expect("closed");
+    count
+}
+
+async fn count_of(stage: &Stage, id: &ComponentId, key: &str) -> Option<i64> {
+    stage.worker.state_get(id, key).await.ok()?.number_value
+}
+
+#[tokio::test]
+async fn a_function_that_counts_for_ever_keeps_a_bounded_changelog() {
+    let mut stage = Stage::with_changelogs_of(MAX).await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let code = r#"process() {
+  state incr "n$((MSG % 7))"
+  state put last "$MSG"
+  state put "once$MSG" x; state del "once$MSG"
+  emit "$MSG"
+}"#;
+    let id = stage
+        .function(
+            "f",
+            json!({"sh": code, "inputs": [&input], "output": &output}),
+        )
+        .await;
+    let mut consumer = stage.consumer(&output).await;
+    for round in 1..=3 {
+        stage.send(&input, numbers(0..700)).await;
+        receive(&mut consumer, 700).await;
+        stage.drained().await;
+        for key in 0..7 {
+            let count = count_of(&stage, &id, &format!("n{key}")).await;
+            assert_eq!(count, Some(100 * round), "round {round}, key {key}");
+        }
+        stage.worker.shutdown(Duration::from_secs(5)).await;
+        // 2,800 records a round were written; what a start reads is a few times the bound.
+        let topic = format!("persistent://{}-state-changelog", id.fqfn());
+        let left = kept(&stage, &topic).await;
+        assert!(left < 600, "round {round}: {left} records are kept");
+        stage.another_worker().await;
+    }
+    let last = stage.worker.state_get(&id, "last").await.expect("there");
+    assert_eq!(last.string_value.as_deref(), Some("699"));
+    assert!(
+        last.version.is_some_and(|version| version >= 2100),
+        "{last:?}"
+    );
+    assert!(stage.worker.state_get(&id, "once5").await.is_err());
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn the_catalogue_is_kept_from_deletion_and_bounded_too() {
+    let mut stage = Stage::with_changelogs_of(MAX).await;
+    let input = stage.topic("in");
+    let mut ids = Vec::new();
+    for name in ["a", "b"] {
+        let fields = json!({"sh": "cat", "inputs": [&input], "parallelism": 1});
+        ids.push(stage.function(name, fields).await);
+    }
+    for _ in 0..MAX {
+        stage
+            .worker
+            .stop_instances(&ids[0], None)
+            .await
+            .expect("stopped");
+        stage
+            .worker
+            .start_instances(&ids[0], None)
+            .await
+            .expect("started");
+    }
+    stage.worker.delete(&ids[1]).await.expect("deleted");
+    let left = kept(&stage, &stage.catalog).await;
+    assert!(left as u64 <= MAX + 5, "{left} records are kept");
+    stage.worker.shutdown(Duration::from_secs(2)).await;
+    stage.another_worker().await;
+    assert_eq!(stage.worker.components(), ids[..1]);
+    stage.end().await;
+}
