@@ -370,7 +370,9 @@ impl Core {
             self.watchers.changed(name, true);
         }
         let in_force = self.effective_policies(name).await?;
-        Ok(Topic::new(self, name.clone(), ledger, in_force))
+        let topic = Topic::new(self, name.clone(), ledger, in_force);
+        topic.begin_dedup().await?;
+        Ok(topic)
     }
 
     pub(crate) fn check_domain(&self, name: &TopicName) -> Result<(), BrokerError> {

@@ -154,9 +154,16 @@ pub struct BrokerConfig {
     pub dispatch_throttling_rate_per_subscription_in_msg: i64,
     pub dispatch_throttling_rate_per_subscription_in_byte: i64,
 
-    /// Drop what a producer sends a second time.
+    /// Drop what a producer sends a second time, by its sequence id.
     pub broker_deduplication_enabled: bool,
+    /// Producers remembered by a topic; those idle for longest are forgotten first.
+    pub broker_deduplication_max_number_of_producers: usize,
+    /// Entries after which the sequence ids of a topic are saved.
+    pub broker_deduplication_entries_interval: u64,
+    /// Seconds after which they are saved in any case.
     pub broker_deduplication_snapshot_interval_seconds: u32,
+    /// A producer that was away for longer is forgotten.
+    pub broker_deduplication_producer_inactivity_timeout_minutes: u64,
     /// Bytes not yet compacted that start a compaction; 0 = none starts by itself.
     pub broker_service_compaction_threshold_in_bytes: u64,
 
@@ -218,6 +225,11 @@ impl Default for BrokerConfig {
             delayed_delivery_tick_time_millis: 1_000,
             is_delayed_delivery_deliver_at_time_strict: false,
             delayed_delivery_max_delay_in_millis: 0,
+            broker_deduplication_enabled: false,
+            broker_deduplication_max_number_of_producers: 10_000,
+            broker_deduplication_entries_interval: 1_000,
+            broker_deduplication_snapshot_interval_seconds: 120,
+            broker_deduplication_producer_inactivity_timeout_minutes: 360,
             default_retention_time_in_minutes: 0,
             default_retention_size_in_mb: 0,
             retention_check_interval_in_seconds: 120,
@@ -239,8 +251,6 @@ impl Default for BrokerConfig {
             dispatch_throttling_rate_per_topic_in_byte: 0,
             dispatch_throttling_rate_per_subscription_in_msg: 0,
             dispatch_throttling_rate_per_subscription_in_byte: 0,
-            broker_deduplication_enabled: false,
-            broker_deduplication_snapshot_interval_seconds: 120,
             broker_service_compaction_threshold_in_bytes: 0,
             is_allow_auto_update_schema_enabled: true,
             schema_compatibility_strategy: SchemaCompatibilityStrategy::Full,

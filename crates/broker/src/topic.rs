@@ -6,6 +6,7 @@
 //!
 //! What must hold: no lock is held over an await; nothing here runs while the topic is idle.
 
+pub(crate) mod dedup;
 pub(crate) mod dispatch;
 pub(crate) mod info;
 pub(crate) mod load;
@@ -32,6 +33,7 @@ use crate::policies::store::InForce;
 use crate::producer::Producer;
 use crate::subscription::Subscription;
 
+use dedup::Dedup;
 use producers::Access;
 use publish::{Receipt, Run};
 
@@ -58,6 +60,8 @@ pub(crate) struct State {
     /// Appended and not yet durable, oldest first, and what their producers will be told.
     runs: VecDeque<Run>,
     receipts: VecDeque<Receipt>,
+    /// Present where deduplication is on.
+    pub(crate) dedup: Option<Box<Dedup>>,
     /// Where receipts are encoded.
     scratch: BytesMut,
     pub(crate) subscriptions: Vec<Subscription>,

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,10 +20,23 @@ pub enum OnError {
 }
 
 /// A group of named tasks with one way to stop them. Cheap to clone; clones are the same group.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Tasks {
     cancel: CancellationToken,
     tracker: TaskTracker,
+    /// Where the group was made: tasks run there also when a thread of ours that is no worker of it
+    /// spawns them (the log's completion thread does).
+    runtime: Option<Handle>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            cancel: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+            runtime: Handle::try_current().ok(),
+        }
+    }
 }
 
 impl Tasks {
@@ -37,6 +51,7 @@ impl Tasks {
         Self {
             cancel: self.cancel.child_token(),
             tracker: TaskTracker::new(),
+            runtime: self.runtime.clone(),
         }
     }
 
@@ -53,7 +68,7 @@ impl Tasks {
             on_error,
             done: false,
         };
-        self.tracker.spawn(async move {
+        let task = async move {
             let mut guard = guard;
             let result = future.await;
             guard.done = true;
@@ -63,7 +78,11 @@ impl Tasks {
                     cancel.cancel();
                 }
             }
-        });
+        };
+        match &self.runtime {
+            Some(runtime) => self.tracker.spawn_on(task, runtime),
+            None => self.tracker.spawn(task),
+        };
     }
 
     /// Runs `future` until it ends or the group is cancelled: it is dropped at its next await.
@@ -137,6 +156,19 @@ impl Drop for PanicGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_thread_outside_of_the_runtime_may_spawn() {
+        let tasks = Tasks::new();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let other = tasks.child();
+        std::thread::spawn(move || {
+            other.spawn_cancellable("from outside", async move {
+                tell.send(()).unwrap();
+            });
+        });
+        told.await.unwrap();
+    }
 
     #[tokio::test]
     async fn cancel_reaches_children_and_join_waits() {

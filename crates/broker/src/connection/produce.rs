@@ -123,9 +123,9 @@ impl Connection {
             // Closed while it waited.
             return topic.detach_gone(&producer);
         }
-        self.peer
-            .outbox
-            .send(Topic::success(&producer, request_id, topic_epoch, true));
+        let mut success = Topic::success(&producer, request_id, topic_epoch, true);
+        success.last_sequence_id = Some(topic.last_sequence_id(&producer.name));
+        self.peer.outbox.send(success);
         let slot = ProducerSlot::Open {
             topic: topic.clone(),
             producer: producer.clone(),
@@ -206,17 +206,20 @@ impl Connection {
             self.batch_topic = Some(topic.clone());
             self.send_limits = topic.send_limits();
         }
-        if let Err((kind, text)) = self.check_send(send, frame.block()) {
-            // In order with the receipts of what came before.
-            self.publish_batch();
-            self.peer.outbox.send(CommandSendError {
-                producer_id: send.producer_id,
-                sequence_id: send.sequence_id,
-                error: kind as i32,
-                message: text,
-            });
-            return Ok(());
-        }
+        let counts = match self.check_send(send, frame.block()) {
+            Ok(counts) => counts,
+            Err((kind, text)) => {
+                // In order with the receipts of what came before.
+                self.publish_batch();
+                self.peer.outbox.send(CommandSendError {
+                    producer_id: send.producer_id,
+                    sequence_id: send.sequence_id,
+                    error: kind as i32,
+                    message: text,
+                });
+                return Ok(());
+            }
+        };
         let block = frame.block_bytes();
         let batch = &mut self.batch;
         batch.bytes += block.len();
@@ -226,11 +229,13 @@ impl Connection {
         batch.receipts.push(Receipt {
             sequence_id: send.sequence_id,
             highest_sequence_id: send.highest_sequence_id,
+            counts,
         });
         Ok(())
     }
 
-    fn check_send(&self, send: &Send, block: &[u8]) -> Result<(), (ServerError, String)> {
+    /// Whether deduplication counts the message, unless it must be refused.
+    fn check_send(&self, send: &Send, block: &[u8]) -> Result<bool, (ServerError, String)> {
         if verify_checksum(block).is_err() {
             return Err((
                 ServerError::ChecksumError,
@@ -294,7 +299,8 @@ impl Connection {
                 "Messages must be encrypted".to_owned(),
             ));
         }
-        Ok(())
+        let is_part = head.is_chunk() && !head.is_last_chunk();
+        Ok(!is_part && head.marker_type.is_none())
     }
 
     pub(crate) fn publish_batch(&mut self) {
@@ -403,6 +409,7 @@ async fn open_producer(
         messages_in: AtomicU64::new(0),
         bytes_in: AtomicU64::new(0),
     });
+    topic.dedup_ready(&producer.name).await?;
     let timeout = Duration::from_millis(core.config.connection_liveness_check_timeout_millis);
     loop {
         match topic.attach(&producer, request.topic_epoch, request.request_id) {

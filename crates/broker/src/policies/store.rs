@@ -138,6 +138,7 @@ impl Topic {
         };
         if changed {
             self.policies_changed();
+            self.switch_dedup().await?;
         }
         Ok(())
     }

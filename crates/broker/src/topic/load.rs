@@ -54,7 +54,9 @@ impl Topic {
         let now_ms = core.clock.now_ms();
         let last = ledger.last_position();
         let mut subscriptions = Vec::new();
-        for (id, cursor) in (0..).zip(ledger.cursors()) {
+        let cursors = ledger.cursors().into_iter();
+        let cursors = cursors.filter(|cursor| cursor.name() != super::dedup::CURSOR);
+        for (id, cursor) in (0..).zip(cursors) {
             let name = cursor.name().into();
             subscriptions.push(Subscription::new(id, name, cursor, true, last));
         }
@@ -73,6 +75,7 @@ impl Topic {
                 access: Access::new(epoch),
                 runs: VecDeque::new(),
                 receipts: VecDeque::new(),
+                dedup: None,
                 scratch: BytesMut::new(),
                 next_subscription: subscriptions.len() as u32,
                 subscriptions,
@@ -120,6 +123,9 @@ impl Topic {
             }
         }
         self.forget_runs(&mut state);
+        if let Some(dedup) = &state.dedup {
+            dedup.close();
+        }
     }
 
     /// Closes the topic if nobody uses it.

@@ -42,6 +42,7 @@ impl Core {
                 }
                 let before_ms = self.clock.now_ms().saturating_sub(idle);
                 let leaves = topic.is_idle_since(before_ms);
+                topic.maintain_dedup(leaves).await;
                 if (trim || leaves)
                     && let Err(error) = topic.trim().await
                 {

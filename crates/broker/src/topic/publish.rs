@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use geminga_model::Position;
+use geminga_proto::message::peek;
 use geminga_proto::pb::{CommandCloseProducer, CommandSendError, CommandSuccess};
 use geminga_proto::send::SendReceipt;
 use geminga_storage::error::AppendError;
 
+use super::dedup::{NotAllNew, Verdict};
 use super::{Life, State, Topic};
 use crate::error::BrokerError;
 use crate::peer::Peer;
@@ -21,14 +23,28 @@ const SCRATCH_KEPT: usize = 64 << 10;
 pub(crate) struct Receipt {
     pub(crate) sequence_id: u64,
     pub(crate) highest_sequence_id: Option<u64>,
+    /// False for what deduplication passes over: markers, and all chunks of a message but its last.
+    pub(crate) counts: bool,
 }
 
 /// Consecutive entries of one producer that wait for the disk.
 pub(crate) struct Run {
     producer: Arc<Producer>,
-    first: Position,
+    /// None for duplicates, which were not stored: they wait for the receipts before theirs.
+    first: Option<Position>,
     count: usize,
     bytes: usize,
+    /// The highest sequence id in it, where deduplication is on.
+    sequence_id: Option<i64>,
+}
+
+/// Entries that are to become one run.
+struct Part<'a> {
+    entries: &'a [Bytes],
+    receipts: &'a [Receipt],
+    bytes: usize,
+    messages: u64,
+    chunks: u64,
 }
 
 /// Consecutive SENDs of one producer, gathered by its connection. Reused.
@@ -72,83 +88,190 @@ impl Topic {
             drop(state);
             return batch.clear();
         }
-        match self.ledger.append(&batch.entries) {
-            Ok(first) => {
-                let count = batch.entries.len();
-                producer.peer.sends_begin(count);
-                self.core.publishing.take(batch.bytes);
-                producer.count(batch.messages, batch.bytes as u64);
-                state.counters.messages_in += batch.messages;
-                state.counters.bytes_in += batch.bytes as u64;
-                state.counters.entries_in += count as u64;
-                state.counters.chunks_in += batch.chunks;
-                state.receipts.extend(batch.receipts.iter().copied());
-                state.runs.push_back(Run {
-                    producer,
-                    first,
-                    count,
+        let checked = match &state.dedup {
+            Some(dedup) => dedup.check(&producer.name, &batch.receipts),
+            None => Ok(None),
+        };
+        match checked {
+            Ok(sequence_id) => {
+                let part = Part {
+                    entries: &batch.entries,
+                    receipts: &batch.receipts,
                     bytes: batch.bytes,
+                    messages: batch.messages,
+                    chunks: batch.chunks,
+                };
+                self.append(&mut state, &producer, &part, sequence_id);
+            }
+            Err(NotAllNew) => self.publish_one_by_one(&mut state, &producer, batch),
+        }
+        drop(state);
+        batch.clear();
+    }
+
+    /// Appends a run; false where it was not taken, and the producer has heard of it.
+    fn append(
+        self: &Arc<Topic>,
+        state: &mut State,
+        producer: &Arc<Producer>,
+        part: &Part<'_>,
+        sequence_id: Option<i64>,
+    ) -> bool {
+        match self.ledger.append(part.entries) {
+            Ok(first) => {
+                let count = part.entries.len();
+                producer.peer.sends_begin(count);
+                self.core.publishing.take(part.bytes);
+                producer.count(part.messages, part.bytes as u64);
+                state.counters.messages_in += part.messages;
+                state.counters.bytes_in += part.bytes as u64;
+                state.counters.entries_in += count as u64;
+                state.counters.chunks_in += part.chunks;
+                if let (Some(dedup), Some(sequence_id)) = (&mut state.dedup, sequence_id) {
+                    let now_ms = self.core.clock.now_ms();
+                    dedup.pushed(&producer.name, sequence_id, now_ms);
+                }
+                state.receipts.extend(part.receipts.iter().copied());
+                state.runs.push_back(Run {
+                    producer: producer.clone(),
+                    first: Some(first),
+                    count,
+                    bytes: part.bytes,
+                    sequence_id,
                 });
+                return true;
             }
             Err(AppendError::Terminated) => {
                 let error = BrokerError::Terminated(self.name.to_string());
                 let mut outbox = producer.peer.outbox.batch();
-                for receipt in &batch.receipts {
-                    outbox.command(&send_error(&producer, receipt.sequence_id, &error).into());
+                for receipt in part.receipts {
+                    outbox.command(&send_error(producer, receipt.sequence_id, &error).into());
                 }
             }
             Err(AppendError::Deleted) => self.failed("the topic was deleted"),
             Err(error) => {
                 tracing::warn!(topic = %self.name, producer = %producer.name, %error,
                     "entries were not taken; the producer has to come back");
-                self.drop_producer_in_order(&mut state, &producer);
+                self.drop_producer_in_order(state, producer);
             }
         }
-        drop(state);
-        batch.clear();
+        false
+    }
+
+    /// A batch with sequence ids that were taken before: only what is new is stored, and the answers
+    /// keep their order.
+    fn publish_one_by_one(
+        self: &Arc<Topic>,
+        state: &mut State,
+        producer: &Arc<Producer>,
+        batch: &Batch,
+    ) {
+        for (entry, receipt) in batch.entries.iter().zip(&batch.receipts) {
+            let Some(dedup) = &state.dedup else {
+                return;
+            };
+            match dedup.judge(&producer.name, receipt) {
+                Verdict::New => {
+                    let sequence_id = dedup
+                        .check(&producer.name, std::slice::from_ref(receipt))
+                        .unwrap_or(None);
+                    let head = peek(entry).unwrap_or_default();
+                    let part = Part {
+                        entries: std::slice::from_ref(entry),
+                        receipts: std::slice::from_ref(receipt),
+                        bytes: entry.len(),
+                        messages: u64::from(head.message_count()),
+                        chunks: u64::from(head.is_chunk()),
+                    };
+                    if !self.append(state, producer, &part, sequence_id) {
+                        return;
+                    }
+                }
+                Verdict::Duplicate => {
+                    state.receipts.push_back(*receipt);
+                    state.runs.push_back(Run {
+                        producer: producer.clone(),
+                        first: None,
+                        count: 1,
+                        bytes: 0,
+                        sequence_id: None,
+                    });
+                }
+                Verdict::InFlight => {
+                    let error = BrokerError::Persistence(
+                        "Cannot determine whether the message is a duplicate at this time"
+                            .to_owned(),
+                    );
+                    let (_, highest) = receipt.sequence_ids();
+                    let error = send_error(producer, highest as u64, &error);
+                    producer.peer.outbox.send(error);
+                }
+            }
+        }
+        // Duplicates with nothing before them have nothing to wait for.
+        if state.runs.front().is_some_and(|run| run.first.is_none()) {
+            self.confirm(state, None);
+        }
     }
 
     /// Told by the store: receipts go out, and tailing consumers get the entries.
     pub(crate) fn durable(self: &Arc<Topic>, through: Position) {
-        let mut freed = 0;
-        let mut done: Vec<(Arc<Peer>, usize)> = Vec::new();
         let mut state = self.lock();
+        let done = self.confirm(&mut state, Some(through));
+        let interval = self.core.config.broker_deduplication_entries_interval;
+        if let Some(dedup) = &mut state.dedup
+            && dedup.count(done.entries, interval)
         {
-            let State {
-                runs,
-                receipts,
-                scratch,
-                ..
-            } = &mut *state;
-            while let Some(run) = runs.front() {
-                if run.last() > through {
-                    break;
-                }
-                let Some(run) = runs.pop_front() else { break };
-                let peer = &run.producer.peer;
-                freed += run.bytes;
-                match done.last_mut() {
-                    Some((last, count)) if Arc::ptr_eq(last, peer) => *count += run.count,
-                    last => {
-                        if let Some((last, _)) = last {
-                            flush(last, scratch);
-                        }
-                        done.push((peer.clone(), run.count));
-                    }
-                }
-                run.encode(receipts.drain(..run.count), scratch);
-            }
-            if let Some((last, _)) = done.last() {
-                flush(last, scratch);
-            }
+            self.save_dedup(&mut state, through);
         }
         self.close_when_done(&mut state);
         self.dispatch_all(&mut state);
         drop(state);
-        self.core.publishing.give_back(freed);
-        for (peer, count) in done {
+        self.core.publishing.give_back(done.bytes);
+        for (peer, count) in done.sends {
             peer.sends_end(count);
         }
+    }
+
+    /// Sends the receipts of all runs up to `through`, and of duplicates that waited for them.
+    fn confirm(&self, state: &mut State, through: Option<Position>) -> Confirmed {
+        let mut done = Confirmed::default();
+        let mut last: Option<Arc<Peer>> = None;
+        let State {
+            runs,
+            receipts,
+            scratch,
+            dedup,
+            ..
+        } = state;
+        while let Some(run) = runs.front() {
+            if run.last().is_some_and(|last| Some(last) > through) {
+                break;
+            }
+            let Some(run) = runs.pop_front() else { break };
+            let peer = &run.producer.peer;
+            if !last.as_ref().is_some_and(|last| Arc::ptr_eq(last, peer))
+                && let Some(last) = last.replace(peer.clone())
+            {
+                flush(&last, scratch);
+            }
+            if run.first.is_some() {
+                done.bytes += run.bytes;
+                done.entries += run.count;
+                match done.sends.last_mut() {
+                    Some((last, count)) if Arc::ptr_eq(last, peer) => *count += run.count,
+                    _ => done.sends.push((peer.clone(), run.count)),
+                }
+            }
+            if let (Some(dedup), Some(sequence_id)) = (dedup.as_mut(), run.sequence_id) {
+                dedup.persisted(&run.producer.name, sequence_id);
+            }
+            run.encode(receipts.drain(..run.count), scratch);
+        }
+        if let Some(last) = last {
+            flush(&last, scratch);
+        }
+        done
     }
 
     /// Told by the store: what is not yet durable never will be. The topic is closed; its clients
@@ -170,8 +293,10 @@ impl Topic {
         }
         state.receipts.clear();
         for run in state.runs.drain(..) {
-            self.core.publishing.give_back(run.bytes);
-            run.producer.peer.sends_end(run.count);
+            if run.first.is_some() {
+                self.core.publishing.give_back(run.bytes);
+                run.producer.peer.sends_end(run.count);
+            }
         }
     }
 
@@ -277,16 +402,27 @@ fn tell_closed(producer: &Producer) {
     );
 }
 
+/// What `confirm` did.
+#[derive(Default)]
+struct Confirmed {
+    entries: usize,
+    bytes: usize,
+    /// How many SENDs of which connection.
+    sends: Vec<(Arc<Peer>, usize)>,
+}
+
 impl Run {
-    fn last(&self) -> Position {
-        Position::new(
-            self.first.ledger.0,
-            self.first.entry.0 + self.count as i64 - 1,
-        )
+    fn last(&self) -> Option<Position> {
+        let first = self.first?;
+        Some(Position::new(
+            first.ledger.0,
+            first.entry.0 + self.count as i64 - 1,
+        ))
     }
 
     fn encode(&self, receipts: impl Iterator<Item = Receipt>, out: &mut BytesMut) {
-        let (ledger_id, mut entry_id) = self.first.to_wire();
+        let is_stored = self.first.is_some();
+        let (ledger_id, mut entry_id) = self.first.unwrap_or(Position::EARLIEST).to_wire();
         for receipt in receipts {
             let frame = SendReceipt {
                 producer_id: self.producer.id,
@@ -296,7 +432,7 @@ impl Run {
                 entry_id,
             };
             frame.encode_frame(out);
-            entry_id += 1;
+            entry_id = entry_id.wrapping_add(u64::from(is_stored));
         }
     }
 }

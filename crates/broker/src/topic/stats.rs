@@ -99,7 +99,7 @@ impl Topic {
                 .map(|subscription| (subscription.name.to_string(), subscription.stats()))
                 .collect(),
             replication: BTreeMap::new(),
-            deduplication_status: "Disabled",
+            deduplication_status: state.dedup.as_ref().map_or("Disabled", |d| d.status()),
             topic_epoch: state.access.epoch,
             owner_broker: self.core.broker_id(),
         }

@@ -5,6 +5,7 @@
 mod bad_input;
 mod connect;
 mod consume;
+mod dedup;
 mod lookup;
 mod policies;
 mod produce;
