@@ -10,6 +10,15 @@ use super::Topic;
 use crate::broker::Core;
 use crate::error::BrokerError;
 
+/// Up to so many loaded topics, each may be idle for the configured time.
+const KEPT_IN_FULL: usize = 256;
+
+/// How long a topic may be idle, in milliseconds, before it leaves memory: the less the more are
+/// loaded, so that passing through many topics does not take memory for all of them at once.
+fn idle_limit(configured: u64, loaded: usize) -> u64 {
+    configured * KEPT_IN_FULL as u64 / loaded.max(KEPT_IN_FULL) as u64
+}
+
 impl Core {
     /// The task: one for all topics.
     pub(crate) async fn maintain(self: Arc<Core>) {
@@ -22,9 +31,12 @@ impl Core {
             .config
             .message_expiry_check_interval_in_minutes
             .saturating_mul(60_000);
-        let step = Duration::from_millis((idle / 2).clamp(50, 10_000));
+        let longest = (idle / 2).clamp(50, 10_000);
+        let mut loaded = 0;
         let (mut since_retention, mut since_expiry) = (0u64, 0u64);
         loop {
+            let crowded = loaded > KEPT_IN_FULL;
+            let step = Duration::from_millis(if crowded { longest.min(500) } else { longest });
             tokio::time::sleep(step).await;
             since_retention += step.as_millis() as u64;
             since_expiry += step.as_millis() as u64;
@@ -36,7 +48,10 @@ impl Core {
             if expire {
                 since_expiry = 0;
             }
-            for topic in self.loaded() {
+            let topics = self.loaded();
+            loaded = topics.len();
+            let idle = idle_limit(idle, loaded);
+            for topic in topics {
                 if expire && let Err(error) = topic.expire_by_policy().await {
                     tracing::warn!(topic = %topic.name, %error, "messages were not expired");
                 }
@@ -123,5 +138,24 @@ impl Topic {
         let id = subscription.id;
         self.dispatch(&mut state, id);
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_topics_are_loaded_the_sooner_idle_ones_leave() {
+        let cases = [
+            (0, 30_000),
+            (256, 30_000),
+            (512, 15_000),
+            (10_000, 768),
+            (1_000_000, 7),
+        ];
+        for (loaded, limit) in cases {
+            assert_eq!(idle_limit(30_000, loaded), limit, "{loaded}");
+        }
     }
 }

@@ -299,6 +299,12 @@ impl LedgerIndex {
         let Some(ledger) = inner.ledgers.get_mut(&id.0) else {
             return false;
         };
+        // Most ledgers are in one file and stay so: no room for more.
+        ledger.sorted.reserve_exact(match ledger.sorted.len() {
+            0 => 1,
+            len if len == ledger.sorted.capacity() => len,
+            _ => 0,
+        });
         ledger.sorted.push(range);
         while ledger
             .log
@@ -307,7 +313,7 @@ impl LedgerIndex {
         {
             ledger.log.pop_front();
         }
-        if ledger.log.capacity() > 4 * (ledger.log.len() + 4) {
+        if ledger.log.is_empty() || ledger.log.capacity() > 4 * (ledger.log.len() + 4) {
             let len = ledger.log.len();
             ledger.log.shrink_to(len);
         }
