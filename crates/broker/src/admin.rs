@@ -3,6 +3,7 @@
 
 mod schemas;
 mod subscriptions;
+pub(crate) mod transactions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -292,6 +293,7 @@ impl Broker {
         }
         self.core.unload(&topic).await;
         self.core.ledgers.delete(&ledger_name(name)).await?;
+        self.core.transactions.forget_topic(name).await?;
         // A client may have loaded it again in between.
         if let Some(topic) = self.core.loaded_topic(name) {
             self.core.unload(&topic).await;

@@ -29,6 +29,7 @@ use crate::schema::Schemas;
 use crate::timers::Timers;
 use crate::topic::{Life, Topic};
 use crate::topic_list::{Pattern, Watchers};
+use crate::transaction::Transactions;
 
 /// Bytes in each direction of an in-process connection.
 const PIPE_BYTES: usize = 1 << 20;
@@ -55,6 +56,7 @@ pub(crate) struct Core {
     pub(crate) watchers: Watchers,
     pub(crate) metrics: Metrics,
     pub(crate) publishing: Budget,
+    pub(crate) transactions: Transactions,
     /// Bytes read ahead for subscriptions.
     pub(crate) ahead_used: Arc<AtomicUsize>,
     topics: Mutex<HashMap<TopicName, Arc<OnceCell<Arc<Topic>>>>>,
@@ -84,6 +86,13 @@ impl Broker {
         };
         catalog.create_builtins(&config.cluster_name).await?;
         let instance = catalog.next_instance().await?;
+        let coordinators = match config.transaction_coordinator_enabled {
+            true => catalog.coordinators().await?,
+            false => 0,
+        };
+        let store = catalog.store.clone();
+        let (transactions, unfinished) =
+            Transactions::recover(store, &config, coordinators.into()).await?;
         let core = Arc::new(Core {
             publishing: crate::peer::publish_budget(config.max_message_publish_buffer_size_in_mb),
             ahead_used: Arc::new(AtomicUsize::new(0)),
@@ -96,6 +105,7 @@ impl Broker {
             ledgers: storage.topics,
             catalog,
             watchers: Watchers::default(),
+            transactions,
             metrics: Metrics::default(),
             topics: Mutex::new(HashMap::new()),
             peers: Mutex::new(HashMap::new()),
@@ -107,6 +117,23 @@ impl Broker {
         });
         core.tasks
             .spawn_cancellable("timers", core.timers.clone().run(clock));
+        let (timer, sweeper) = (core.clone(), core.clone());
+        core.tasks
+            .spawn_cancellable("transaction time-outs", timer.time_out_transactions());
+        core.tasks
+            .spawn_cancellable("transaction sweeper", sweeper.sweep_transactions());
+        if !unfinished.is_empty() {
+            let finisher = core.clone();
+            core.tasks
+                .spawn_cancellable("take in transactions", async move {
+                    for name in unfinished {
+                        // Loading it is what takes them in.
+                        if let Err(error) = finisher.topic(&name, false).await {
+                            tracing::debug!(topic = %name, %error, "not loaded for transactions");
+                        }
+                    }
+                });
+        }
         let keeper = core.clone();
         core.tasks
             .spawn_cancellable("topic maintenance", async move { keeper.maintain().await });
@@ -372,6 +399,7 @@ impl Core {
         let in_force = self.effective_policies(name).await?;
         let topic = Topic::new(self, name.clone(), ledger, in_force);
         topic.begin_dedup().await?;
+        self.transactions.restore(&topic).await?;
         Ok(topic)
     }
 

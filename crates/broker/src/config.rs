@@ -175,6 +175,11 @@ pub struct BrokerConfig {
     /// Refuse producers without a schema on topics that have one.
     pub is_schema_validation_enforced: bool,
 
+    /// Offer transactions. Off in Pulsar unless asked for; here they cost nothing while unused.
+    pub transaction_coordinator_enabled: bool,
+    /// Open transactions of one coordinator; 0 = any number.
+    pub max_active_transactions_per_coordinator: u64,
+
     /// Bytes queued to one connection before nothing more is dispatched to its consumers.
     pub geminga_outbox_bytes_max: usize,
     /// Milliseconds without producers and consumers after which a topic leaves memory.
@@ -255,6 +260,8 @@ impl Default for BrokerConfig {
             is_allow_auto_update_schema_enabled: true,
             schema_compatibility_strategy: SchemaCompatibilityStrategy::Full,
             is_schema_validation_enforced: false,
+            transaction_coordinator_enabled: true,
+            max_active_transactions_per_coordinator: 0,
             geminga_outbox_bytes_max: 4 << 20,
             geminga_topic_idle_millis: 30_000,
         }

@@ -16,6 +16,7 @@ pub(crate) mod lookup;
 pub(crate) mod produce;
 pub(crate) mod schema;
 pub(crate) mod subscribe;
+pub(crate) mod transaction;
 pub(crate) mod watch;
 
 use std::collections::{HashMap, VecDeque};
@@ -30,7 +31,6 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use geminga_proto::command::{error, ping, pong};
 use geminga_proto::frame::{Frame, Frames, frame_size_max};
-use geminga_proto::pb::ServerError;
 use geminga_proto::{Command, FrameError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::Instant;
@@ -302,35 +302,28 @@ impl Connection {
             Command::ConsumerStats(request) => self.handle_consumer_stats(&request),
             Command::GetSchema(request) => self.handle_get_schema(request),
             Command::GetOrCreateSchema(request) => self.handle_get_or_create_schema(request),
+            Command::TcClientConnectRequest(request) => self.handle_tc_connect(&request),
+            Command::NewTxn(request) => self.handle_new_txn(&request),
+            Command::AddPartitionToTxn(request) => self.handle_add_partition(&request),
+            Command::AddSubscriptionToTxn(request) => self.handle_add_subscription(&request),
+            Command::EndTxn(request) => self.handle_end_txn(&request),
+            Command::EndTxnOnPartition(request) => self.handle_end_on_partition(&request),
+            Command::EndTxnOnSubscription(request) => self.handle_end_on_subscription(&request),
             Command::AuthResponse(_) => return Err(Closed::Protocol("an unasked AUTH_RESPONSE")),
             other => return self.handle_unsupported(&other),
         }
         Ok(())
     }
 
-    /// Transactions are off, as Pulsar says it; anything else is no command for a broker.
     fn handle_unsupported(&mut self, command: &Command) -> Result<(), Closed> {
-        let request_id = match command {
-            Command::NewTxn(request) => request.request_id,
-            Command::AddPartitionToTxn(request) => request.request_id,
-            Command::AddSubscriptionToTxn(request) => request.request_id,
-            Command::EndTxn(request) => request.request_id,
-            Command::EndTxnOnPartition(request) => request.request_id,
-            Command::EndTxnOnSubscription(request) => request.request_id,
-            Command::TcClientConnectRequest(request) => request.request_id,
+        match command {
             // A type from a later version: skipped, as unknown fields are.
             Command::Unknown(number) => {
                 tracing::debug!(peer = %self.peer.address, number, "unknown command skipped");
-                return Ok(());
+                Ok(())
             }
-            _ => return Err(Closed::Protocol("a command that only a broker sends")),
-        };
-        self.peer.outbox.send(error(
-            request_id,
-            ServerError::NotAllowedError,
-            "Transactions are not enabled on this broker",
-        ));
-        Ok(())
+            _ => Err(Closed::Protocol("a command that only a broker sends")),
+        }
     }
 
     /// Answers a request with an ERROR.

@@ -55,6 +55,16 @@ pub enum BrokerError {
     NotReady(String),
     #[error("{0} is terminated")]
     Terminated(String),
+    #[error("transaction coordinator {0} is not here")]
+    CoordinatorNotFound(u64),
+    #[error("the transaction {0} does not exist")]
+    TransactionNotFound(String),
+    #[error("{0}")]
+    InvalidTransaction(String),
+    #[error("{0}")]
+    TransactionConflict(String),
+    #[error("transaction coordinator {0} has as many open transactions as it may")]
+    TooManyTransactions(u64),
     #[error("{0}")]
     Unknown(String),
     #[error("cannot listen on `{address}`: {reason}")]
@@ -85,18 +95,24 @@ impl BrokerError {
             | BrokerError::TopicNotFound(_)
             | BrokerError::SubscriptionNotFound { .. }
             | BrokerError::ConsumerNotFound
+            | BrokerError::CoordinatorNotFound(_)
+            | BrokerError::TransactionNotFound(_)
             | BrokerError::SchemaNotFound => ErrorKind::NotFound,
             BrokerError::AlreadyExists(_)
             | BrokerError::ProducerBusy(_)
             | BrokerError::ProducerFenced(_)
             | BrokerError::ConsumerBusy(_)
             | BrokerError::ConsumerAssign(_)
+            | BrokerError::InvalidTransaction(_)
+            | BrokerError::TransactionConflict(_)
             | BrokerError::IncompatibleSchema(_) => ErrorKind::Conflict,
             BrokerError::PreconditionFailed(_) | BrokerError::Terminated(_) => {
                 ErrorKind::PreconditionFailed
             }
             BrokerError::NotAllowed(_) => ErrorKind::NotAllowed,
-            BrokerError::NotReady(_) => ErrorKind::Unavailable,
+            BrokerError::NotReady(_) | BrokerError::TooManyTransactions(_) => {
+                ErrorKind::Unavailable
+            }
             BrokerError::Metadata(_)
             | BrokerError::Persistence(_)
             | BrokerError::Unknown(_)
@@ -128,6 +144,11 @@ impl BrokerError {
             BrokerError::Persistence(_) => ServerError::PersistenceError,
             BrokerError::NotReady(_) => ServerError::ServiceNotReady,
             BrokerError::Terminated(_) => ServerError::TopicTerminatedError,
+            BrokerError::CoordinatorNotFound(_) => ServerError::TransactionCoordinatorNotFound,
+            BrokerError::TransactionNotFound(_) => ServerError::TransactionNotFound,
+            BrokerError::InvalidTransaction(_) => ServerError::InvalidTxnStatus,
+            BrokerError::TransactionConflict(_) => ServerError::TransactionConflict,
+            BrokerError::TooManyTransactions(_) => ServerError::TooManyRequests,
             BrokerError::BadSetting { .. }
             | BrokerError::AlreadyExists(_)
             | BrokerError::Unknown(_)

@@ -27,7 +27,9 @@ mod time;
 mod timers;
 mod topic;
 mod topic_list;
+mod transaction;
 
+pub use admin::transactions::{CoordinatorStats, TopicTransactions, TransactionInfo};
 pub use admin::{PeekedEntry, SubscribeAt};
 pub use broker::Broker;
 pub use config::{BrokerConfig, SubscriptionType, TopicType};

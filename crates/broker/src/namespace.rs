@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::BrokerError;
 use crate::policies::Policies;
+use crate::transaction::ASSIGN_TOPIC;
 
 /// Page of a listing.
 const PAGE: usize = 1_000;
@@ -141,6 +142,25 @@ impl Catalog {
     }
 
     /// A number that no earlier start of a broker here had.
+    /// How many transaction coordinators there are: the partitions of their topic, 1 at first.
+    pub(crate) async fn coordinators(&self) -> Result<u32, BrokerError> {
+        let name = ASSIGN_TOPIC
+            .parse()
+            .map_err(|error: geminga_model::NameError| {
+                BrokerError::InvalidTopicName(error.to_string())
+            })?;
+        if let Some(count) = self.partitions(&name).await? {
+            return Ok(count);
+        }
+        let one = Partitioned {
+            partitions: 1,
+            properties: BTreeMap::new(),
+        };
+        self.put(&partitioned_key(&name), &one, Expected::Absent)
+            .await?;
+        Ok(1)
+    }
+
     pub(crate) async fn next_instance(&self) -> Result<u64, BrokerError> {
         const KEY: &str = "/broker/instance";
         let (last, expected) = match self.get::<u64>(KEY).await? {

@@ -12,6 +12,7 @@ mod ahead;
 pub(crate) mod deliver;
 mod membership;
 pub(crate) mod stats;
+mod transaction;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use crate::consumer::{Consumer, KeySharedPolicy};
 use crate::dispatcher::ConsumerKey;
 use crate::dispatcher::shared::Shared;
 use crate::dispatcher::single_active::SingleActive;
+use crate::transaction::pending_ack::PendingAcks;
 
 pub(crate) use ack::AckRequest;
 use ahead::Ahead;
@@ -72,6 +74,8 @@ pub(crate) struct Subscription {
     replay_stuck: bool,
     /// Rises with each rewind: what was read for an older one is dropped.
     generation: u64,
+    /// None as long as no transaction acks here.
+    pending_acks: Option<Box<PendingAcks>>,
     /// A Failover subscription waits before its new active consumer gets messages.
     held: bool,
     /// Present during a seek: who subscribes meanwhile waits for it.
@@ -123,6 +127,7 @@ impl Subscription {
             reading: false,
             replay_stuck: false,
             generation: 0,
+            pending_acks: None,
             held: false,
             fence: None,
             batch_average: 1.0,
@@ -176,6 +181,9 @@ impl Subscription {
         self.read = self.cursor.mark_delete().next_in_ledger();
         if let Dispatch::Many(many) = &mut self.dispatch {
             many.reset();
+        }
+        if let Some(pending) = &mut self.pending_acks {
+            pending.unpark_all();
         }
     }
 

@@ -17,6 +17,7 @@ pub(crate) mod publish;
 pub(crate) mod seek;
 pub(crate) mod stats;
 pub(crate) mod subscribe;
+pub(crate) mod transaction;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use crate::error::BrokerError;
 use crate::policies::store::InForce;
 use crate::producer::Producer;
 use crate::subscription::Subscription;
+use crate::transaction::buffer::Buffer;
 
 use dedup::Dedup;
 use producers::Access;
@@ -39,6 +41,8 @@ use publish::{Receipt, Run};
 
 pub(crate) struct Topic {
     pub(crate) name: TopicName,
+    /// The name again, to be handed out without a copy.
+    full_name: Arc<str>,
     pub(crate) ledger: Arc<ManagedLedger>,
     pub(crate) core: Arc<Core>,
     terminated: AtomicBool,
@@ -65,6 +69,8 @@ pub(crate) struct State {
     /// Where receipts are encoded.
     scratch: BytesMut,
     pub(crate) subscriptions: Vec<Subscription>,
+    /// None as long as no transaction concerns the topic.
+    pub(crate) transactions: Option<Box<Buffer>>,
     next_subscription: u32,
     /// When the last producer or consumer left.
     pub(crate) idle_since_ms: u64,

@@ -160,6 +160,34 @@ pub fn strip_broker_entry(block: &Bytes) -> Result<Bytes, MessageError> {
     }
 }
 
+/// The block with a transaction's id in its metadata, for clients that name it in the SEND alone.
+pub fn with_transaction(block: &[u8], most: u64, least: u64) -> Result<Bytes, MessageError> {
+    let layout = layout(block)?;
+    let payload = &block[layout.payload_start()..];
+    let metadata = &block[layout.metadata];
+    let mut fields = BytesMut::with_capacity(24);
+    prost::encoding::uint64::encode(22, &least, &mut fields);
+    prost::encoding::uint64::encode(23, &most, &mut fields);
+    let mut out = BytesMut::with_capacity(block.len() + fields.len());
+    if let Some(range) = layout.broker_entry {
+        out.put_slice(&block[..range.end]);
+    }
+    let checksum_at = layout.checksum.map(|_| {
+        out.put_slice(&CHECKSUM_MAGIC);
+        out.put_u32(0);
+        out.len() - 4
+    });
+    out.put_u32((metadata.len() + fields.len()) as u32);
+    out.put_slice(metadata);
+    out.put_slice(&fields);
+    out.put_slice(payload);
+    if let Some(at) = checksum_at {
+        let checksum = crc32c(&out[at + 4..]);
+        out[at..at + 4].copy_from_slice(&checksum.to_be_bytes());
+    }
+    Ok(out.freeze())
+}
+
 /// What is wanted of a message's metadata, borrowed from its bytes.
 ///
 /// An absent field is `None`, or the protocol's default where that means the same.

@@ -15,6 +15,7 @@ use super::{Closed, Connection};
 use crate::dispatcher::ConsumerKey;
 use crate::error::BrokerError;
 use crate::topic::Topic;
+use crate::transaction::TxnId;
 
 pub(crate) enum ConsumerSlot {
     /// The number of the request that opens it.
@@ -53,16 +54,8 @@ impl Connection {
         let Some(open) = self.open_consumer(consumer_id).cloned() else {
             return;
         };
-        if request.txnid_least_bits.is_some() && request.txnid_most_bits.is_some() {
-            if let Some(request_id) = request.request_id {
-                let reason = BrokerError::NotAllowed(
-                    "Transactions are not enabled on this broker".to_owned(),
-                );
-                self.peer
-                    .outbox
-                    .send(ack_response(consumer_id, request_id, Some(&reason)));
-            }
-            return;
+        if let Some(txn) = TxnId::from_wire(request.txnid_most_bits, request.txnid_least_bits) {
+            return self.ack_in_transaction(open, request.clone(), txn);
         }
         let result = open.topic.ack(
             open.subscription,
@@ -91,6 +84,37 @@ impl Connection {
                     .send(ack_response(consumer_id, request_id, Some(&reason)));
             }
         }
+    }
+
+    fn ack_in_transaction(&mut self, open: OpenConsumer, request: CommandAck, txn: TxnId) {
+        self.request("ack in a transaction", async move {
+            let cumulative = request.ack_type() == AckType::Cumulative;
+            let OpenConsumer {
+                topic,
+                subscription,
+                key,
+            } = open;
+            let ids = &request.message_id;
+            let reason = match topic.ack_in_transaction(subscription, key, cumulative, ids, txn) {
+                Ok(Some(stored)) => stored.await.err().map(BrokerError::from),
+                Ok(None) => None,
+                Err(reason) => Some(reason),
+            };
+            move |connection: &mut Connection| match (request.request_id, reason) {
+                (Some(request_id), reason) => {
+                    let response = CommandAckResponse {
+                        txnid_least_bits: Some(txn.number),
+                        txnid_most_bits: Some(txn.tc),
+                        ..ack_response(request.consumer_id, request_id, reason.as_ref())
+                    };
+                    connection.peer.outbox.send(response);
+                }
+                (None, Some(reason)) => {
+                    tracing::warn!(topic = %topic.name, %reason, "an ack was not taken");
+                }
+                (None, None) => {}
+            }
+        });
     }
 
     pub(super) fn handle_redeliver(&mut self, request: &CommandRedeliverUnacknowledgedMessages) {

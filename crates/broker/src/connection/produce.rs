@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use geminga_proto::frame::Frame;
-use geminga_proto::message::{peek, verify_checksum};
+use geminga_proto::message::{peek, verify_checksum, with_transaction};
 use geminga_proto::pb::{
     CommandCloseProducer, CommandProducer, CommandSendError, CommandSuccess, ProducerAccessMode,
     ServerError,
@@ -24,6 +24,7 @@ use crate::topic::policy::SendLimits;
 use crate::topic::producers::{AttachError, Attached};
 use crate::topic::publish::Receipt;
 use crate::topic::subscribe::Wanted;
+use crate::transaction::TxnId;
 
 /// Entries of one run: one append, one lock.
 const RUN_ENTRIES_MAX: usize = 4_096;
@@ -187,8 +188,10 @@ impl Connection {
     }
 
     pub(super) fn handle_send(&mut self, send: &Send, frame: &Frame<'_>) -> Result<(), Closed> {
+        let transaction = TxnId::from_wire(send.txnid_most_bits, send.txnid_least_bits);
         let fits = self.batch.producer.as_ref().is_some_and(|producer| {
             producer.id == send.producer_id
+                && self.batch.transaction == transaction
                 && self.batch.entries.len() < RUN_ENTRIES_MAX
                 && self.batch.bytes < RUN_BYTES_MAX
         });
@@ -203,6 +206,7 @@ impl Connection {
                 return Err(Closed::Protocol("a SEND for an unknown producer"));
             };
             self.batch.producer = Some(producer.clone());
+            self.batch.transaction = transaction;
             self.batch_topic = Some(topic.clone());
             self.send_limits = topic.send_limits();
         }
@@ -220,7 +224,13 @@ impl Connection {
                 return Ok(());
             }
         };
-        let block = frame.block_bytes();
+        let mut block = frame.block_bytes();
+        if let Some(txn) = transaction
+            && peek(&block).is_ok_and(|head| TxnId::of(&head).is_none())
+            && let Ok(named) = with_transaction(&block, txn.tc, txn.number)
+        {
+            block = named;
+        }
         let batch = &mut self.batch;
         batch.bytes += block.len();
         batch.messages += u64::from(send.num_messages.max(1).unsigned_abs());
@@ -249,12 +259,6 @@ impl Connection {
             return Err((
                 ServerError::MetadataError,
                 "Invalid lowest or highest sequence id".to_owned(),
-            ));
-        }
-        if send.txnid_least_bits.is_some() && send.txnid_most_bits.is_some() {
-            return Err((
-                ServerError::NotAllowedError,
-                "Transactions are not enabled on this broker".to_owned(),
             ));
         }
         if send.message_id.is_some() {
@@ -286,6 +290,15 @@ impl Connection {
                 "Invalid message metadata".to_owned(),
             ));
         };
+        if let Some(txn) = TxnId::from_wire(send.txnid_most_bits, send.txnid_least_bits) {
+            if let Err(reason) = self.core.transactions.check_enabled() {
+                return Err((reason.server_error(), reason.to_string()));
+            }
+            if TxnId::of(&head).is_some_and(|named| named != txn) {
+                let text = "The message's metadata names another transaction".to_owned();
+                return Err((ServerError::MetadataError, text));
+            }
+        }
         if max_delay_ms > 0
             && let Some(at) = head.deliver_at_time.and_then(|at| u64::try_from(at).ok())
             && at > self.core.clock.now_ms().saturating_add(max_delay_ms)

@@ -24,11 +24,14 @@ impl Replay {
     }
 
     pub(crate) fn remove(&mut self, position: Position) -> bool {
-        let Some(hash) = self.entries.remove(&position) else {
-            return false;
-        };
+        self.take(position).is_some()
+    }
+
+    /// Removes an entry and returns its hash.
+    pub(crate) fn take(&mut self, position: Position) -> Option<u32> {
+        let hash = self.entries.remove(&position)?;
         self.uncount(hash);
-        true
+        Some(hash)
     }
 
     /// Forgets everything up to and including `through` (acked cumulatively or skipped).

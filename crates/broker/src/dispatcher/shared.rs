@@ -320,6 +320,22 @@ impl Shared {
         self.release(pending, pending.messages) || waited
     }
 
+    /// Takes an entry out that waits for a transaction, wherever it is; returns its hash, and
+    /// whether something may now be dispatched.
+    pub(crate) fn park(&mut self, position: Position) -> Option<(u32, bool)> {
+        if let Some(hash) = self.replay.take(position) {
+            return Some((hash, true));
+        }
+        let pending = self.pending.remove(&position)?;
+        Some((pending.hash, self.release(pending, pending.messages)))
+    }
+
+    /// The transaction was aborted: somebody gets the entry again.
+    pub(crate) fn unpark(&mut self, position: Position, hash: u32) {
+        self.replay.insert(position, hash);
+        *self.redeliveries.entry(position).or_default() += 1;
+    }
+
     /// `left` messages of the entry's batch are still to be acked.
     pub(crate) fn ack_part(&mut self, position: Position, left: u32) -> bool {
         let Some(pending) = self.pending.get_mut(&position) else {

@@ -153,7 +153,7 @@ impl Subscription {
     }
 
     /// Acks may come for entries not yet read here (another session's, or made up).
-    fn note_ack_ahead(&mut self, position: Position) {
+    pub(super) fn note_ack_ahead(&mut self, position: Position) {
         if position >= self.read && position >= self.acks_until {
             self.acks_until = position.next_in_ledger();
         }
@@ -161,7 +161,7 @@ impl Subscription {
 }
 
 /// The set of messages of a batch that are *not* yet acked, if the ack is for a part of it.
-fn partly(id: &MessageIdData) -> Option<&[i64]> {
+pub(super) fn partly(id: &MessageIdData) -> Option<&[i64]> {
     let any_left = id.ack_set.iter().any(|word| *word != 0);
     any_left.then_some(&id.ack_set[..])
 }

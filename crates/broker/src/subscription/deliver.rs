@@ -9,11 +9,12 @@ use geminga_proto::send::Delivery;
 use geminga_storage::managed::ManagedLedger;
 use geminga_storage::{Entry, ReadLimits};
 
-use super::{Dispatch, Subscription};
+use super::{Dispatch, Shared, Subscription};
 use crate::consumer::{Consumer, ConsumerCounters};
 use crate::dispatcher::{Candidate, Chunk, ConsumerKey, Verdict, Want};
 use crate::outbox::Batch;
 use crate::peer::Peer;
+use crate::transaction::buffer::Buffer;
 
 /// Passes of one `dispatch` call: it holds the topic's lock.
 const PASSES_MAX: usize = 64;
@@ -34,6 +35,16 @@ pub(crate) struct Source<'a> {
     pub(crate) batch_index_acks: bool,
     /// Bytes that subscriptions keep of what was read ahead.
     pub(crate) ahead_used: &'a Arc<AtomicUsize>,
+    /// Nothing after this may be read yet.
+    pub(crate) limit: Position,
+    pub(crate) transactions: Option<&'a Buffer>,
+}
+
+impl Source<'_> {
+    fn is_aborted(&self, position: Position, head: &Peek<'_>) -> bool {
+        self.transactions
+            .is_some_and(|buffer| buffer.is_aborted(position, head))
+    }
 }
 
 /// What has to be read from the store.
@@ -79,8 +90,8 @@ impl Subscription {
                     past_replay = self.deliver_replay(source, &positions, &entries) == 0;
                 }
                 Want::Tail(count) => {
-                    if self.read > source.ledger.durable_position() {
-                        if source.terminated {
+                    if self.read > source.ledger.durable_position().min(source.limit) {
+                        if source.terminated && self.read <= source.limit {
                             self.announce_end();
                         }
                         return Progress::Idle;
@@ -194,12 +205,16 @@ impl Subscription {
             read,
             acks_until,
             batch_average,
+            pending_acks,
             ..
         } = self;
         let mut sender = Sender::new(consumers, source);
         for entry in entries {
             let position = entry.position;
             let next = position.next_in_ledger();
+            if position > source.limit {
+                break;
+            }
             if position < *acks_until && cursor.is_acked(position) {
                 *read = next;
                 continue;
@@ -210,7 +225,7 @@ impl Subscription {
                 *read = next;
                 continue;
             };
-            if head.marker_type.is_some() {
+            if head.marker_type.is_some() || source.is_aborted(position, &head) {
                 acked_markers.push(position);
                 *read = next;
                 continue;
@@ -218,6 +233,19 @@ impl Subscription {
             let ack_set = match source.batch_index_acks && position < *acks_until {
                 true => cursor.batch_ack_set(position),
                 false => None,
+            };
+            let ack_set = match pending_acks {
+                None => ack_set,
+                Some(pending) => {
+                    let Some(left) = pending.left(position, head.message_count(), ack_set) else {
+                        if let Dispatch::Many(many) = dispatch {
+                            pending.park(position, hash_of(many, &head));
+                        }
+                        *read = next;
+                        continue;
+                    };
+                    left
+                }
             };
             let messages = cost(&head, ack_set.as_deref());
             *batch_average = *batch_average * 0.9 + messages as f32 * 0.1;
@@ -284,6 +312,7 @@ impl Subscription {
             consumers,
             cursor,
             counters,
+            pending_acks,
             ..
         } = self;
         let Dispatch::Many(many) = dispatch else {
@@ -319,6 +348,19 @@ impl Subscription {
             let ack_set = match source.batch_index_acks {
                 true => cursor.batch_ack_set(*position),
                 false => None,
+            };
+            let ack_set = match pending_acks {
+                None => ack_set,
+                Some(pending) => {
+                    let Some(left) = pending.left(*position, head.message_count(), ack_set) else {
+                        if let Some((hash, _)) = many.park(*position) {
+                            pending.park(*position, hash);
+                        }
+                        placed += 1;
+                        continue;
+                    };
+                    left
+                }
             };
             let messages = cost(&head, ack_set.as_deref());
             let candidate = candidate(
@@ -379,6 +421,14 @@ fn cost(head: &Peek<'_>, ack_set: Option<&[i64]>) -> u32 {
             .sum::<u32>()
             .max(1),
         None => head.message_count(),
+    }
+}
+
+/// The hash that the entry would wait with in the replay queue.
+fn hash_of(many: &Shared, head: &Peek<'_>) -> u32 {
+    match many.routes_by_key() {
+        true => many.routing_hash(&geminga_proto::key::sticky_key(head)),
+        false => 0,
     }
 }
 

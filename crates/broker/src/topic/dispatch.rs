@@ -3,18 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use geminga_model::Position;
 use geminga_storage::{Entry, ReadLimits};
 
 use super::{State, Topic};
 use crate::dispatcher::ConsumerKey;
 use crate::subscription::deliver::{Progress, ReadPlan, Source, runs};
 use crate::timers::Alarm;
+use crate::transaction::buffer::Buffer;
 
 /// Wait before a failed read is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
 impl Topic {
-    fn source(&self) -> Source<'_> {
+    fn source<'a>(&'a self, transactions: Option<&'a Buffer>) -> Source<'a> {
         let config = &self.core.config;
         let now_ms = self.core.clock.now_ms();
         Source {
@@ -27,6 +29,8 @@ impl Topic {
             bytes_max: config.dispatcher_max_read_size_bytes,
             batch_index_acks: config.acknowledgment_at_batch_index_level_enabled,
             ahead_used: &self.core.ahead_used,
+            limit: transactions.map_or(Position::LATEST, Buffer::limit),
+            transactions,
         }
     }
 
@@ -43,11 +47,16 @@ impl Topic {
     }
 
     fn dispatch_at(self: &Arc<Topic>, state: &mut State, at: usize) {
-        let subscription = &mut state.subscriptions[at];
+        let State {
+            subscriptions,
+            transactions,
+            ..
+        } = state;
+        let subscription = &mut subscriptions[at];
         if subscription.consumers().is_empty() {
             return;
         }
-        let source = self.source();
+        let source = self.source(transactions.as_deref());
         loop {
             match subscription.dispatch(&source) {
                 Progress::Idle => break,
@@ -85,10 +94,15 @@ impl Topic {
                 }
             };
             let mut state = self.lock();
-            let Some(subscription) = state.subscription_mut(id) else {
+            let State {
+                subscriptions,
+                transactions,
+                ..
+            } = &mut *state;
+            let Some(subscription) = subscriptions.iter_mut().find(|s| s.id == id) else {
                 return;
             };
-            let source = self.source();
+            let source = self.source(transactions.as_deref());
             match entries {
                 Some(entries) => subscription.read_ends(&source, &plan, generation, entries),
                 None => subscription.read_failed(),

@@ -67,6 +67,7 @@ impl Topic {
         let topic = Arc::new(Topic {
             terminated: AtomicBool::new(ledger.is_terminated()),
             in_force: RwLock::new(in_force),
+            full_name: name.as_str().into(),
             name,
             core: core.clone(),
             state: Mutex::new(State {
@@ -79,6 +80,7 @@ impl Topic {
                 scratch: BytesMut::new(),
                 next_subscription: subscriptions.len() as u32,
                 subscriptions,
+                transactions: None,
                 idle_since_ms: now_ms,
                 counters: Counters::default(),
             }),

@@ -84,7 +84,7 @@ impl Topic {
                 .map(|mib| mib.saturating_mul(1 << 20)),
         };
         self.ledger.trim(retention).await?;
-        Ok(())
+        self.trim_transactions()
     }
 
     async fn expire_by_policy(self: &Arc<Topic>) -> Result<(), BrokerError> {
@@ -121,6 +121,8 @@ impl Topic {
             },
         };
         let mut state = self.open()?;
+        // What an open transaction holds back is nobody's to skip yet.
+        let through = through.min(state.read_limit());
         let Some(subscription) = state.subscription_named(name) else {
             return Err(BrokerError::SubscriptionNotFound {
                 topic: self.name.to_string(),

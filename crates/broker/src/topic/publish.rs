@@ -14,6 +14,7 @@ use super::{Life, State, Topic};
 use crate::error::BrokerError;
 use crate::peer::Peer;
 use crate::producer::Producer;
+use crate::transaction::TxnId;
 
 /// Room for encoded receipts that a topic keeps between commits.
 const SCRATCH_KEPT: usize = 64 << 10;
@@ -51,6 +52,7 @@ struct Part<'a> {
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) producer: Option<Arc<Producer>>,
+    pub(crate) transaction: Option<TxnId>,
     pub(crate) entries: Vec<Bytes>,
     pub(crate) receipts: Vec<Receipt>,
     pub(crate) bytes: usize,
@@ -65,6 +67,7 @@ impl Batch {
 
     pub(crate) fn clear(&mut self) {
         self.producer = None;
+        self.transaction = None;
         self.entries.clear();
         self.receipts.clear();
         (self.bytes, self.messages, self.chunks) = (0, 0, 0);
@@ -85,6 +88,15 @@ impl Topic {
             .is_some_and(|other| other.key == producer.key);
         if !attached || state.life != Life::Open {
             // Closed by us meanwhile: it has been told, and sends again after its reconnect.
+            drop(state);
+            return batch.clear();
+        }
+        if let Some(txn) = batch.transaction
+            && let Err(error) = self.admit_transaction(&mut state, txn)
+        {
+            // Any other error makes the Java client close its connection.
+            let error = BrokerError::NotAllowed(error.to_string());
+            refuse_all(&producer, &batch.receipts, &error);
             drop(state);
             return batch.clear();
         }
@@ -143,10 +155,7 @@ impl Topic {
             }
             Err(AppendError::Terminated) => {
                 let error = BrokerError::Terminated(self.name.to_string());
-                let mut outbox = producer.peer.outbox.batch();
-                for receipt in part.receipts {
-                    outbox.command(&send_error(producer, receipt.sequence_id, &error).into());
-                }
+                refuse_all(producer, part.receipts, &error);
             }
             Err(AppendError::Deleted) => self.failed("the topic was deleted"),
             Err(error) => {
@@ -445,6 +454,13 @@ fn flush(peer: &Peer, frames: &mut BytesMut) {
     // A burst leaves a large buffer behind; a topic should not keep it.
     if frames.capacity() > SCRATCH_KEPT {
         *frames = BytesMut::new();
+    }
+}
+
+fn refuse_all(producer: &Producer, receipts: &[Receipt], error: &BrokerError) {
+    let mut outbox = producer.peer.outbox.batch();
+    for receipt in receipts {
+        outbox.command(&send_error(producer, receipt.sequence_id, error).into());
     }
 }
 

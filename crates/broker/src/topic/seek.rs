@@ -83,6 +83,9 @@ impl Topic {
             fence,
         };
         let target = self.clamp(position);
+        // Not to be applied again after a crash, to the cursor as it stands then.
+        let name = cursor.name().to_owned();
+        self.core.transactions.settle(&self.name, &name)?;
         cursor.reset(target).await?;
         if let Some(words) = ack_set
             && self.core.config.acknowledgment_at_batch_index_level_enabled
@@ -110,7 +113,7 @@ impl Topic {
         &self,
     ) -> Result<Option<(Position, Option<i32>)>, BrokerError> {
         let first = self.ledger.first_position();
-        let mut position = self.ledger.durable_position();
+        let mut position = self.ledger.durable_position().min(self.read_limit());
         while position >= first && position.entry.0 >= 0 {
             let entries = self
                 .ledger
@@ -119,6 +122,7 @@ impl Topic {
             if let Some(entry) = entries.first().filter(|entry| entry.position == position)
                 && let Ok(head) = peek(&entry.data)
                 && head.marker_type.is_none()
+                && !self.is_aborted(position, &head)
             {
                 return Ok(Some((position, head.num_messages_in_batch)));
             }

@@ -270,6 +270,8 @@ impl Topic {
         };
         if durable {
             self.ledger.delete_cursor(name).await?;
+            let transactions = &self.core.transactions;
+            transactions.forget_subscription(&self.name, name).await?;
         }
         Ok(())
     }

@@ -62,7 +62,11 @@ async fn ping_is_answered() {
 
 #[tokio::test]
 async fn transactions_are_refused_as_pulsar_does_when_they_are_off() {
-    let server = Server::new().await;
+    let server = Server::with(geminga_broker::BrokerConfig {
+        transaction_coordinator_enabled: false,
+        ..Default::default()
+    })
+    .await;
     let mut wire = server.connect().await;
     wire.send(CommandNewTxn {
         request_id: 5,

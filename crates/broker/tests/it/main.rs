@@ -12,4 +12,7 @@ mod produce;
 mod restart;
 mod server;
 mod subscriptions;
+mod transaction_crash;
+mod transactions;
+mod txn;
 mod wire;

@@ -152,6 +152,24 @@ impl Wire {
         }
     }
 
+    /// A MESSAGE for this consumer that is here by the time a PING is answered.
+    pub(crate) async fn arrived_any(&mut self, consumer: u64) -> Option<Got> {
+        self.send(CommandPing {}).await;
+        let found = self.find(|command, block| match command {
+            Command::Pong(_) => Some(None),
+            Command::Message(message) if message.consumer_id == consumer => {
+                Some(Some(got(message, block)))
+            }
+            _ => None,
+        });
+        let found = found.await;
+        if found.is_some() {
+            self.find(|command, _| matches!(command, Command::Pong(_)).then_some(()))
+                .await;
+        }
+        found
+    }
+
     // Producing
 
     pub(crate) async fn producer(&mut self, topic: &str, id: u64, name: Option<&str>) -> String {

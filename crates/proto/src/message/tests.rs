@@ -147,3 +147,35 @@ fn what_the_metadata_lacks_is_named() {
         Err(WireError::Missing("publish_time"))
     );
 }
+
+#[test]
+fn a_block_gets_a_transaction_and_a_checksum_that_fits() {
+    let metadata = MessageMetadata {
+        producer_name: "p".to_owned(),
+        sequence_id: 1,
+        publish_time: 2,
+        ..MessageMetadata::default()
+    };
+    let mut plain = encode_headers(&metadata, b"payload");
+    plain.extend_from_slice(b"payload");
+    let entry = BrokerEntryMetadata {
+        index: Some(7),
+        ..BrokerEntryMetadata::default()
+    };
+    let mut with_entry = encode_broker_entry(&entry);
+    with_entry.extend_from_slice(&plain);
+    for block in [plain.freeze(), with_entry.freeze()] {
+        let named = with_transaction(&block, 3, 400).unwrap();
+        verify_checksum(&named).unwrap();
+        let expected = MessageMetadata {
+            txnid_most_bits: Some(3),
+            txnid_least_bits: Some(400),
+            ..metadata.clone()
+        };
+        assert_eq!(decode_metadata(&named).unwrap(), expected);
+        assert_eq!(payload(&named).unwrap(), "payload");
+        let kept = decode_broker_entry(&named).unwrap();
+        assert_eq!(kept, decode_broker_entry(&block).unwrap());
+    }
+    assert!(with_transaction(b"no", 1, 1).is_err());
+}
