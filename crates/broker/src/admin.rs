@@ -3,6 +3,7 @@
 
 mod schemas;
 mod subscriptions;
+mod topics;
 pub(crate) mod transactions;
 
 use std::collections::BTreeMap;
@@ -198,6 +199,7 @@ impl Broker {
                 "This topic already exists".to_owned(),
             ));
         }
+        self.core.check_room(&name.namespace(), 1).await?;
         self.core.ledgers.open(&ledger, creating()).await?;
         self.core.watchers.changed(name, true);
         Ok(())
@@ -223,6 +225,9 @@ impl Broker {
                 "This topic already exists".to_owned(),
             ));
         }
+        self.core
+            .check_room(&name.namespace(), partitions as usize)
+            .await?;
         self.core
             .create_partitioned(name, partitions, properties)
             .await?;

@@ -388,6 +388,13 @@ impl Core {
         if !exists && !create {
             return Err(BrokerError::TopicNotFound(name.to_string()));
         }
+        if create && let Err(error) = self.check_room(&name.namespace(), 1).await {
+            return Err(match error {
+                // As a client is told.
+                BrokerError::PreconditionFailed(text) => BrokerError::NotAllowed(text),
+                other => other,
+            });
+        }
         let options = OpenOptions {
             create,
             ..OpenOptions::default()
@@ -436,6 +443,23 @@ impl Core {
         }
         let policy = self.auto_creation(name).await?;
         Ok(wanted && policy.0)
+    }
+
+    /// Whether a namespace may have so many topics more.
+    pub(crate) async fn check_room(
+        &self,
+        namespace: &NamespaceName,
+        more: usize,
+    ) -> Result<(), BrokerError> {
+        let policies = self.catalog.policies(namespace.as_str()).await?;
+        let own = policies.and_then(|(policies, _)| policies.max_topics_per_namespace);
+        let max = own.unwrap_or(self.config.max_topics_per_namespace) as usize;
+        if max > 0 && self.user_topics(namespace).await?.len() + more > max {
+            return Err(BrokerError::PreconditionFailed(format!(
+                "Exceed maximum number of topics in namespace: {max}"
+            )));
+        }
+        Ok(())
     }
 
     /// Whether topics of this namespace are made on first use, and with how many partitions.

@@ -37,6 +37,12 @@ pub enum BrokerError {
     ProducerBusy(String),
     #[error("{0}")]
     ProducerFenced(String),
+    /// The producer's client is to wait.
+    #[error("{0}")]
+    QuotaHold(String),
+    /// The producer's client is to fail.
+    #[error("{0}")]
+    QuotaExceeded(String),
     #[error("{0}")]
     ConsumerBusy(String),
     #[error("{0}")]
@@ -101,6 +107,8 @@ impl BrokerError {
             BrokerError::AlreadyExists(_)
             | BrokerError::ProducerBusy(_)
             | BrokerError::ProducerFenced(_)
+            | BrokerError::QuotaHold(_)
+            | BrokerError::QuotaExceeded(_)
             | BrokerError::ConsumerBusy(_)
             | BrokerError::ConsumerAssign(_)
             | BrokerError::InvalidTransaction(_)
@@ -132,6 +140,8 @@ impl BrokerError {
             BrokerError::ConsumerNotFound => ServerError::ConsumerNotFound,
             BrokerError::NotAllowed(_) => ServerError::NotAllowedError,
             BrokerError::ProducerBusy(_) => ServerError::ProducerBusy,
+            BrokerError::QuotaHold(_) => ServerError::ProducerBlockedQuotaExceededError,
+            BrokerError::QuotaExceeded(_) => ServerError::ProducerBlockedQuotaExceededException,
             BrokerError::ProducerFenced(_) => ServerError::ProducerFenced,
             BrokerError::ConsumerBusy(_) => ServerError::ConsumerBusy,
             BrokerError::ConsumerAssign(_) => ServerError::ConsumerAssignError,

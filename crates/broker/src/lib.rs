@@ -21,6 +21,7 @@ mod outbox;
 mod peer;
 mod policies;
 mod producer;
+mod rate;
 mod schema;
 mod subscription;
 mod time;

@@ -27,6 +27,8 @@ pub(crate) struct Peer {
     sends_max: usize,
     /// The task does not read until some of them are done.
     paused: AtomicBool,
+    /// Topics whose publish rate it has exceeded: not read while there is one.
+    stopped: AtomicUsize,
     waiting_for_life: AtomicBool,
     life: Mutex<Vec<oneshot::Sender<()>>>,
     gone: AtomicBool,
@@ -54,6 +56,7 @@ impl Peer {
                 sends_max
             },
             paused: AtomicBool::new(false),
+            stopped: AtomicUsize::new(0),
             waiting_for_life: AtomicBool::new(false),
             life: Mutex::new(Vec::new()),
             gone: AtomicBool::new(false),
@@ -123,7 +126,18 @@ impl Peer {
     }
 
     pub(crate) fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::Acquire)
+        self.paused.load(Ordering::Acquire) || self.stopped.load(Ordering::Acquire) > 0
+    }
+
+    /// A publish rate is exceeded; `go_on_reading` must follow.
+    pub(crate) fn stop_reading(&self) {
+        self.stopped.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn go_on_reading(&self) {
+        if self.stopped.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.outbox.post(Box::new(|_| {}));
+        }
     }
 
     // Life

@@ -58,6 +58,26 @@ pub struct EffectivePolicies {
     pub auto_subscription_creation: bool,
 }
 
+impl EffectivePolicies {
+    /// The dispatch rate of one subscription.
+    pub(crate) fn dispatch_rate_of(&self, subscription: &str) -> DispatchRate {
+        let own = self.dispatch_rates.get(subscription);
+        own.copied().unwrap_or(self.subscription_dispatch_rate)
+    }
+
+    /// Whether time alone makes something happen to the topic, so that it has to be looked at while
+    /// nobody uses it.
+    pub(crate) fn is_timed(&self) -> bool {
+        let evicts =
+            |quota: &BacklogQuota| quota.policy == BacklogQuotaAction::ConsumerBacklogEviction;
+        self.message_ttl_seconds > 0
+            || self.inactive_topic.delete_while_inactive
+            || self.subscription_expiration_minutes > 0
+            || self.backlog_age.limit_time > 0 && evicts(&self.backlog_age)
+            || self.backlog_size.limit_size >= 0 && evicts(&self.backlog_size)
+    }
+}
+
 /// The policies in force: the topic's, else the namespace's, else the broker's.
 pub(crate) fn effective(
     topic: &Policies,

@@ -1,4 +1,4 @@
-//! One task and one heap for all timers of the broker: delayed entries and failover delays.
+//! One task and one heap for all timers of the broker: delayed entries, failover delays, rates.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,13 +11,19 @@ use tokio::sync::Notify;
 
 use crate::topic::Topic;
 
-/// What is due, for a subscription of a topic.
+/// What is due at a topic, or at a subscription of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Alarm {
     /// Delayed entries.
     Due(u32),
     /// The wait before a new active consumer gets messages is over.
     Failover(u32),
+    /// Connections that published too fast are read again.
+    Publish,
+    /// Subscriptions that dispatched too fast go on.
+    Dispatch,
+    /// So much was published that the backlog may be over its quota.
+    Quota,
 }
 
 #[derive(Default)]

@@ -8,15 +8,18 @@
 
 pub(crate) mod dedup;
 pub(crate) mod dispatch;
+pub(crate) mod inactive;
 pub(crate) mod info;
 pub(crate) mod load;
 pub(crate) mod maintain;
 pub(crate) mod policy;
 pub(crate) mod producers;
 pub(crate) mod publish;
+mod quota;
 pub(crate) mod seek;
 pub(crate) mod stats;
 pub(crate) mod subscribe;
+mod throttle;
 pub(crate) mod transaction;
 
 use std::collections::{HashMap, VecDeque};
@@ -74,6 +77,11 @@ pub(crate) struct State {
     next_subscription: u32,
     /// When the last producer or consumer left.
     pub(crate) idle_since_ms: u64,
+    /// The same, but not counting operators' questions.
+    inactive_since_ms: u64,
+    /// Bytes that may be published before the backlog quota is looked at.
+    quota_left: Option<u64>,
+    rates: Option<Box<throttle::Rates>>,
     pub(crate) counters: Counters,
 }
 
@@ -154,6 +162,7 @@ impl State {
     fn touch_idle(&mut self, now_ms: u64) {
         if self.is_idle() {
             self.idle_since_ms = now_ms;
+            self.inactive_since_ms = now_ms;
         }
     }
 }

@@ -129,6 +129,59 @@ impl ManagedLedger {
         self.list().closed_bytes() + open
     }
 
+    /// Bytes of the durable entries from this offset on; within a ledger entries count alike.
+    fn bytes_from_offset(&self, offset: u64) -> u64 {
+        let unclosed = self.appender.lock().bytes_unclosed;
+        let end = self.durable_offset();
+        let list = self.list();
+        let mut bytes = 0;
+        for (at, ledger) in list.ledgers.iter().enumerate() {
+            let (entries, all) = match (ledger.closed, list.ledgers.get(at + 1)) {
+                (Some(closed), _) => (closed.entries, closed.bytes),
+                // Being sealed: counted with the one after it.
+                (None, Some(_)) => continue,
+                (None, None) => (end.saturating_sub(ledger.base), unclosed),
+            };
+            let left = (ledger.base + entries).saturating_sub(offset.max(ledger.base));
+            if entries > 0 {
+                bytes += (u128::from(all) * u128::from(left) / u128::from(entries)) as u64;
+            }
+        }
+        bytes
+    }
+
+    /// About the bytes of the entries from this one on.
+    #[must_use]
+    pub fn bytes_from(&self, position: Position) -> u64 {
+        let offset = {
+            let list = self.list();
+            self.offset_from(&list, position)
+        };
+        self.bytes_from_offset(offset)
+    }
+
+    /// The place of the `nth` entry that is kept, from 0 on.
+    #[must_use]
+    pub fn place_of_entry(&self, nth: u64) -> Position {
+        let list = self.list();
+        list.position(list.base + nth)
+    }
+
+    /// The first place from which on there are at most about so many bytes.
+    #[must_use]
+    pub fn place_of_last_bytes(&self, bytes: u64) -> Position {
+        let (mut low, mut high) = (self.list().base, self.durable_offset());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.bytes_from_offset(middle) <= bytes {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        self.list().position(low)
+    }
+
     #[must_use]
     pub fn is_terminated(&self) -> bool {
         self.list().is_terminated

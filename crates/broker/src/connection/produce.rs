@@ -399,6 +399,7 @@ async fn open_producer(
         }
             })?;
     }
+    topic.check_quota_for_producer().await?;
     topic.ledger.prepare().await?;
     let producer_name = match request.producer_name {
         Some(name) if !name.is_empty() => name,

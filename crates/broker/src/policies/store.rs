@@ -36,6 +36,10 @@ pub(crate) struct InForce {
     pub(crate) policies: Arc<EffectivePolicies>,
 }
 
+pub(crate) fn topic_policies_path(namespace: &NamespaceName) -> String {
+    format!("/topic-policies/{namespace}/persistent")
+}
+
 /// The same for all partitions.
 fn topic_policies_key(topic: &TopicName) -> String {
     let parent = topic.parent();

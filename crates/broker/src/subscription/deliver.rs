@@ -32,6 +32,8 @@ pub(crate) struct Source<'a> {
     pub(crate) due_before_ms: u64,
     pub(crate) entries_max: usize,
     pub(crate) bytes_max: usize,
+    /// A rate holds the dispatch back: little at a time, so that it is counted.
+    pub(crate) throttled: bool,
     pub(crate) batch_index_acks: bool,
     /// Bytes that subscriptions keep of what was read ahead.
     pub(crate) ahead_used: &'a Arc<AtomicUsize>,
@@ -73,7 +75,8 @@ impl Subscription {
             return Progress::Idle;
         }
         let mut past_replay = std::mem::take(&mut self.replay_stuck);
-        for _ in 0..PASSES_MAX {
+        let passes = if source.throttled { 1 } else { PASSES_MAX };
+        for _ in 0..passes {
             self.refresh_writable();
             match self.want(source, past_replay) {
                 Want::Nothing => {
@@ -209,7 +212,12 @@ impl Subscription {
             ..
         } = self;
         let mut sender = Sender::new(consumers, source);
-        for entry in entries {
+        let most = if source.throttled {
+            source.entries_max
+        } else {
+            usize::MAX
+        };
+        for entry in entries.iter().take(most) {
             let position = entry.position;
             let next = position.next_in_ledger();
             if position > source.limit {

@@ -150,7 +150,12 @@ impl Subscription {
             draining_hashes_count: figures.draining.0,
             draining_hashes_unacked_messages: figures.draining.1,
             non_contiguous_deleted_messages_ranges: self.cursor.acked_ranges(),
-            subscription_properties: self.cursor.properties().into_iter().collect(),
+            subscription_properties: self
+                .cursor
+                .properties()
+                .into_iter()
+                .filter(|(key, _)| key != crate::topic::inactive::UNUSED_SINCE)
+                .collect(),
         }
     }
 

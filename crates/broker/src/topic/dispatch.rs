@@ -8,6 +8,8 @@ use geminga_storage::{Entry, ReadLimits};
 
 use super::{State, Topic};
 use crate::dispatcher::ConsumerKey;
+use crate::rate::Allowance;
+use crate::subscription::Subscription;
 use crate::subscription::deliver::{Progress, ReadPlan, Source, runs};
 use crate::timers::Alarm;
 use crate::transaction::buffer::Buffer;
@@ -16,7 +18,7 @@ use crate::transaction::buffer::Buffer;
 const RETRY: Duration = Duration::from_millis(500);
 
 impl Topic {
-    fn source<'a>(&'a self, transactions: Option<&'a Buffer>) -> Source<'a> {
+    fn source<'a>(&'a self, allowance: Allowance, transactions: Option<&'a Buffer>) -> Source<'a> {
         let config = &self.core.config;
         let now_ms = self.core.clock.now_ms();
         Source {
@@ -25,8 +27,13 @@ impl Topic {
             terminated: self.is_terminated(),
             now_ms,
             due_before_ms: self.due_before_ms(now_ms),
-            entries_max: config.dispatcher_max_read_batch_size,
-            bytes_max: config.dispatcher_max_read_size_bytes,
+            entries_max: config
+                .dispatcher_max_read_batch_size
+                .min(as_size(allowance.messages)),
+            bytes_max: config
+                .dispatcher_max_read_size_bytes
+                .min(as_size(allowance.bytes)),
+            throttled: allowance.is_limited(),
             batch_index_acks: config.acknowledgment_at_batch_index_level_enabled,
             ahead_used: &self.core.ahead_used,
             limit: transactions.map_or(Position::LATEST, Buffer::limit),
@@ -47,21 +54,15 @@ impl Topic {
     }
 
     fn dispatch_at(self: &Arc<Topic>, state: &mut State, at: usize) {
-        let State {
-            subscriptions,
-            transactions,
-            ..
-        } = state;
-        let subscription = &mut subscriptions[at];
-        if subscription.consumers().is_empty() {
+        if state.subscriptions[at].consumers().is_empty() {
             return;
         }
-        let source = self.source(transactions.as_deref());
         loop {
-            match subscription.dispatch(&source) {
+            match self.step(state, at) {
                 Progress::Idle => break,
                 Progress::Again => {}
                 Progress::Read { plan, generation } => {
+                    let subscription = &mut state.subscriptions[at];
                     subscription.read_begins();
                     let (topic, id) = (self.clone(), subscription.id);
                     self.core
@@ -73,12 +74,41 @@ impl Topic {
                 }
             }
         }
+        self.arm_due(&mut state.subscriptions[at]);
+    }
+
+    fn arm_due(self: &Arc<Topic>, subscription: &mut Subscription) {
         if let Some(due_ms) = subscription.arm_timer() {
             let at_ms = self.alarm_ms(due_ms);
             self.core
                 .timers
                 .set(at_ms, Arc::downgrade(self), Alarm::Due(subscription.id));
         }
+    }
+
+    /// Dispatches what the rates allow.
+    fn step(self: &Arc<Topic>, state: &mut State, at: usize) -> Progress {
+        let Some(allowance) = self.dispatch_allowance(state, at) else {
+            return Progress::Idle;
+        };
+        let State {
+            subscriptions,
+            transactions,
+            ..
+        } = &mut *state;
+        let source = self.source(allowance, transactions.as_deref());
+        let subscription = &mut subscriptions[at];
+        let before = subscription.counters;
+        let progress = subscription.dispatch(&source);
+        let after = subscription.counters;
+        let id = subscription.id;
+        Topic::count_dispatched(
+            state,
+            id,
+            after.messages_out - before.messages_out,
+            after.bytes_out - before.bytes_out,
+        );
+        progress
     }
 
     /// Reads what is not in the cache and delivers it, until the subscription is idle or the cache
@@ -94,41 +124,63 @@ impl Topic {
                 }
             };
             let mut state = self.lock();
-            let State {
-                subscriptions,
-                transactions,
-                ..
-            } = &mut *state;
-            let Some(subscription) = subscriptions.iter_mut().find(|s| s.id == id) else {
+            let Some(at) = state.subscriptions.iter().position(|s| s.id == id) else {
                 return;
             };
-            let source = self.source(transactions.as_deref());
             match entries {
-                Some(entries) => subscription.read_ends(&source, &plan, generation, entries),
-                None => subscription.read_failed(),
+                Some(entries) => self.read_ends(&mut state, at, &plan, generation, entries),
+                None => state.subscriptions[at].read_failed(),
             }
             let next = loop {
-                match subscription.dispatch(&source) {
+                match self.step(&mut state, at) {
                     Progress::Idle => break None,
                     Progress::Again => {}
                     Progress::Read { plan, generation } => {
-                        subscription.read_begins();
+                        state.subscriptions[at].read_begins();
                         break Some((plan, generation));
                     }
                 }
             };
-            if let Some(due_ms) = subscription.arm_timer() {
-                let at_ms = self.alarm_ms(due_ms);
-                self.core
-                    .timers
-                    .set(at_ms, Arc::downgrade(&self), Alarm::Due(id));
-            }
+            self.arm_due(&mut state.subscriptions[at]);
             drop(state);
             match next {
                 Some(next) => (plan, generation) = next,
                 None => return,
             }
         }
+    }
+
+    fn read_ends(
+        self: &Arc<Topic>,
+        state: &mut State,
+        at: usize,
+        plan: &ReadPlan,
+        generation: u64,
+        entries: Vec<Entry>,
+    ) {
+        // Where nothing may go out now, it is kept for later.
+        let nothing = Allowance {
+            messages: 0,
+            bytes: 0,
+        };
+        let allowance = self.dispatch_allowance(state, at).unwrap_or(nothing);
+        let State {
+            subscriptions,
+            transactions,
+            ..
+        } = &mut *state;
+        let source = self.source(allowance, transactions.as_deref());
+        let subscription = &mut subscriptions[at];
+        let before = subscription.counters;
+        subscription.read_ends(&source, plan, generation, entries);
+        let after = subscription.counters;
+        let id = subscription.id;
+        Topic::count_dispatched(
+            state,
+            id,
+            after.messages_out - before.messages_out,
+            after.bytes_out - before.bytes_out,
+        );
     }
 
     async fn read_plan(
@@ -189,8 +241,14 @@ impl Topic {
     pub(crate) fn alarm(self: &Arc<Topic>, alarm: Alarm) {
         let now_ms = self.core.clock.now_ms();
         let due_before_ms = self.due_before_ms(now_ms);
+        if alarm == Alarm::Quota {
+            return self.quota_alarm();
+        }
         let mut state = self.lock();
         let id = match alarm {
+            Alarm::Quota => return,
+            Alarm::Publish => return self.publish_alarm(&mut state),
+            Alarm::Dispatch => return self.dispatch_alarm(&mut state),
             Alarm::Due(id) => {
                 let Some(subscription) = state.subscription_mut(id) else {
                     return;
@@ -208,4 +266,8 @@ impl Topic {
         };
         self.dispatch(&mut state, id);
     }
+}
+
+fn as_size(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
 }

@@ -82,6 +82,9 @@ impl Topic {
                 subscriptions,
                 transactions: None,
                 idle_since_ms: now_ms,
+                inactive_since_ms: now_ms,
+                quota_left: None,
+                rates: None,
                 counters: Counters::default(),
             }),
             ledger,
@@ -89,6 +92,7 @@ impl Topic {
         topic
             .ledger
             .set_observer(Arc::new(Observer(Arc::downgrade(&topic))));
+        topic.apply_policies(&mut topic.lock());
         topic
     }
 
@@ -124,6 +128,7 @@ impl Topic {
                 fence.notify_waiters();
             }
         }
+        self.release_stopped(&mut state);
         self.forget_runs(&mut state);
         if let Some(dedup) = &state.dedup {
             dedup.close();

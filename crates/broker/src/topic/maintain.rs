@@ -1,4 +1,4 @@
-//! What is done to topics from time to time: retention, expiry, leaving memory.
+//! What is done to topics from time to time: retention, expiry, quotas, deletion, leaving memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use geminga_model::Position;
 use geminga_storage::managed::Retention;
 
-use super::Topic;
+use super::{State, Topic};
 use crate::broker::Core;
 use crate::error::BrokerError;
 
@@ -19,52 +19,150 @@ fn idle_limit(configured: u64, loaded: usize) -> u64 {
     configured * KEPT_IN_FULL as u64 / loaded.max(KEPT_IN_FULL) as u64
 }
 
+/// What is due of the work that time asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Due {
+    expiry: bool,
+    quotas: bool,
+    inactive: bool,
+    subscriptions: bool,
+}
+
+impl Due {
+    const ALL: Due = Due {
+        expiry: true,
+        quotas: true,
+        inactive: true,
+        subscriptions: true,
+    };
+}
+
+/// Something done every so often; an interval of 0 never comes.
+struct Every {
+    interval_ms: u64,
+    since_ms: u64,
+}
+
+impl Every {
+    fn new(interval_ms: u64) -> Every {
+        Every {
+            interval_ms,
+            since_ms: 0,
+        }
+    }
+
+    fn passes(&mut self, step_ms: u64) -> bool {
+        self.since_ms += step_ms;
+        let due = self.interval_ms > 0 && self.since_ms >= self.interval_ms;
+        if due {
+            self.since_ms = 0;
+        }
+        due
+    }
+}
+
 impl Core {
-    /// The task: one for all topics.
+    /// The task: one for all topics. A topic that is not in memory costs nothing here, unless a
+    /// policy of it lets time do something to it.
     pub(crate) async fn maintain(self: Arc<Core>) {
-        let idle = self.config.geminga_topic_idle_millis.max(100);
-        let retention = self
-            .config
-            .retention_check_interval_in_seconds
-            .saturating_mul(1_000);
-        let expiry = self
-            .config
-            .message_expiry_check_interval_in_minutes
-            .saturating_mul(60_000);
-        let longest = (idle / 2).clamp(50, 10_000);
+        let config = &self.config;
+        let idle = config.geminga_topic_idle_millis.max(100);
+        let seconds = |seconds: u64| seconds.saturating_mul(1_000);
+        let minutes = |minutes: u64| minutes.saturating_mul(60_000);
+        let quotas = match config.backlog_quota_check_enabled {
+            true => seconds(config.backlog_quota_check_interval_in_seconds),
+            false => 0,
+        };
+        let inactive = seconds(config.broker_delete_inactive_topics_frequency_seconds);
+        let longest_ms = [idle / 2, quotas, inactive]
+            .into_iter()
+            .filter(|ms| *ms > 0)
+            .min()
+            .unwrap_or(idle)
+            .clamp(50, 10_000);
+        let mut trim = Every::new(seconds(config.retention_check_interval_in_seconds));
+        let mut expiry = Every::new(minutes(config.message_expiry_check_interval_in_minutes));
+        let mut quotas = Every::new(quotas);
+        let mut inactive = Every::new(inactive);
+        let mut subscriptions = Every::new(minutes(
+            config.subscription_expiry_check_interval_in_minutes,
+        ));
         let mut loaded = 0;
-        let (mut since_retention, mut since_expiry) = (0u64, 0u64);
         loop {
             let crowded = loaded > KEPT_IN_FULL;
-            let step = Duration::from_millis(if crowded { longest.min(500) } else { longest });
-            tokio::time::sleep(step).await;
-            since_retention += step.as_millis() as u64;
-            since_expiry += step.as_millis() as u64;
-            let trim = retention > 0 && since_retention >= retention;
-            let expire = expiry > 0 && since_expiry >= expiry;
-            if trim {
-                since_retention = 0;
+            let step_ms = if crowded {
+                longest_ms.min(500)
+            } else {
+                longest_ms
+            };
+            tokio::time::sleep(Duration::from_millis(step_ms)).await;
+            let trim = trim.passes(step_ms);
+            let due = Due {
+                expiry: expiry.passes(step_ms),
+                quotas: quotas.passes(step_ms),
+                inactive: inactive.passes(step_ms),
+                subscriptions: subscriptions.passes(step_ms),
+            };
+            loaded = self.look_at_loaded(due, trim, idle).await;
+            if due != Due::default() {
+                self.look_at_unloaded(due).await;
             }
-            if expire {
-                since_expiry = 0;
+        }
+    }
+
+    /// All periodic work now.
+    pub(crate) async fn check_all(self: &Arc<Core>) {
+        let idle = self.config.geminga_topic_idle_millis;
+        self.look_at_loaded(Due::ALL, true, idle).await;
+        self.look_at_unloaded(Due::ALL).await;
+    }
+
+    /// Returns how many there were.
+    async fn look_at_loaded(self: &Arc<Core>, due: Due, trim: bool, idle_ms: u64) -> usize {
+        let topics = self.loaded();
+        let loaded = topics.len();
+        let idle_ms = idle_limit(idle_ms, loaded);
+        for topic in topics {
+            topic.work(due).await;
+            let before_ms = self.clock.now_ms().saturating_sub(idle_ms);
+            let leaves = topic.is_idle_since(before_ms) && !topic.waits_for_deletion();
+            topic.maintain_dedup(leaves).await;
+            if (trim || leaves)
+                && let Err(error) = topic.trim().await
+            {
+                tracing::warn!(topic = %topic.name, %error, "old ledgers were not deleted");
             }
-            let topics = self.loaded();
-            loaded = topics.len();
-            let idle = idle_limit(idle, loaded);
-            for topic in topics {
-                if expire && let Err(error) = topic.expire_by_policy().await {
-                    tracing::warn!(topic = %topic.name, %error, "messages were not expired");
+            if leaves && topic.close_if_idle() {
+                self.unload(&topic).await;
+            }
+        }
+        loaded
+    }
+
+    async fn look_at_unloaded(self: &Arc<Core>, due: Due) {
+        let names = match self.timed_topics().await {
+            Ok(names) => names,
+            Err(error) => {
+                tracing::warn!(%error, "topics were not looked at");
+                return;
+            }
+        };
+        for name in names {
+            if self.loaded_topic(&name).is_some() {
+                continue;
+            }
+            match self.topic(&name, false).await {
+                Ok(topic) => {
+                    topic.work(due).await;
+                    topic.maintain_dedup(true).await;
+                    if !topic.waits_for_deletion() && topic.close_if_idle() {
+                        self.unload(&topic).await;
+                    }
                 }
-                let before_ms = self.clock.now_ms().saturating_sub(idle);
-                let leaves = topic.is_idle_since(before_ms);
-                topic.maintain_dedup(leaves).await;
-                if (trim || leaves)
-                    && let Err(error) = topic.trim().await
-                {
-                    tracing::warn!(topic = %topic.name, %error, "old ledgers were not deleted");
-                }
-                if leaves && topic.close_if_idle() {
-                    self.unload(&topic).await;
+                // Deleted meanwhile.
+                Err(BrokerError::TopicNotFound(_)) => {}
+                Err(error) => {
+                    tracing::warn!(topic = %name, %error, "the topic was not looked at");
                 }
             }
         }
@@ -87,15 +185,42 @@ impl Topic {
         self.trim_transactions()
     }
 
-    async fn expire_by_policy(self: &Arc<Topic>) -> Result<(), BrokerError> {
-        let seconds = self.policies().message_ttl_seconds;
-        if seconds == 0 {
-            return Ok(());
+    /// What is due for this topic.
+    async fn work(self: &Arc<Topic>, due: Due) {
+        let policies = self.policies();
+        let warn = |result: Result<(), BrokerError>, what: &str| {
+            if let Err(error) = result {
+                tracing::warn!(topic = %self.name, %error, "{what}");
+            }
+        };
+        if due.expiry && policies.message_ttl_seconds > 0 {
+            let expired = self.expire_all(policies.message_ttl_seconds).await;
+            warn(expired, "messages were not expired");
         }
+        if due.quotas {
+            warn(self.enforce_quotas().await, "quotas were not enforced");
+        }
+        if due.subscriptions && policies.subscription_expiration_minutes > 0 {
+            let done = self
+                .expire_subscriptions(policies.subscription_expiration_minutes)
+                .await;
+            warn(done, "subscriptions were not expired");
+        }
+        if due.inactive && policies.inactive_topic.delete_while_inactive {
+            warn(
+                self.delete_if_inactive(&policies).await,
+                "the topic was not deleted",
+            );
+        }
+    }
+
+    /// Acks what is older than `seconds` for every durable subscription.
+    pub(super) async fn expire_all(self: &Arc<Topic>, seconds: u64) -> Result<(), BrokerError> {
         let names: Vec<Arc<str>> = self
             .lock()
             .subscriptions
             .iter()
+            .filter(|s| s.durable)
             .map(|s| s.name.clone())
             .collect();
         for name in names {
@@ -121,6 +246,16 @@ impl Topic {
             },
         };
         let mut state = self.open()?;
+        self.skip_through(&mut state, name, through)
+    }
+
+    /// Acks everything up to an entry for a subscription, as expired; false when it was acked.
+    pub(crate) fn skip_through(
+        self: &Arc<Topic>,
+        state: &mut State,
+        name: &str,
+        through: Position,
+    ) -> Result<bool, BrokerError> {
         // What an open transaction holds back is nobody's to skip yet.
         let through = through.min(state.read_limit());
         let Some(subscription) = state.subscription_named(name) else {
@@ -136,9 +271,9 @@ impl Topic {
         subscription.cursor.ack_cumulative(through, None)?;
         subscription.skipped_through(through);
         subscription.counters.expired += before.saturating_sub(subscription.cursor.backlog());
-        subscription.counters.last_expire_ms = now_ms;
+        subscription.counters.last_expire_ms = self.core.clock.now_ms();
         let id = subscription.id;
-        self.dispatch(&mut state, id);
+        self.dispatch(state, id);
         Ok(true)
     }
 }

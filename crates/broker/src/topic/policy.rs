@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Topic;
+use super::{State, Topic};
 
 /// What a SEND is checked against, copied once for each run.
 #[derive(Debug, Default, Clone, Copy)]
@@ -50,9 +50,17 @@ impl Topic {
         }
     }
 
+    /// Sets up what policies decide for as long as they do not change.
+    pub(super) fn apply_policies(&self, state: &mut State) {
+        let policies = self.policies();
+        self.set_rates(state, &policies);
+        self.arm_quota(state, &policies);
+    }
+
     /// Delays may be shorter now, and limits higher.
     pub(crate) fn policies_changed(self: &Arc<Topic>) {
         let mut state = self.lock();
+        self.apply_policies(&mut state);
         self.dispatch_all(&mut state);
     }
 }

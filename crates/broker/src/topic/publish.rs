@@ -144,6 +144,7 @@ impl Topic {
                     dedup.pushed(&producer.name, sequence_id, now_ms);
                 }
                 state.receipts.extend(part.receipts.iter().copied());
+                self.count_published(state, &producer.peer, part.messages, part.bytes as u64);
                 state.runs.push_back(Run {
                     producer: producer.clone(),
                     first: Some(first),
@@ -233,6 +234,7 @@ impl Topic {
         {
             self.save_dedup(&mut state, through);
         }
+        self.count_for_quota(&mut state, done.bytes as u64);
         self.close_when_done(&mut state);
         self.dispatch_all(&mut state);
         drop(state);
@@ -318,7 +320,11 @@ impl Topic {
     /// Closes a producer from our side once it has the receipts of what was taken. A client that is
     /// told before forgets the producer, misses those receipts, and takes the next one that it gets
     /// for a gap (seen with the Java client).
-    fn drop_producer_in_order(self: &Arc<Topic>, state: &mut State, producer: &Arc<Producer>) {
+    pub(super) fn drop_producer_in_order(
+        self: &Arc<Topic>,
+        state: &mut State,
+        producer: &Arc<Producer>,
+    ) {
         self.detach(state, producer);
         if has_sends_under_way(state, producer) {
             let closing = Closing::OnOurSide(producer.clone());

@@ -88,6 +88,7 @@ impl Topic {
             now_ms,
         ) {
             Ok(()) => {
+                self.note_use(subscription);
                 self.arm_failover(&state, id);
                 Ok(Join::Done)
             }
@@ -191,6 +192,9 @@ impl Topic {
         if !subscription.leave(key, &self.core.config) {
             return;
         }
+        if subscription.consumers().is_empty() {
+            self.note_use(subscription);
+        }
         let forget = !subscription.durable && subscription.consumers().is_empty();
         if forget {
             state.forget_subscription(id);
@@ -283,6 +287,7 @@ impl State {
             return;
         };
         let gone = self.subscriptions.remove(at);
+        Topic::forget_rate(self, id);
         self.counters.messages_out += gone.counters.messages_out;
         self.counters.bytes_out += gone.counters.bytes_out;
         if let Some(fence) = gone.fence {

@@ -154,6 +154,23 @@ impl ManagedLedger {
         self.put(&mut stored, &list).await
     }
 
+    /// Deletes all that every durable cursor has passed, the ledger being written too: appends go
+    /// on in a new one.
+    pub async fn truncate(&self) -> Result<(), ManagedError> {
+        self.prepare().await?;
+        let is_empty = {
+            let list = self.list();
+            list.ledgers
+                .last()
+                .is_none_or(|last| last.base >= self.durable_offset())
+        };
+        if !is_empty {
+            self.uncancelled(|this| async move { this.roll().await })
+                .await?;
+        }
+        self.trim(Retention::NONE).await.map(drop)
+    }
+
     /// Called when `roll` failed: appends go on in the old ledger, and the next one tries again.
     pub(super) fn roll_failed(&self) {
         let mut appender = self.appender.lock();
