@@ -34,7 +34,7 @@ pub struct TransactionInfo {
     pub status: &'static str,
     pub started_ms: u64,
     pub timeout_ms: u64,
-    /// Topics that it publishes to, and the last entry of each before its first one.
+    /// Topics that it publishes to, and from which entry on its messages may be there.
     pub partitions: BTreeMap<String, Option<Position>>,
     /// Subscriptions that it acks, by topic; and up to where, if it acks cumulatively.
     pub subscriptions: BTreeMap<String, BTreeMap<String, Option<Position>>>,
@@ -143,8 +143,8 @@ impl Broker {
         let mut partitions = BTreeMap::new();
         for name in &open.partitions {
             let topic = self.transaction_topic(name).await?;
-            let after = topic.and_then(|topic| topic.transaction(txn)?.0);
-            partitions.insert(name.to_string(), after);
+            let first = topic.and_then(|topic| topic.transaction(txn)?.0);
+            partitions.insert(name.to_string(), first);
         }
         let mut subscriptions: BTreeMap<String, BTreeMap<String, Option<Position>>> =
             BTreeMap::new();
@@ -287,7 +287,8 @@ impl Broker {
 
 impl Topic {
     fn transaction(&self, txn: TxnId) -> Option<(Option<Position>, bool)> {
-        self.lock().transactions.as_ref()?.find(txn)
+        let (after, aborted) = self.lock().transactions.as_ref()?.find(txn)?;
+        Some((after.map(|after| self.ledger.next(after)), aborted))
     }
 
     fn transaction_counts(&self) -> (usize, usize) {

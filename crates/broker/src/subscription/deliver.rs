@@ -100,6 +100,11 @@ impl Subscription {
                         return Progress::Idle;
                     }
                     if let Some(taken) = self.ahead.take(self.read) {
+                        let held_back = self.is_held_back(taken.entries(1), source.limit);
+                        if held_back {
+                            self.ahead.put_back(taken, self.read);
+                            return Progress::Idle;
+                        }
                         self.deliver_tail(source, taken.entries(count));
                         self.ahead.put_back(taken, self.read);
                         continue;
@@ -107,6 +112,9 @@ impl Subscription {
                     let limits = ReadLimits::new(count, source.bytes_max);
                     match source.ledger.read_cached(self.read, limits) {
                         Some(entries) if !entries.is_empty() => {
+                            if self.is_held_back(&entries, source.limit) {
+                                return Progress::Idle;
+                            }
                             self.deliver_tail(source, &entries);
                         }
                         _ => {
@@ -127,6 +135,18 @@ impl Subscription {
             }
         }
         Progress::Again
+    }
+
+    /// Whether the next entry may not be read yet. The read position may be the end of a ledger
+    /// before that entry's: then no comparison with the limit tells, and it moves to the entry.
+    fn is_held_back(&mut self, next: &[Entry], limit: Position) -> bool {
+        match next.first() {
+            Some(entry) if entry.position > limit => {
+                self.read = entry.position;
+                true
+            }
+            _ => false,
+        }
     }
 
     pub(crate) fn read_begins(&mut self) {

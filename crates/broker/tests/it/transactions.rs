@@ -64,6 +64,42 @@ async fn messages_of_several_topics_show_at_the_commit() {
     );
 }
 
+/// The subscription stands before the topic's first ledger, and the transaction at its beginning.
+#[tokio::test]
+async fn a_subscription_of_an_empty_topic_waits() {
+    let server = Server::new().await;
+    let mut wire = server.connect().await;
+    for (id, kind) in [(1, SubType::Exclusive), (2, SubType::Shared)] {
+        let topic = format!("persistent://public/default/empty-{id}");
+        reader(&mut wire, id, &topic, kind).await;
+        wire.producer(&topic, id, None).await;
+        let txn = wire.begin(HOUR).await;
+        wire.send_in(txn, id, 0, "first").await.unwrap();
+        wire.quiet().await;
+        wire.abort(txn).await;
+        let txn = wire.begin(HOUR).await;
+        wire.send_in(txn, id, 1, "second").await.unwrap();
+        wire.quiet().await;
+        wire.commit(txn).await;
+        assert_eq!(wire.message().await.text(), "second");
+    }
+    // And one that stands at the end of a ledger when the next one begins.
+    let server = server.crash_and_restart(BrokerConfig::default()).await;
+    let mut wire = server.connect().await;
+    for id in [1, 2] {
+        let topic = format!("persistent://public/default/empty-{id}");
+        reader(&mut wire, id, &topic, SubType::Shared).await;
+        let message = wire.message_of(id).await;
+        wire.ack(id, vec![bare(&message.id)]).await;
+        wire.producer(&topic, id, None).await;
+        let txn = wire.begin(HOUR).await;
+        wire.send_in(txn, id, 2, "third").await.unwrap();
+        wire.quiet().await;
+        wire.commit(txn).await;
+        assert_eq!(wire.message().await.text(), "third");
+    }
+}
+
 #[tokio::test]
 async fn aborted_messages_are_nobodys() {
     for kind in [SubType::Exclusive, SubType::Shared, SubType::KeyShared] {
@@ -433,13 +469,13 @@ async fn operators_see_and_abort() {
     reader(&mut wire, 1, TOPIC, SubType::Exclusive).await;
     wire.texts(2).await;
     let txn = wire.begin(HOUR).await;
-    wire.send_in(txn, 1, 5, "x").await.unwrap();
+    let sent = wire.send_in(txn, 1, 5, "x").await.unwrap();
     let one = vec![bare(&ids[0])];
     assert_eq!(wire.ack_in(txn, 1, Cumulative, one).await, Ok(()));
     let info = broker.transaction(0, txn).await.unwrap();
     assert_eq!((info.status, info.timeout_ms), ("OPEN", HOUR));
     let at = |id: &MessageIdData| geminga_model::Position::from_wire(id.ledger_id, id.entry_id);
-    assert_eq!(info.partitions[TOPIC], Some(at(&ids[1])));
+    assert_eq!(info.partitions[TOPIC], Some(at(&sent)));
     assert_eq!(info.subscriptions[TOPIC]["s"], Some(at(&ids[0])));
     assert_eq!(broker.slow_transactions(None, 0).await.unwrap(), [info]);
     assert!(
