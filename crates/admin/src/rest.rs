@@ -18,6 +18,7 @@ mod subscriptions;
 mod sum;
 mod tenants;
 mod topics;
+mod transactions;
 mod worker;
 
 use std::net::SocketAddr;
@@ -119,6 +120,7 @@ impl Admin {
             .merge(topics::router())
             .merge(subscriptions::router())
             .merge(schemas::router())
+            .merge(transactions::router())
             .merge(components::router())
             .merge(worker::router())
             .merge(lookup::router())

@@ -3,6 +3,7 @@
 mod functions;
 mod harness;
 mod refusals;
+mod transactions;
 
 use serde_json::{Value, json};
 
