@@ -188,16 +188,27 @@ impl Broker {
         Ok(found.iter().filter_map(|(key, _)| name(key)).collect())
     }
 
+    /// Full names of the non-persistent topics that are in use.
+    pub async fn nonpersistent_topics(
+        &self,
+        namespace: &NamespaceName,
+    ) -> Result<Vec<String>, BrokerError> {
+        self.policies(namespace).await?;
+        Ok(self.core.nonpersistent_topics(namespace))
+    }
+
     pub async fn create_topic(&self, name: &TopicName) -> Result<(), BrokerError> {
         self.core.check_domain(name)?;
         self.policies(&name.namespace()).await?;
         let ledger = ledger_name(name);
-        if self.core.catalog.partitions(name).await?.is_some()
-            || self.core.ledgers.exists(&ledger).await?
-        {
+        if self.core.catalog.partitions(name).await?.is_some() || self.topic_exists(name).await? {
             return Err(BrokerError::AlreadyExists(
                 "This topic already exists".to_owned(),
             ));
+        }
+        if !name.is_persistent() {
+            // It is there as long as somebody uses it.
+            return self.core.topic(name, true).await.map(drop);
         }
         self.core.check_room(&name.namespace(), 1).await?;
         self.core.ledgers.open(&ledger, creating()).await?;
@@ -220,7 +231,7 @@ impl Broker {
                 "Partitioned Topic Name should not contain '-partition-'".to_owned(),
             ));
         }
-        if self.core.ledgers.exists(&ledger_name(name)).await? {
+        if self.topic_exists(name).await? {
             return Err(BrokerError::AlreadyExists(
                 "This topic already exists".to_owned(),
             ));
@@ -280,7 +291,7 @@ impl Broker {
 
     /// Whether the topic (or partition) itself exists.
     pub async fn topic_exists(&self, name: &TopicName) -> Result<bool, BrokerError> {
-        Ok(name.is_persistent() && self.core.ledgers.exists(&ledger_name(name)).await?)
+        self.core.topic_exists(name).await
     }
 
     pub async fn delete_topic(&self, name: &TopicName, force: bool) -> Result<(), BrokerError> {
@@ -297,7 +308,9 @@ impl Broker {
             }
         }
         self.core.unload(&topic).await;
-        self.core.ledgers.delete(&ledger_name(name)).await?;
+        if name.is_persistent() {
+            self.core.ledgers.delete(&ledger_name(name)).await?;
+        }
         self.core.transactions.forget_topic(name).await?;
         // A client may have loaded it again in between.
         if let Some(topic) = self.core.loaded_topic(name) {
@@ -397,6 +410,7 @@ impl Broker {
         position: Position,
     ) -> Result<Option<PeekedEntry>, BrokerError> {
         let topic = self.existing(name).await?;
+        topic.require_persistent("Reading entries")?;
         let entries = topic
             .ledger
             .read(position, ReadLimits::new(1, usize::MAX))
@@ -457,6 +471,9 @@ impl Broker {
         from: u32,
         to: u32,
     ) -> Result<(), BrokerError> {
+        if !name.is_persistent() {
+            return Ok(());
+        }
         for partition in from..to {
             let partition = name.with_partition(partition);
             let ledger = ledger_name(&partition);

@@ -11,7 +11,7 @@ use geminga_proto::pb::{CommandLookupTopic, CommandWatchTopicList};
 use geminga_stdx::tasks::OnError;
 use geminga_stdx::{Clock, Tasks};
 use geminga_storage::Storage;
-use geminga_storage::managed::{ManagedLedgers, OpenOptions};
+use geminga_storage::managed::{ManagedLedger, ManagedLedgers, OpenOptions};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpListener;
@@ -60,6 +60,7 @@ pub(crate) struct Core {
     /// Bytes read ahead for subscriptions.
     pub(crate) ahead_used: Arc<AtomicUsize>,
     topics: Mutex<HashMap<TopicName, Arc<OnceCell<Arc<Topic>>>>>,
+    pub(crate) empty_ledger: OnceCell<Arc<ManagedLedger>>,
     peers: Mutex<HashMap<u64, Arc<Peer>>>,
     next_id: AtomicU64,
     /// Which start of a broker here this is; makes generated names unique.
@@ -108,6 +109,7 @@ impl Broker {
             transactions,
             metrics: Metrics::default(),
             topics: Mutex::new(HashMap::new()),
+            empty_ledger: OnceCell::new(),
             peers: Mutex::new(HashMap::new()),
             next_id: AtomicU64::new(1),
             instance,
@@ -382,6 +384,9 @@ impl Core {
         create: bool,
     ) -> Result<Arc<Topic>, BrokerError> {
         self.check_domain(name)?;
+        if !name.is_persistent() {
+            return self.load_nonpersistent(name, create).await;
+        }
         let ledger_name = ledger_name(name);
         let exists = self.ledgers.exists(&ledger_name).await?;
         let create = !exists && self.may_create(name, create).await?;
@@ -412,8 +417,11 @@ impl Core {
 
     pub(crate) fn check_domain(&self, name: &TopicName) -> Result<(), BrokerError> {
         if !name.is_persistent() {
+            if self.config.enable_non_persistent_topics {
+                return Ok(());
+            }
             return Err(BrokerError::NotAllowed(format!(
-                "non-persistent topics are not supported by this version: {name}"
+                "Broker is unable to load non-persistent topic {name}"
             )));
         }
         if !self.config.enable_persistent_topics {
@@ -425,7 +433,11 @@ impl Core {
     }
 
     /// Whether a missing topic may be made; an error says why it must not be.
-    async fn may_create(&self, name: &TopicName, wanted: bool) -> Result<bool, BrokerError> {
+    pub(crate) async fn may_create(
+        &self,
+        name: &TopicName,
+        wanted: bool,
+    ) -> Result<bool, BrokerError> {
         if let Some(partition) = name.partition()
             && let Some(count) = self.catalog.partitions(&name.parent()).await?
         {
@@ -545,6 +557,21 @@ impl Core {
                 .is_ok_and(|address| address.is_loopback())
     }
 
+    /// Whether the topic (or partition) itself exists; a non-persistent one does while it is in use.
+    pub(crate) async fn topic_exists(&self, name: &TopicName) -> Result<bool, BrokerError> {
+        if name.is_persistent() {
+            return Ok(self.ledgers.exists(&ledger_name(name)).await?);
+        }
+        if self.loaded_topic(name).is_some() {
+            return Ok(true);
+        }
+        let Some(partition) = name.partition() else {
+            return Ok(false);
+        };
+        let count = self.catalog.partitions(&name.parent()).await?;
+        Ok(count.is_some_and(|count| partition < count))
+    }
+
     /// The number of partitions, 0 for a topic without. A missing topic is made if it may be.
     pub(crate) async fn partitions_or_create(
         &self,
@@ -554,7 +581,7 @@ impl Core {
         if let Some(count) = self.catalog.partitions(name).await? {
             return Ok(count);
         }
-        if name.is_persistent() && self.ledgers.exists(&ledger_name(name)).await? {
+        if self.topic_exists(name).await? {
             return Ok(0);
         }
         if let Some(partition) = name.partition()

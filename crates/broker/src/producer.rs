@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::peer::Peer;
+use crate::topic::nonpersistent::Rate;
 
 /// How a producer wants to share the topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +46,8 @@ pub(crate) struct Producer {
     pub(crate) connected_since_ms: u64,
     pub(crate) messages_in: AtomicU64,
     pub(crate) bytes_in: AtomicU64,
+    /// Messages to a non-persistent topic that a consumer did not get.
+    pub(crate) dropped: Mutex<Rate>,
 }
 
 impl Producer {

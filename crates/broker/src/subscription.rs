@@ -11,6 +11,7 @@ mod ack;
 mod ahead;
 pub(crate) mod deliver;
 mod membership;
+mod nonpersistent;
 pub(crate) mod stats;
 mod transaction;
 
@@ -25,6 +26,7 @@ use crate::consumer::{Consumer, KeySharedPolicy};
 use crate::dispatcher::ConsumerKey;
 use crate::dispatcher::shared::Shared;
 use crate::dispatcher::single_active::SingleActive;
+use crate::topic::nonpersistent::Rate;
 use crate::transaction::pending_ack::PendingAcks;
 
 pub(crate) use ack::AckRequest;
@@ -100,6 +102,8 @@ pub(crate) struct Counters {
     pub(crate) last_acked_ms: u64,
     pub(crate) last_mark_delete_ms: u64,
     pub(crate) markers_skipped: u64,
+    /// Messages of a non-persistent topic that no consumer could take.
+    pub(crate) dropped: Rate,
 }
 
 impl Subscription {

@@ -12,6 +12,7 @@ pub(crate) mod inactive;
 pub(crate) mod info;
 pub(crate) mod load;
 pub(crate) mod maintain;
+pub(crate) mod nonpersistent;
 pub(crate) mod policy;
 pub(crate) mod producers;
 pub(crate) mod publish;
@@ -39,6 +40,7 @@ use crate::subscription::Subscription;
 use crate::transaction::buffer::Buffer;
 
 use dedup::Dedup;
+use nonpersistent::Rate;
 use producers::Access;
 use publish::{Receipt, Run};
 
@@ -83,6 +85,8 @@ pub(crate) struct State {
     quota_left: Option<u64>,
     rates: Option<Box<throttle::Rates>>,
     pub(crate) counters: Counters,
+    /// Messages of a non-persistent topic that a subscription did not get.
+    pub(crate) dropped: Rate,
 }
 
 #[derive(Debug, Default, Clone, Copy)]

@@ -122,7 +122,7 @@ async fn list_partitioned(
     document(&topics)
 }
 
-/// The topics of one domain; those that are not stored are not supported, so there are none.
+/// The topics of one domain: those that are stored, or the live ones of those that are not.
 pub(super) async fn listing(
     admin: &Admin,
     namespace: &NamespaceName,
@@ -130,9 +130,10 @@ pub(super) async fn listing(
     params: &Listing,
 ) -> Answer {
     params.check()?;
-    let mut topics = admin.broker().topics(namespace).await?;
-    let prefix = format!("{domain}://");
-    topics.retain(|topic| topic.starts_with(&prefix));
+    let topics = match domain {
+        TopicDomain::Persistent => admin.broker().topics(namespace).await?,
+        TopicDomain::NonPersistent => admin.broker().nonpersistent_topics(namespace).await?,
+    };
     document(&topics)
 }
 

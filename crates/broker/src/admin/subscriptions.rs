@@ -94,6 +94,7 @@ impl Broker {
         count: u64,
     ) -> Result<(), BrokerError> {
         let topic = self.existing(name).await?;
+        topic.require_persistent("Skip messages")?;
         let id = subscription_id(&topic, subscription)?;
         let cursor = skip(&topic, id, count)?;
         cursor.durable().await?;
@@ -137,6 +138,7 @@ impl Broker {
         count: usize,
     ) -> Result<Vec<PeekedEntry>, BrokerError> {
         let topic = self.existing(name).await?;
+        topic.require_persistent("Peek messages")?;
         let id = subscription_id(&topic, subscription)?;
         let cursor = topic
             .open()?

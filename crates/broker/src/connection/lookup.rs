@@ -94,6 +94,9 @@ async fn topics(
         Mode::NonPersistent => Vec::new(),
         Mode::Persistent | Mode::All => core.user_topics(&namespace).await?,
     };
+    if matches!(request.mode(), Mode::NonPersistent | Mode::All) {
+        topics.extend(core.nonpersistent_topics(&namespace));
+    }
     let config = &core.config;
     let pattern = request.topics_pattern.as_deref().filter(|pattern| {
         config.enable_broker_side_subscription_pattern_evaluation

@@ -399,8 +399,10 @@ async fn open_producer(
         }
             })?;
     }
-    topic.check_quota_for_producer().await?;
-    topic.ledger.prepare().await?;
+    if topic.is_persistent() {
+        topic.check_quota_for_producer().await?;
+        topic.ledger.prepare().await?;
+    }
     let producer_name = match request.producer_name {
         Some(name) if !name.is_empty() => name,
         _ => core.producer_name(),
@@ -422,6 +424,7 @@ async fn open_producer(
         connected_since_ms: core.clock.now_ms(),
         messages_in: AtomicU64::new(0),
         bytes_in: AtomicU64::new(0),
+        dropped: Default::default(),
     });
     topic.dedup_ready(&producer.name).await?;
     let timeout = Duration::from_millis(core.config.connection_liveness_check_timeout_millis);

@@ -159,6 +159,11 @@ async fn subscribe(
         SubType::KeyShared => SubscriptionType::KeyShared,
     };
     check(core, &request, kind)?;
+    if request.read_compacted.unwrap_or(false) && !name.is_persistent() {
+        return Err(BrokerError::NotAllowed(
+            "readCompacted only allowed on persistent topics".to_owned(),
+        ));
+    }
     let durable = request.durable.unwrap_or(true);
     let create_topic = request.force_topic_creation.unwrap_or(true);
     let topic = core.topic(&name, create_topic).await?;

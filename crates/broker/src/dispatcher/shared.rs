@@ -286,6 +286,15 @@ impl Shared {
         }
     }
 
+    /// The consumer of an entry that is not kept: it is neither unacked nor ever sent again.
+    pub(crate) fn route(&mut self, candidate: &Candidate) -> Option<ConsumerKey> {
+        self.begin();
+        let at = self.choose(candidate, false)?;
+        let flow = &mut self.consumers[at];
+        flow.spend(candidate.messages);
+        Some(flow.key)
+    }
+
     fn choose(&mut self, candidate: &Candidate, waiting: bool) -> Option<usize> {
         match &mut self.routing {
             Routing::RoundRobin(turns) => {

@@ -424,7 +424,7 @@ impl Subscription {
     }
 
     /// Looks which connections take more. One that does not is told to call when it does.
-    fn refresh_writable(&mut self) {
+    pub(super) fn refresh_writable(&mut self) {
         for consumer in &self.consumers {
             let writable = consumer.peer.check_writable();
             match &mut self.dispatch {
@@ -460,7 +460,7 @@ fn hash_of(many: &Shared, head: &Peek<'_>) -> u32 {
     }
 }
 
-fn candidate(
+pub(super) fn candidate(
     position: Position,
     head: &Peek<'_>,
     messages: u32,
@@ -525,13 +525,13 @@ pub(crate) fn runs(positions: &[Position]) -> Vec<(Position, usize)> {
 }
 
 #[derive(Default)]
-struct Sent {
-    messages: u64,
-    bytes: u64,
+pub(super) struct Sent {
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
 }
 
 /// Queues entries; keeps the outbox of one consumer locked as long as it is the same.
-struct Sender<'a> {
+pub(super) struct Sender<'a> {
     lanes: Vec<Lane<'a>>,
     current: Option<(usize, Batch<'a>)>,
     partition: Option<i32>,
@@ -548,7 +548,7 @@ struct Lane<'a> {
 }
 
 impl<'a> Sender<'a> {
-    fn new(consumers: &'a mut [Consumer], source: &Source<'_>) -> Sender<'a> {
+    pub(super) fn new(consumers: &'a mut [Consumer], source: &Source<'_>) -> Sender<'a> {
         let lane = |consumer: &'a mut Consumer| Lane {
             key: consumer.key,
             id: consumer.id,
@@ -566,7 +566,7 @@ impl<'a> Sender<'a> {
     }
 
     /// Queues an entry; false when the consumer's connection should get no more for now.
-    fn send(
+    pub(super) fn send(
         &mut self,
         key: ConsumerKey,
         entry: &Entry,
@@ -613,7 +613,7 @@ impl<'a> Sender<'a> {
         lane.peer.takes_more(batch.added())
     }
 
-    fn finish(self) -> Sent {
+    pub(super) fn finish(self) -> Sent {
         self.sent
     }
 }

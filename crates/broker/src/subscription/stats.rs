@@ -42,6 +42,9 @@ pub struct SubscriptionStats {
     pub draining_hashes_unacked_messages: u64,
     pub non_contiguous_deleted_messages_ranges: usize,
     pub subscription_properties: BTreeMap<String, String>,
+    /// On a non-persistent topic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msg_drop_rate: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -120,6 +123,7 @@ impl Subscription {
         };
         let is_key_shared = self.kind == Some(crate::config::SubscriptionType::KeyShared);
         SubscriptionStats {
+            msg_drop_rate: None,
             bytes_out_counter: self.counters.bytes_out,
             msg_out_counter: self.counters.messages_out,
             msg_backlog: backlog,

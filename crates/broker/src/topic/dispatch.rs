@@ -18,7 +18,11 @@ use crate::transaction::buffer::Buffer;
 const RETRY: Duration = Duration::from_millis(500);
 
 impl Topic {
-    fn source<'a>(&'a self, allowance: Allowance, transactions: Option<&'a Buffer>) -> Source<'a> {
+    pub(super) fn source<'a>(
+        &'a self,
+        allowance: Allowance,
+        transactions: Option<&'a Buffer>,
+    ) -> Source<'a> {
         let config = &self.core.config;
         let now_ms = self.core.clock.now_ms();
         Source {

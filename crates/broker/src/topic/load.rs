@@ -11,6 +11,7 @@ use geminga_storage::StoreError;
 use geminga_storage::managed::{ManagedLedger, TopicObserver};
 use parking_lot::{Mutex, RwLock};
 
+use super::nonpersistent::Rate;
 use super::producers::Access;
 use super::{Counters, Life, State, Topic};
 use crate::broker::Core;
@@ -86,12 +87,14 @@ impl Topic {
                 quota_left: None,
                 rates: None,
                 counters: Counters::default(),
+                dropped: Rate::default(),
             }),
             ledger,
         });
-        topic
-            .ledger
-            .set_observer(Arc::new(Observer(Arc::downgrade(&topic))));
+        if topic.is_persistent() {
+            let observer = Observer(Arc::downgrade(&topic));
+            topic.ledger.set_observer(Arc::new(observer));
+        }
         topic.apply_policies(&mut topic.lock());
         topic
     }
@@ -147,6 +150,7 @@ impl Topic {
 
     /// No more entries; consumers hear of the end when they have read all.
     pub(crate) async fn terminate(self: &Arc<Topic>) -> Result<Position, BrokerError> {
+        self.require_persistent("Termination")?;
         let last = self.ledger.terminate().await?;
         self.terminated.store(true, Ordering::Release);
         let mut state = self.lock();

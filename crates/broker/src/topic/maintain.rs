@@ -172,6 +172,9 @@ impl Core {
 impl Topic {
     /// Deletes ledgers that all subscriptions have acked and retention does not keep.
     pub(crate) async fn trim(&self) -> Result<(), BrokerError> {
+        if !self.is_persistent() {
+            return Ok(());
+        }
         let own = self.policies().retention;
         let retention = Retention {
             time_ms: u64::try_from(own.retention_time_in_minutes)
@@ -187,6 +190,10 @@ impl Topic {
 
     /// What is due for this topic.
     async fn work(self: &Arc<Topic>, due: Due) {
+        // Nothing of a non-persistent topic is there to be worked on.
+        if !self.is_persistent() {
+            return;
+        }
         let policies = self.policies();
         let warn = |result: Result<(), BrokerError>, what: &str| {
             if let Err(error) = result {
@@ -235,6 +242,7 @@ impl Topic {
         name: &str,
         seconds: u64,
     ) -> Result<bool, BrokerError> {
+        self.require_persistent("Expire messages")?;
         let now_ms = self.core.clock.now_ms();
         let before_ms = now_ms.saturating_sub(seconds.saturating_mul(1_000));
         let first_kept = self.position_of_time(before_ms).await?;

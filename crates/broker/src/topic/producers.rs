@@ -218,6 +218,9 @@ impl Topic {
     }
 
     pub(crate) async fn store_epoch_durably(&self, epoch: u64) -> Result<(), BrokerError> {
+        if !self.is_persistent() {
+            return Ok(());
+        }
         self.ledger
             .set_property("topicEpoch", &epoch.to_string())
             .await?;

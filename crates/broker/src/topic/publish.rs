@@ -91,6 +91,17 @@ impl Topic {
             drop(state);
             return batch.clear();
         }
+        if !self.is_persistent() {
+            match batch
+                .transaction
+                .map(|_| self.require_persistent("A transaction"))
+            {
+                Some(Err(error)) => refuse_all(&producer, &batch.receipts, &error),
+                _ => self.publish_now(&mut state, &producer, batch),
+            }
+            drop(state);
+            return batch.clear();
+        }
         if let Some(txn) = batch.transaction
             && let Err(error) = self.admit_transaction(&mut state, txn)
         {

@@ -59,6 +59,7 @@ impl Topic {
         position: Position,
         ack_set: Option<&[i64]>,
     ) -> Result<(), BrokerError> {
+        self.require_persistent("Reset cursor")?;
         let (cursor, fence) = {
             let mut state = self.open()?;
             let Some(subscription) = state.subscription_mut(id) else {
@@ -112,6 +113,7 @@ impl Topic {
     pub(crate) async fn last_message(
         &self,
     ) -> Result<Option<(Position, Option<i32>)>, BrokerError> {
+        self.require_persistent("getLastMessageId")?;
         let first = self.ledger.first_position();
         let mut position = self.ledger.durable_position().min(self.read_limit());
         while position >= first && position.entry.0 >= 0 {

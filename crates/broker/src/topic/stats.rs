@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use serde::Serialize;
 
 use super::Topic;
+use super::nonpersistent::Rate;
 use crate::metrics::TopicMetrics;
 pub use crate::subscription::stats::{ConsumerStats, SubscriptionStats};
 use crate::time::iso;
@@ -28,6 +29,9 @@ pub struct TopicStats {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic_epoch: Option<u64>,
     pub owner_broker: String,
+    /// Of a non-persistent topic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msg_drop_rate: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -42,6 +46,9 @@ pub struct PublisherStats {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_version: Option<String>,
     pub metadata: BTreeMap<String, String>,
+    /// On a non-persistent topic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msg_drop_rate: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -66,6 +73,8 @@ pub struct CursorStats {
 
 impl Topic {
     pub(crate) fn stats(&self) -> TopicStats {
+        let now_ms = self.core.clock.now_ms();
+        let drop_rate = |rate: Rate| (!self.is_persistent()).then(|| rate.per_second(now_ms));
         let state = self.lock();
         let counters = &state.counters;
         let publishers = state.producers.values().map(|producer| {
@@ -80,6 +89,7 @@ impl Topic {
                 connected_since: iso(producer.connected_since_ms),
                 client_version: producer.peer.client_version.get().cloned(),
                 metadata: producer.metadata.iter().cloned().collect(),
+                msg_drop_rate: drop_rate(*producer.dropped.lock()),
             }
         });
         let (messages_out, bytes_out) = state.out_counters();
@@ -96,12 +106,17 @@ impl Topic {
             subscriptions: state
                 .subscriptions
                 .iter()
-                .map(|subscription| (subscription.name.to_string(), subscription.stats()))
+                .map(|subscription| {
+                    let mut stats = subscription.stats();
+                    stats.msg_drop_rate = drop_rate(subscription.counters.dropped);
+                    (subscription.name.to_string(), stats)
+                })
                 .collect(),
             replication: BTreeMap::new(),
             deduplication_status: state.dedup.as_ref().map_or("Disabled", |d| d.status()),
             topic_epoch: state.access.epoch,
             owner_broker: self.core.broker_id(),
+            msg_drop_rate: drop_rate(state.dropped),
         }
     }
 

@@ -147,7 +147,7 @@ impl Topic {
                 ));
             }
         }
-        let cursor = if wanted.durable {
+        let cursor = if wanted.durable && self.is_persistent() {
             let properties = wanted.properties.clone();
             self.ledger
                 .open_cursor(&wanted.name, wanted.initial, properties)
@@ -272,7 +272,7 @@ impl Topic {
             state.forget_subscription(id);
             durable
         };
-        if durable {
+        if durable && self.is_persistent() {
             self.ledger.delete_cursor(name).await?;
             let transactions = &self.core.transactions;
             transactions.forget_subscription(&self.name, name).await?;

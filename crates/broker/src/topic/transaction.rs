@@ -48,6 +48,7 @@ impl Topic {
     ) -> Result<Option<Committed<'_>>, BrokerError> {
         let transactions = &self.core.transactions;
         transactions.check_enabled()?;
+        self.require_persistent("A transaction")?;
         let request = AckRequest {
             cumulative,
             ids,

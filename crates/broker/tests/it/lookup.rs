@@ -183,7 +183,7 @@ async fn topics_are_not_made_where_that_is_off() {
         ..CommandProducer::default()
     };
     let error = wire.try_producer(volatile).await.unwrap_err();
-    assert_eq!(error.error(), ServerError::NotAllowedError);
+    assert_eq!(error.error(), ServerError::TopicNotFound);
 }
 
 #[tokio::test]

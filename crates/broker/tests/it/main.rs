@@ -7,6 +7,7 @@ mod connect;
 mod consume;
 mod dedup;
 mod lookup;
+mod nonpersistent;
 mod policies;
 mod produce;
 mod restart;

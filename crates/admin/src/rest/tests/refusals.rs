@@ -99,13 +99,6 @@ async fn every_refusal_has_a_status_and_a_reason() {
         ),
         (
             "PUT",
-            "/admin/v2/non-persistent/public/default/x",
-            None,
-            405,
-            "non-persistent",
-        ),
-        (
-            "PUT",
             "/admin/v2/persistent/public/default/x",
             Some(json!({"a": "b"})),
             400,

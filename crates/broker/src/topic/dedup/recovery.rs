@@ -27,6 +27,9 @@ enum Replay {
 impl Topic {
     /// What a loaded topic begins with. A cursor from when deduplication was on would hold data back.
     pub(crate) async fn begin_dedup(&self) -> Result<(), BrokerError> {
+        if !self.is_persistent() {
+            return Ok(());
+        }
         if self.policies().deduplication {
             self.lock().dedup = Some(Box::new(self.new_dedup()));
         } else if self.ledger.cursor(CURSOR).is_some() {
@@ -46,7 +49,7 @@ impl Topic {
     /// Switches a loaded topic as its policies say. What is published from then on counts.
     pub(crate) async fn switch_dedup(self: &Arc<Topic>) -> Result<(), BrokerError> {
         loop {
-            let enabled = self.policies().deduplication;
+            let enabled = self.policies().deduplication && self.is_persistent();
             let is_on = self.open()?.dedup.is_some();
             if enabled && !is_on {
                 self.ledger
@@ -62,7 +65,7 @@ impl Topic {
                 self.ledger.delete_cursor(CURSOR).await?;
             }
             // They may have changed again meanwhile.
-            if self.policies().deduplication == enabled {
+            if self.policies().deduplication == enabled || !self.is_persistent() {
                 return Ok(());
             }
         }
