@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -69,11 +69,22 @@ pub struct Reply {
 }
 
 /// A handle to one server's admin API. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct AdminClient {
     http: legacy::Client<HttpConnector, Full<Bytes>>,
     /// `http://host:port`, without a slash at the end.
     base: String,
+    /// The value of `Authorization`.
+    authorization: Option<HeaderValue>,
+}
+
+impl std::fmt::Debug for AdminClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not what it shows the server.
+        f.debug_struct("AdminClient")
+            .field("base", &self.base)
+            .finish_non_exhaustive()
+    }
 }
 
 impl AdminClient {
@@ -99,7 +110,20 @@ impl AdminClient {
         Ok(Self {
             http: legacy::Client::builder(TokioExecutor::new()).build(connector),
             base,
+            authorization: None,
         })
+    }
+
+    /// Shows this token with every request.
+    #[must_use]
+    pub fn with_token(mut self, token: impl AsRef<str>) -> Self {
+        let value = HeaderValue::from_str(&format!("Bearer {}", token.as_ref()));
+        // A token with other bytes than a header takes is none; the server will say so.
+        self.authorization = value.ok().map(|mut value| {
+            value.set_sensitive(true);
+            value
+        });
+        self
     }
 
     /// The server's address, as it was given.
@@ -120,6 +144,9 @@ impl AdminClient {
     ) -> Result<Reply, ClientError> {
         let url = format!("{}{path}", self.base);
         let mut request = Request::builder().method(method).uri(&url);
+        if let Some(value) = &self.authorization {
+            request = request.header(AUTHORIZATION, value);
+        }
         let mut bytes = Bytes::new();
         if let Some((kind, content)) = body {
             request = request.header(CONTENT_TYPE, kind);

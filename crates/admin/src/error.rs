@@ -26,6 +26,7 @@ macro_rules! statuses {
 impl ApiError {
     statuses! {
         bad_request = BAD_REQUEST;
+        unauthorized = UNAUTHORIZED;
         not_found = NOT_FOUND;
         not_allowed = METHOD_NOT_ALLOWED;
         timeout = REQUEST_TIMEOUT;

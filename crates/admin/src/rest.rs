@@ -4,6 +4,8 @@
 //! nothing. What must hold: a success to a change is sent after the call that made it durable.
 
 mod extract;
+mod guard;
+mod rules;
 
 mod brokers;
 mod clusters;
@@ -12,6 +14,7 @@ mod lookup;
 mod metrics;
 mod namespaces;
 mod peek;
+mod permissions;
 mod policies;
 mod schemas;
 mod subscriptions;
@@ -37,6 +40,8 @@ use serde::Serialize;
 
 use crate::endpoint;
 use crate::error::{Answer, ApiError};
+
+pub(crate) use guard::ClientCertificate;
 
 /// What the endpoints act on.
 #[derive(Clone)]
@@ -117,6 +122,7 @@ impl Admin {
             .merge(tenants::router())
             .merge(namespaces::router())
             .merge(policies::router())
+            .merge(permissions::router())
             .merge(topics::router())
             .merge(subscriptions::router())
             .merge(schemas::router())
@@ -128,6 +134,7 @@ impl Admin {
             .fallback(endpoint::refuse)
             .method_not_allowed_fallback(endpoint::refuse_method)
             .layer(middleware::from_fn_with_state(Tasks::new(), whole))
+            .layer(middleware::from_fn_with_state(self.clone(), guard::guard))
             .with_state(self)
     }
 }
@@ -189,6 +196,7 @@ impl From<BrokerError> for ApiError {
             ErrorKind::Conflict => Self::conflict(reason),
             ErrorKind::PreconditionFailed => Self::precondition_failed(reason),
             ErrorKind::NotAllowed => Self::not_allowed(reason),
+            ErrorKind::NotAuthorized => Self::unauthorized(reason),
             ErrorKind::Unavailable => Self::unavailable(reason),
             ErrorKind::Internal => Self::internal(reason),
         }

@@ -11,14 +11,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
+use geminga_broker::Tls;
 use geminga_stdx::Tasks;
 use geminga_stdx::tasks::OnError;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tower::ServiceExt;
 
 use patient::Patient;
+
+use crate::rest::ClientCertificate;
 
 /// Connections at once; more wait in the listen queue of the system.
 const CONNECTIONS_MAX: usize = 1024;
@@ -57,6 +64,15 @@ impl Server {
 
     /// Serves until `tasks` is cancelled; requests that run then are finished.
     pub fn spawn(self, tasks: &Tasks, router: Router) {
+        self.spawn_with(tasks, router, None);
+    }
+
+    /// As `spawn`, with TLS.
+    pub fn spawn_tls(self, tasks: &Tasks, router: Router, tls: Arc<Tls>) {
+        self.spawn_with(tasks, router, Some(tls));
+    }
+
+    fn spawn_with(self, tasks: &Tasks, router: Router, tls: Option<Arc<Tls>>) {
         let connections = tasks.clone();
         tasks.spawn("admin-listener", OnError::FailOwner, async move {
             let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -71,7 +87,8 @@ impl Server {
                 };
                 match accepted {
                     Ok((stream, _)) => {
-                        let serve = connection(stream, router.clone(), connections.clone());
+                        let serve =
+                            accepted_one(stream, router.clone(), connections.clone(), tls.clone());
                         connections.spawn("admin-connection", OnError::Log, async move {
                             serve.await;
                             drop(permit);
@@ -88,9 +105,26 @@ impl Server {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, tasks: Tasks) {
+async fn accepted_one(stream: TcpStream, router: Router, tasks: Tasks, tls: Option<Arc<Tls>>) {
     // Answers are small and go at once.
     let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else {
+        return connection(stream, router, tasks, ClientCertificate::default()).await;
+    };
+    match tls.accept(stream).await {
+        Ok((stream, name)) => connection(stream, router, tasks, ClientCertificate(name)).await,
+        Err(error) => tracing::info!(%error, "no TLS connection was made"),
+    }
+}
+
+async fn connection<S>(stream: S, router: Router, tasks: Tasks, certificate: ClientCertificate)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let router = router.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(certificate.clone());
+        request
+    });
     let serve = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)

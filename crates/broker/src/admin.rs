@@ -67,7 +67,10 @@ impl Broker {
             .catalog
             .put(&tenant_key(tenant), &info, Expected::Absent)
             .await;
-        already(put, "Tenant already exist")
+        already(put, "Tenant already exist")?;
+        let grants = &self.core.security.grants;
+        grants.set_tenant(tenant, Some(info.admin_roles));
+        Ok(())
     }
 
     pub async fn update_tenant(&self, tenant: &str, info: TenantInfo) -> Result<(), BrokerError> {
@@ -75,7 +78,10 @@ impl Broker {
         self.core
             .catalog
             .put(&tenant_key(tenant), &info, Expected::Any)
-            .await
+            .await?;
+        let grants = &self.core.security.grants;
+        grants.set_tenant(tenant, Some(info.admin_roles));
+        Ok(())
     }
 
     /// Only one without namespaces.
@@ -86,7 +92,9 @@ impl Broker {
                 "The tenant still has active namespaces".to_owned(),
             ));
         }
-        self.core.catalog.delete(&tenant_key(tenant)).await
+        self.core.catalog.delete(&tenant_key(tenant)).await?;
+        self.core.security.grants.set_tenant(tenant, None);
+        Ok(())
     }
 
     // Namespaces
@@ -157,6 +165,7 @@ impl Broker {
             .catalog
             .delete(&namespace_key(namespace.as_str()))
             .await?;
+        self.core.security.grants.forget(namespace).await?;
         self.core.namespace_policies_changed(namespace).await;
         Ok(())
     }
@@ -320,6 +329,7 @@ impl Broker {
             self.core.schemas.forget(name).await?;
             self.core.delete_topic_policies(name).await?;
         }
+        self.core.security.grants.forget_topic(name).await?;
         self.core.watchers.changed(name, false);
         Ok(())
     }
@@ -354,6 +364,7 @@ impl Broker {
                 Err(error) => return Err(error),
             }
         }
+        self.core.security.grants.forget_topic(name).await?;
         self.core.schemas.forget(name).await?;
         self.core.delete_topic_policies(name).await?;
         self.core.catalog.delete(&partitioned_key(name)).await

@@ -14,9 +14,11 @@ use geminga_storage::Storage;
 use geminga_storage::managed::{ManagedLedger, ManagedLedgers, OpenOptions};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OnceCell;
 
+use crate::auth::grants::Grants;
+use crate::auth::{AuthError, Credentials, Need, Security, Session};
 use crate::budget::Budget;
 use crate::config::{BrokerConfig, TopicType};
 use crate::connection::serve;
@@ -27,6 +29,7 @@ use crate::peer::Peer;
 use crate::policies::store::PolicyCache;
 use crate::schema::Schemas;
 use crate::timers::Timers;
+use crate::tls::Tls;
 use crate::topic::{Life, Topic};
 use crate::topic_list::{Pattern, Watchers};
 use crate::transaction::Transactions;
@@ -67,6 +70,9 @@ pub(crate) struct Core {
     instance: u64,
     next_producer: AtomicU64,
     service_url: OnceLock<String>,
+    service_url_tls: OnceLock<String>,
+    pub(crate) security: Security,
+    tls: Option<Arc<Tls>>,
     stopping: AtomicBool,
 }
 
@@ -94,7 +100,10 @@ impl Broker {
         let store = catalog.store.clone();
         let (transactions, unfinished) =
             Transactions::recover(store, &config, coordinators.into()).await?;
+        let grants = Grants::load(catalog.clone()).await?;
         let core = Arc::new(Core {
+            security: Security::new(config.security.clone(), grants)?,
+            tls: Tls::new(&config.security)?,
             publishing: crate::peer::publish_budget(config.max_message_publish_buffer_size_in_mb),
             ahead_used: Arc::new(AtomicUsize::new(0)),
             policies: PolicyCache::default(),
@@ -115,6 +124,7 @@ impl Broker {
             instance,
             next_producer: AtomicU64::new(0),
             service_url: OnceLock::new(),
+            service_url_tls: OnceLock::new(),
             stopping: AtomicBool::new(false),
         });
         core.tasks
@@ -139,6 +149,10 @@ impl Broker {
         let keeper = core.clone();
         core.tasks
             .spawn_cancellable("topic maintenance", async move { keeper.maintain().await });
+        if let Some(tls) = &core.tls {
+            core.tasks
+                .spawn_cancellable("TLS certificates", tls.clone().watch());
+        }
         Ok(Broker {
             core,
             connections: Tasks::new(),
@@ -148,23 +162,73 @@ impl Broker {
     /// Listens for clients and returns the address (port 0 = a free one). The first listener's
     /// address is what lookups answer, unless `advertisedAddress` says otherwise.
     pub async fn listen(&self, address: SocketAddr) -> Result<SocketAddr, BrokerError> {
+        self.listen_with(address, None).await
+    }
+
+    /// As [`Broker::listen`], with TLS.
+    pub async fn listen_tls(&self, address: SocketAddr) -> Result<SocketAddr, BrokerError> {
+        let tls = self.core.tls.clone();
+        let tls = tls.ok_or_else(|| BrokerError::Tls("no certificate is set".to_owned()))?;
+        self.listen_with(address, Some(tls)).await
+    }
+
+    async fn listen_with(
+        &self,
+        address: SocketAddr,
+        tls: Option<Arc<Tls>>,
+    ) -> Result<SocketAddr, BrokerError> {
         let failed = |error: std::io::Error| BrokerError::Listen {
             address: address.to_string(),
             reason: error.to_string(),
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
-        self.advertise(local);
+        self.advertise(local, tls.is_some());
         let broker = self.clone();
-        self.core
-            .tasks
-            .spawn_cancellable("listener", async move { broker.accept(listener).await });
+        self.core.tasks.spawn_cancellable("listener", async move {
+            broker.accept(listener, tls).await;
+        });
         Ok(local)
+    }
+
+    /// The server's certificates, for other doors of this process.
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.core.tls.clone()
+    }
+
+    /// Whether clients must say who they are.
+    pub fn asks_who(&self) -> bool {
+        self.core.config.security.authentication_enabled
+    }
+
+    /// Who makes a request that came by another door. `original` is whom a proxy speaks for.
+    pub fn login(
+        &self,
+        credentials: Credentials<'_>,
+        certificate: Option<&str>,
+        original: Option<&str>,
+    ) -> Result<Session, AuthError> {
+        if !self.asks_who() {
+            return Ok(Session::default());
+        }
+        let (security, now_ms) = (&self.core.security, self.core.clock.now_ms());
+        let identity = security.authenticate(credentials, certificate, now_ms)?;
+        security.session(identity.role, original.map(str::to_owned))
+    }
+
+    /// Whether that one may do what needs this.
+    pub fn authorize(&self, session: &Session, need: &Need<'_>) -> Result<(), BrokerError> {
+        self.core.security.authorize(session, need)
     }
 
     /// The URL that lookups answer, once the broker listens.
     pub fn service_url(&self) -> Option<String> {
         self.core.service_url.get().cloned()
+    }
+
+    /// The same for clients with TLS.
+    pub fn service_url_tls(&self) -> Option<String> {
+        self.core.service_url_tls.get().cloned()
     }
 
     pub fn config(&self) -> &BrokerConfig {
@@ -174,8 +238,16 @@ impl Broker {
     /// A connection without a socket, for clients in the same process.
     pub fn connect_in_process(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-        self.serve(ours, "in-process".to_owned());
+        self.serve(ours, None, "in-process".to_owned(), true);
         theirs
+    }
+
+    /// Serves a client on a stream that somebody else accepted.
+    pub fn serve_stream<S>(&self, stream: S, address: String)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.serve(stream, None, address, false);
     }
 
     /// Closes everything: producers and consumers are told, what waits for the disk is confirmed,
@@ -200,7 +272,7 @@ impl Broker {
         in_time && closed && joined
     }
 
-    fn advertise(&self, local: SocketAddr) {
+    fn advertise(&self, local: SocketAddr, is_tls: bool) {
         let host = match &self.core.config.advertised_address {
             Some(host) => host.clone(),
             None if local.ip().is_unspecified() => "localhost".to_owned(),
@@ -209,15 +281,18 @@ impl Broker {
                 SocketAddr::V6(address) => format!("[{}]", address.ip()),
             },
         };
+        let port = local.port();
         // The first listener wins.
-        drop(
-            self.core
-                .service_url
-                .set(format!("pulsar://{host}:{}", local.port())),
-        );
+        drop(match is_tls {
+            true => {
+                let url = format!("pulsar+ssl://{host}:{port}");
+                self.core.service_url_tls.set(url)
+            }
+            false => self.core.service_url.set(format!("pulsar://{host}:{port}")),
+        });
     }
 
-    async fn accept(&self, listener: TcpListener) {
+    async fn accept(&self, listener: TcpListener, tls: Option<Arc<Tls>>) {
         loop {
             let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -235,11 +310,27 @@ impl Broker {
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%address, %error, "TCP_NODELAY was not set");
             }
-            self.serve(stream, format!("/{address}"));
+            self.serve_socket(stream, tls.clone(), format!("/{address}"));
         }
     }
 
-    fn serve<S>(&self, stream: S, address: String)
+    fn serve_socket(&self, stream: TcpStream, tls: Option<Arc<Tls>>, address: String) {
+        let Some(tls) = tls else {
+            return self.serve(stream, None, address, false);
+        };
+        let broker = self.clone();
+        self.connections
+            .spawn("TLS handshake", OnError::Log, async move {
+                match tls.accept(stream).await {
+                    Ok((stream, name)) => broker.serve(stream, name, address, false),
+                    Err(error) => tracing::info!(address, %error, "no TLS connection was made"),
+                }
+                Ok::<(), std::convert::Infallible>(())
+            });
+    }
+
+    /// `certificate` is the name in the certificate that the client showed.
+    fn serve<S>(&self, stream: S, certificate: Option<String>, address: String, is_internal: bool)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -252,9 +343,14 @@ impl Broker {
         let peer = Peer::new(
             id,
             address,
+            is_internal,
             config.geminga_outbox_bytes_max,
             config.max_pending_publish_requests_per_connection,
         );
+        if let Some(name) = certificate {
+            // Set here alone.
+            drop(peer.certificate.set(name));
+        }
         core.peers.lock().insert(id, peer.clone());
         core.metrics
             .connections_created
@@ -279,8 +375,11 @@ impl Core {
 
     /// `host:port`, as REST names brokers.
     pub(crate) fn broker_id(&self) -> String {
-        let url = self.service_url.get().map_or("", String::as_str);
-        url.strip_prefix("pulsar://").unwrap_or(url).to_owned()
+        let url = self.service_url.get().or(self.service_url_tls.get());
+        let url = url.map_or("", String::as_str);
+        url.split_once("://")
+            .map_or(url, |(_, host)| host)
+            .to_owned()
     }
 
     pub(crate) fn parse_topic(&self, name: &str) -> Result<TopicName, BrokerError> {
@@ -531,6 +630,11 @@ impl Core {
         result
     }
 
+    /// What lookups answer to clients with TLS.
+    pub(crate) fn tls_url(&self) -> Option<String> {
+        self.service_url_tls.get().cloned()
+    }
+
     pub(crate) async fn lookup_url(&self, name: &TopicName) -> Result<String, BrokerError> {
         if self.catalog.policies(name.namespace_str()).await?.is_none() {
             return Err(BrokerError::NamespaceNotFound(
@@ -541,6 +645,7 @@ impl Core {
         Ok(self
             .service_url
             .get()
+            .or(self.service_url_tls.get())
             .cloned()
             .unwrap_or_else(|| "pulsar://localhost:6650".to_owned()))
     }
@@ -548,7 +653,7 @@ impl Core {
     /// Whether only clients on this machine could use the URL: then they are to use the one that
     /// they came by.
     pub(crate) fn is_loopback(&self, url: &str) -> bool {
-        let host = url.strip_prefix("pulsar://").unwrap_or(url);
+        let host = url.split_once("://").map_or(url, |(_, host)| host);
         let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');
         host == "localhost"

@@ -179,6 +179,9 @@ pub struct BrokerConfig {
     pub transaction_coordinator_enabled: bool,
     /// Open transactions of one coordinator; 0 = any number.
     pub max_active_transactions_per_coordinator: u64,
+    /// Its names stand beside these; `geminga` reads both from one file.
+    #[serde(skip)]
+    pub security: crate::auth::SecurityConfig,
 
     /// Bytes queued to one connection before nothing more is dispatched to its consumers.
     pub geminga_outbox_bytes_max: usize,
@@ -262,6 +265,7 @@ impl Default for BrokerConfig {
             is_schema_validation_enforced: false,
             transaction_coordinator_enabled: true,
             max_active_transactions_per_coordinator: 0,
+            security: crate::auth::SecurityConfig::default(),
             geminga_outbox_bytes_max: 4 << 20,
             geminga_topic_idle_millis: 30_000,
         }

@@ -64,6 +64,7 @@ pub(crate) struct Connection {
     /// Producers that we closed: SENDs that were on their way are ignored for a while.
     pub(crate) recently_closed: HashMap<u64, Instant>,
     pub(crate) ready: bool,
+    pub(crate) login: handshake::Login,
     pub(crate) requests: usize,
     pub(crate) batch: Batch,
     /// The topic of the batch, and what it takes.
@@ -91,11 +92,15 @@ pub(crate) enum Closed {
     Protocol(&'static str),
     #[error("closed by the broker")]
     Asked,
+    #[error("not let in: {0}")]
+    Refused(#[from] crate::auth::AuthError),
 }
 
 enum Event {
     Read(usize),
     Tick,
+    /// The client's credentials are valid no longer.
+    Expired,
     /// Jobs were taken, or bytes written.
     Progress,
 }
@@ -113,6 +118,7 @@ where
         consumers: HashMap::new(),
         recently_closed: HashMap::new(),
         ready: false,
+        login: handshake::Login::default(),
         requests: 0,
         batch: Batch::default(),
         batch_topic: None,
@@ -170,6 +176,12 @@ impl Connection {
                     }
                     tick.as_mut().reset(Instant::now() + interval);
                 }
+                Ok(Event::Expired) => {
+                    if let Err(closed) = self.credentials_expired() {
+                        self.flush_now(&mut stream, &mut output).await;
+                        return closed;
+                    }
+                }
                 Ok(Event::Read(count)) => {
                     self.silent = false;
                     self.peer.note_life();
@@ -226,6 +238,9 @@ impl Connection {
         if tick.poll(cx).is_ready() {
             return Poll::Ready(Ok(Event::Tick));
         }
+        if self.login.poll_expired(cx) {
+            return Poll::Ready(Ok(Event::Expired));
+        }
         if self.closing || self.must_pause() {
             return Poll::Pending;
         }
@@ -280,6 +295,10 @@ impl Connection {
                 _ => Err(Closed::Protocol("a command came before CONNECT")),
             };
         }
+        if let Some(refusal) = self.refusal(&command) {
+            self.peer.outbox.send(refusal);
+            return Ok(());
+        }
         match command {
             Command::Connect(_) => return Err(Closed::Protocol("a second CONNECT")),
             Command::Ping(_) => self.peer.outbox.send(pong()),
@@ -309,7 +328,7 @@ impl Connection {
             Command::EndTxn(request) => self.handle_end_txn(&request),
             Command::EndTxnOnPartition(request) => self.handle_end_on_partition(&request),
             Command::EndTxnOnSubscription(request) => self.handle_end_on_subscription(&request),
-            Command::AuthResponse(_) => return Err(Closed::Protocol("an unasked AUTH_RESPONSE")),
+            Command::AuthResponse(response) => return self.handle_auth_response(&response),
             other => return self.handle_unsupported(&other),
         }
         Ok(())

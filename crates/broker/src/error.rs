@@ -73,6 +73,11 @@ pub enum BrokerError {
     TooManyTransactions(u64),
     #[error("{0}")]
     Unknown(String),
+    /// Known, but without the right.
+    #[error("{0}")]
+    NotAuthorized(String),
+    #[error("TLS cannot be used: {0}")]
+    Tls(String),
     #[error("cannot listen on `{address}`: {reason}")]
     Listen { address: String, reason: String },
 }
@@ -87,6 +92,7 @@ pub enum ErrorKind {
     Conflict,
     PreconditionFailed,
     NotAllowed,
+    NotAuthorized,
     Unavailable,
     Internal,
 }
@@ -96,6 +102,7 @@ impl BrokerError {
         match self {
             BrokerError::BadSetting { .. } | BrokerError::InvalidTopicName(_) => ErrorKind::Invalid,
             BrokerError::InvalidSchema(_) => ErrorKind::Unprocessable,
+            BrokerError::NotAuthorized(_) => ErrorKind::NotAuthorized,
             BrokerError::TenantNotFound(_)
             | BrokerError::NamespaceNotFound(_)
             | BrokerError::TopicNotFound(_)
@@ -124,6 +131,7 @@ impl BrokerError {
             BrokerError::Metadata(_)
             | BrokerError::Persistence(_)
             | BrokerError::Unknown(_)
+            | BrokerError::Tls(_)
             | BrokerError::Listen { .. } => ErrorKind::Internal,
         }
     }
@@ -159,7 +167,9 @@ impl BrokerError {
             BrokerError::InvalidTransaction(_) => ServerError::InvalidTxnStatus,
             BrokerError::TransactionConflict(_) => ServerError::TransactionConflict,
             BrokerError::TooManyTransactions(_) => ServerError::TooManyRequests,
+            BrokerError::NotAuthorized(_) => ServerError::AuthorizationError,
             BrokerError::BadSetting { .. }
+            | BrokerError::Tls(_)
             | BrokerError::AlreadyExists(_)
             | BrokerError::Unknown(_)
             | BrokerError::Listen { .. } => ServerError::UnknownError,

@@ -8,6 +8,7 @@
 //! `subscription` -> `dispatcher` (pure decisions). `broker` holds them together.
 
 mod admin;
+pub mod auth;
 mod broker;
 mod budget;
 mod config;
@@ -26,6 +27,7 @@ mod schema;
 mod subscription;
 mod time;
 mod timers;
+mod tls;
 mod topic;
 mod topic_list;
 mod transaction;
@@ -43,6 +45,7 @@ pub use policies::{
     Policies, PublishRate, Retention, SchemaCompatibilityStrategy,
 };
 pub use schema::{StoredSchema, type_name as schema_type_name, type_number as schema_type_number};
+pub use tls::Tls;
 pub use topic::stats::{
     ConsumerStats, CursorStats, PublisherStats, SubscriptionStats, TopicInternalStats, TopicStats,
 };

@@ -16,6 +16,10 @@ pub(crate) struct Peer {
     pub(crate) id: u64,
     /// Remote address as shown in stats.
     pub(crate) address: String,
+    /// A part of this process, which nobody asks who it is.
+    pub(crate) is_internal: bool,
+    /// The name in the certificate that it showed.
+    pub(crate) certificate: OnceLock<String>,
     pub(crate) outbox: Outbox,
     pub(crate) protocol: AtomicI32,
     pub(crate) client_version: OnceLock<String>,
@@ -38,12 +42,15 @@ impl Peer {
     pub(crate) fn new(
         id: u64,
         address: String,
+        is_internal: bool,
         outbox_bytes_max: usize,
         sends_max: usize,
     ) -> Arc<Peer> {
         Arc::new(Peer {
             id,
             address,
+            is_internal,
+            certificate: OnceLock::new(),
             outbox: Outbox::default(),
             protocol: AtomicI32::new(0),
             client_version: OnceLock::new(),

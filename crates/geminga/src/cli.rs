@@ -20,12 +20,14 @@ mod standalone;
 mod storage;
 mod subscriptions;
 mod tenants;
+mod tokens;
 mod topics;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use geminga_admin::client::AdminClient;
 
 use crate::failure::{Exit, Failure, Outcome};
 use crate::output::{self, Format};
@@ -71,6 +73,16 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) admin_url: Option<String>,
+    /// A token that says who you are: itself, `file:PATH` or `env:NAME`
+    #[arg(
+        long,
+        global = true,
+        env = "GEMINGA_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        help_heading = "Global options"
+    )]
+    pub(crate) token: Option<String>,
     /// How data is printed
     #[arg(
         short,
@@ -87,6 +99,21 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// The token to show, if any.
+    pub(crate) fn token(&self) -> Outcome<Option<String>> {
+        let given = self.token.as_deref().filter(|given| !given.is_empty());
+        given.map(tokens::given_token).transpose()
+    }
+
+    /// A client of the admin API.
+    pub(crate) fn admin_client(&self) -> Outcome<AdminClient> {
+        let client = AdminClient::new(self.admin_url()).map_err(admin::failure)?;
+        Ok(match self.token()? {
+            Some(token) => client.with_token(token),
+            None => client,
+        })
+    }
+
     pub(crate) fn format(&self) -> Format {
         self.output.unwrap_or_default()
     }
@@ -131,6 +158,9 @@ enum Command {
     Tenants(tenants::TenantsArgs),
     /// Run a broker, the admin API and a functions worker in this process
     Standalone(standalone::StandaloneArgs),
+    /// Make and check keys and tokens
+    #[command(visible_alias = "token")]
+    Tokens(tokens::TokensArgs),
     /// Check and repair a data directory
     Storage(storage::StorageArgs),
     /// Send messages
@@ -201,6 +231,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Namespaces(args) => namespaces::run(args, &global),
         Command::Tenants(args) => tenants::run(args, &global),
         Command::Standalone(args) => standalone::run(args, &global),
+        Command::Tokens(args) => tokens::run(args),
         Command::Storage(args) => storage::run(args, &global),
         Command::Produce(args) => produce::run(args, &global),
         Command::Consume(args) => consume::run(args, &global),

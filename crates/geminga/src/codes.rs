@@ -67,6 +67,24 @@ const CODES: &[Code] = &[
         "Settings are honoured or refused, never ignored. The message names the setting.",
     ),
     (
+        "G0108",
+        "a broker.conf can't be used",
+        "The file for `--config` has `name=value` lines with the names of Pulsar's broker.conf. A name that \
+         Geminga does not honour is refused, so that no setting is ignored.",
+    ),
+    (
+        "G0109",
+        "a key or token can't be read",
+        "Keys are `file:PATH`, `env:NAME`, `data:;base64,..`, a path or base64; tokens are themselves, \
+         `file:PATH` or `env:NAME`.",
+    ),
+    (
+        "G0110",
+        "a key or token is not good",
+        "The token was signed with another key, has expired, or names no role; or the key does not fit the \
+         algorithm. Make new ones with `geminga tokens`.",
+    ),
+    (
         "G0201",
         "the admin API can't be reached",
         "Nothing answers at the admin URL. Start a server with `geminga standalone`, or name another one with \

@@ -1,8 +1,12 @@
 //! The settings of a server: a TOML file, then the environment, then flags; the last one wins.
 
+mod broker_conf;
+
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+
+pub(crate) use broker_conf::BrokerConf;
 
 /// What an acknowledgement promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]

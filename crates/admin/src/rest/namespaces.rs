@@ -19,7 +19,6 @@ pub(super) fn router() -> Router<Admin> {
         .route(one, get(policies).put(create).delete(delete))
         .route(&format!("{one}/topics"), get(topics))
         .route(&format!("{one}/bundles"), get(bundles))
-        .route(&format!("{one}/permissions"), get(permissions))
         .route(&format!("{one}/replication"), get(replication))
         .route(&format!("{one}/unload"), put(unload))
         .route(&format!("{one}/clearBacklog"), post(clear_backlog))
@@ -177,15 +176,6 @@ async fn bundles(
 ) -> Answer {
     admin.broker().policies(&namespace).await?;
     document(&bundles_document())
-}
-
-/// Nobody is asked who they are, so there is nothing to permit.
-async fn permissions(
-    State(admin): State<Admin>,
-    NamespaceInPath(namespace): NamespaceInPath,
-) -> Answer {
-    admin.broker().policies(&namespace).await?;
-    document(&json!({}))
 }
 
 async fn replication(

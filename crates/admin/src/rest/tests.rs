@@ -1,6 +1,7 @@
 //! The endpoints, asked as clients ask them, over a broker on a store in memory.
 
 mod functions;
+mod guard;
 mod harness;
 mod refusals;
 mod transactions;

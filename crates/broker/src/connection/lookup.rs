@@ -23,6 +23,7 @@ impl Connection {
                 let response = match result {
                     Ok(url) => CommandLookupTopicResponse {
                         proxy_through_service_url: Some(connection.core.is_loopback(&url)),
+                        broker_service_url_tls: connection.core.tls_url(),
                         broker_service_url: Some(url),
                         response: Some(LookupType::Connect as i32),
                         request_id,

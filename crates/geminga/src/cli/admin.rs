@@ -16,7 +16,7 @@ where
     F: FnOnce(AdminClient) -> Fut,
     Fut: Future<Output = Outcome>,
 {
-    let client = AdminClient::new(global.admin_url()).map_err(failure)?;
+    let client = global.admin_client()?;
     block_on(command(client))
 }
 

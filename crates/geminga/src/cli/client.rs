@@ -8,9 +8,11 @@ use crate::failure::{Exit, Failure};
 
 /// A client for the service URL of the command line.
 pub(crate) fn client(global: &Global) -> Result<Client, Failure> {
-    Client::builder(global.service_url())
-        .try_build()
-        .map_err(|error| failure(&error, global))
+    let mut builder = Client::builder(global.service_url());
+    if let Some(token) = global.token()? {
+        builder = builder.token(token);
+    }
+    builder.try_build().map_err(|error| failure(&error, global))
 }
 
 /// A client's error as a diagnostic with an exit code.

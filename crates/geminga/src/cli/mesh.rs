@@ -64,7 +64,7 @@ pub(crate) fn run(args: MeshArgs, global: &Global) -> Outcome {
         MeshAction::Plan { files, compare } => {
             let plan = load(&files.files)?;
             let steps = if compare || global.admin_url.is_some() {
-                let client = AdminClient::new(global.admin_url()).map_err(failure)?;
+                let client = global.admin_client()?;
                 Some(block_on(steps(&client, &plan))?)
             } else {
                 None

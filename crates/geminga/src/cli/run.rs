@@ -106,6 +106,7 @@ impl Broker {
             bind: std::net::Ipv4Addr::LOCALHOST.into(),
             port: 0,
             http_port: 0,
+            broker: geminga_broker::BrokerConfig::default(),
             advertised_address: None,
             data,
             worker: false,

@@ -1,12 +1,13 @@
 //! `geminga standalone`: the whole server in one process, until a signal ends it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Global, block_on};
-use crate::config::DataArgs;
+use crate::config::{BrokerConf, DataArgs};
 use crate::failure::Outcome;
 use crate::output::{self, Format};
 use crate::serve::standalone::{Options, Standalone};
@@ -17,15 +18,18 @@ use crate::serve::standalone::{Options, Standalone};
     geminga standalone --ephemeral --port 0 --http-port 0 -o json\n  \
     geminga standalone --data /var/lib/geminga --bind 0.0.0.0 --advertised-address broker.example")]
 pub(crate) struct StandaloneArgs {
-    /// The port of Pulsar's binary protocol; 0 takes a free one
-    #[arg(long, default_value_t = 6650, env = "GEMINGA_PORT")]
-    port: u16,
-    /// The port of the admin API; 0 takes a free one
-    #[arg(long, default_value_t = 8080, env = "GEMINGA_HTTP_PORT")]
-    http_port: u16,
-    /// The address to listen on
-    #[arg(long, default_value = "127.0.0.1", env = "GEMINGA_BIND")]
-    bind: IpAddr,
+    /// Settings of the broker, as in Pulsar's broker.conf; flags go before them
+    #[arg(long, value_name = "FILE", env = "GEMINGA_CONFIG")]
+    config: Option<PathBuf>,
+    /// The port of Pulsar's binary protocol; 0 takes a free one [default: 6650]
+    #[arg(long, env = "GEMINGA_PORT")]
+    port: Option<u16>,
+    /// The port of the admin API; 0 takes a free one [default: 8080]
+    #[arg(long, env = "GEMINGA_HTTP_PORT")]
+    http_port: Option<u16>,
+    /// The address to listen on [default: 127.0.0.1]
+    #[arg(long, env = "GEMINGA_BIND")]
+    bind: Option<IpAddr>,
     /// The host name that clients are told to connect to
     #[arg(long, value_name = "HOST", env = "GEMINGA_ADVERTISED_ADDRESS")]
     advertised_address: Option<String>,
@@ -35,11 +39,17 @@ pub(crate) struct StandaloneArgs {
 
 pub(crate) fn run(args: StandaloneArgs, global: &Global) -> Outcome {
     block_on(async {
+        let conf = match &args.config {
+            Some(path) => BrokerConf::read(path)?,
+            None => BrokerConf::default(),
+        };
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let options = Options {
-            bind: args.bind,
-            port: args.port,
-            http_port: args.http_port,
+            bind: args.bind.or(conf.bind).unwrap_or(loopback),
+            port: args.port.or(conf.port).unwrap_or(6650),
+            http_port: args.http_port.or(conf.http_port).unwrap_or(8080),
             advertised_address: args.advertised_address,
+            broker: conf.broker,
             data: args.data,
             worker: true,
         };
@@ -52,6 +62,8 @@ pub(crate) fn run(args: StandaloneArgs, global: &Global) -> Outcome {
                 &json!({
                     "serviceUrl": server.service_url(),
                     "adminUrl": server.admin_url(),
+                    "serviceUrlTls": server.service_url_tls(),
+                    "adminUrlTls": server.admin_url_tls(),
                     "data": server.data(),
                     "durability": format!("{durability:?}").to_lowercase(),
                     "pid": std::process::id(),
@@ -72,10 +84,10 @@ pub(crate) fn run(args: StandaloneArgs, global: &Global) -> Outcome {
                 },
             ));
         }
-        if server.is_exposed() {
+        if server.is_exposed() && !server.asks_who() {
             output::note(
-                "warning: this server listens beyond this machine, and anybody who reaches it may use it: \
-                 authentication is not part of this version",
+                "warning: THIS SERVER LISTENS BEYOND THIS MACHINE, AND ANYBODY WHO REACHES IT MAY USE IT: \
+                 set authenticationEnabled and authorizationEnabled in a file for `--config`",
             );
         }
         tokio::select! {

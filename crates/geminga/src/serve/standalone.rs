@@ -27,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) port: u16,
     pub(crate) http_port: u16,
     pub(crate) advertised_address: Option<String>,
+    /// The broker's other settings.
+    pub(crate) broker: BrokerConfig,
     pub(crate) data: DataArgs,
     /// Whether functions run here; `geminga run` brings a worker of its own.
     pub(crate) worker: bool,
@@ -40,6 +42,8 @@ pub(crate) struct Standalone {
     tasks: Tasks,
     service: SocketAddr,
     http: SocketAddr,
+    service_tls: Option<SocketAddr>,
+    http_tls: Option<SocketAddr>,
     data: DataDir,
 }
 
@@ -85,13 +89,18 @@ impl Standalone {
             .map_err(|error| listen_failure(&error, "--http-port", options.http_port))?;
         let http = http_server.address();
         let broker_config = BrokerConfig {
-            advertised_address: options.advertised_address.clone(),
-            web_service_address: Some(format!("http://{}", reachable(http))),
-            // Off in Pulsar for what it costs there; here a partly acknowledged batch is one small
-            // record, and losing the acks of half a batch is what nobody expects.
-            acknowledgment_at_batch_index_level_enabled: true,
-            ..BrokerConfig::default()
+            advertised_address: options
+                .advertised_address
+                .clone()
+                .or_else(|| options.broker.advertised_address.clone()),
+            web_service_address: options
+                .broker
+                .web_service_address
+                .clone()
+                .or_else(|| Some(format!("http://{}", reachable(http)))),
+            ..options.broker.clone()
         };
+        let security = broker_config.security.clone();
         let broker = Broker::start(broker_config, storage.clone())
             .await
             .map_err(|error| Diagnostic::error("G0107", error.to_string()))?;
@@ -104,6 +113,14 @@ impl Standalone {
                 };
                 port_failure(reason, "--port", options.port)
             })?;
+        let mut service_tls = None;
+        if let Some(port) = security.broker_service_port_tls {
+            let local = broker.listen_tls((options.bind, port).into()).await;
+            service_tls =
+                Some(local.map_err(|error| {
+                    port_failure(&error.to_string(), "brokerServicePortTls", port)
+                })?);
+        }
         let worker = if options.worker {
             let config = WorkerConfig::new(in_process(&broker), data.path.join("functions"));
             let worker = Worker::start(config).await.map_err(|error| {
@@ -118,6 +135,14 @@ impl Standalone {
         if let Some(worker) = &worker {
             admin = admin.with_worker(worker.clone());
         }
+        let mut http_tls = None;
+        if let (Some(port), Some(tls)) = (security.web_service_port_tls, broker.tls()) {
+            let server = geminga_admin::Server::bind((options.bind, port).into())
+                .await
+                .map_err(|error| listen_failure(&error, "webServicePortTls", port))?;
+            http_tls = Some(server.address());
+            server.spawn_tls(&tasks, admin.clone().router(), tls);
+        }
         http_server.spawn(&tasks, admin.router());
         Ok(Self {
             broker,
@@ -126,6 +151,8 @@ impl Standalone {
             tasks,
             service,
             http,
+            service_tls,
+            http_tls,
             data,
         })
     }
@@ -137,6 +164,22 @@ impl Standalone {
 
     pub(crate) fn admin_url(&self) -> String {
         format!("http://{}", reachable(self.http))
+    }
+
+    /// `pulsar+ssl://host:port`, where there is one.
+    pub(crate) fn service_url_tls(&self) -> Option<String> {
+        self.service_tls
+            .map(|address| format!("pulsar+ssl://{}", reachable(address)))
+    }
+
+    pub(crate) fn admin_url_tls(&self) -> Option<String> {
+        self.http_tls
+            .map(|address| format!("https://{}", reachable(address)))
+    }
+
+    /// Whether clients must say who they are.
+    pub(crate) fn asks_who(&self) -> bool {
+        self.broker.asks_who()
     }
 
     pub(crate) fn data(&self) -> &Path {

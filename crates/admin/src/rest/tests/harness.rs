@@ -28,13 +28,15 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) async fn start() -> Self {
+        Self::with(BrokerConfig::default()).await
+    }
+
+    pub(super) async fn with(config: BrokerConfig) -> Self {
         let tasks = Tasks::new();
         let storage = Storage::memory(ManagedConfig::default(), Clock::system(), &tasks)
             .await
             .unwrap();
-        let broker = Broker::start(BrokerConfig::default(), storage)
-            .await
-            .unwrap();
+        let broker = Broker::start(config, storage).await.unwrap();
         let address = "127.0.0.1:8080".parse().unwrap();
         let router = Admin::new(broker.clone(), address).router();
         Self {

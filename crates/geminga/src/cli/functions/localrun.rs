@@ -174,6 +174,7 @@ async fn broker(named: Option<String>, global: &Global) -> Outcome<(String, Opti
         bind: std::net::Ipv4Addr::LOCALHOST.into(),
         port: 0,
         http_port: 0,
+        broker: geminga_broker::BrokerConfig::default(),
         advertised_address: None,
         data: DataArgs {
             data: None,
