@@ -15,7 +15,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::component::Component;
-use crate::runtime::options::Limits;
 use crate::runtime::{Code, HostSpec, Options};
 
 /// First wait before a retry, when the configuration does not say.
@@ -67,16 +66,27 @@ pub(crate) enum Language {
     Bash,
     Python,
     Exec,
+    Go,
+    Java,
 }
 
 impl Language {
     /// Holds a process to so many bytes of memory, in the way that suits its runtime.
-    fn limit_memory(self, bytes: u64, limits: &mut Limits) {
+    fn limit_memory(self, bytes: u64, spec: &mut HostSpec) {
+        let limits = &mut spec.options.limits;
         match self {
             Self::Bash | Self::Python | Self::Exec => {
                 limits.memory_bytes = limits.memory_bytes.or(Some(bytes));
             }
+            // These reserve far more address space than they use.
+            Self::Go => limits.data_bytes = limits.data_bytes.or(Some(bytes)),
+            Self::Java => spec.heap_bytes = Some(bytes),
         }
+    }
+
+    /// Whether the runtime has a host of its own, and so no use for the settings of plain processes.
+    fn has_host(self) -> bool {
+        matches!(self, Self::Python | Self::Go | Self::Java)
     }
 }
 
@@ -138,6 +148,7 @@ pub(crate) fn plan(component: &Component, code: Option<&Path>) -> Result<Plan, R
 }
 
 fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused) -> Option<Plan> {
+    let is_java = config.runtime() == Some(Runtime::Java);
     let set = [
         ("windowConfig", config.window_config.is_some()),
         ("functionType", config.function_type.is_some()),
@@ -148,11 +159,11 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
         ("idleTimeoutMs", config.idle_timeout_ms.is_some()),
         (
             "inputTypeClassName",
-            java_type(config.input_type_class_name.as_deref()),
+            !is_java && java_type(config.input_type_class_name.as_deref()),
         ),
         (
             "outputTypeClassName",
-            java_type(config.output_type_class_name.as_deref()),
+            !is_java && java_type(config.output_type_class_name.as_deref()),
         ),
     ];
     for (field, given) in set {
@@ -165,6 +176,8 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
         (Some(Runtime::Bash), code) => (Language::Bash, code),
         (Some(Runtime::Python), code) => (Language::Python, code),
         (Some(Runtime::Exec), code) => (Language::Exec, code),
+        (Some(Runtime::Go), code) => (Language::Go, code),
+        (Some(Runtime::Java), code) => (Language::Java, code),
         (Some(other), _) => {
             refused.push(format!(
                 "runtime `{}` is not supported by this worker yet",
@@ -173,7 +186,7 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
             return None;
         }
         (None, _) => {
-            refused.push("no code: give `sh`, `py` or `exec`".to_owned());
+            refused.push("no code: give `sh`, `py`, `go`, `jar` or `exec`".to_owned());
             return None;
         }
     };
@@ -181,7 +194,7 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
         (Some(path), _) => path.to_path_buf(),
         (None, Some((_, path))) => PathBuf::from(path.strip_prefix("file://").unwrap_or(path)),
         (None, None) => {
-            refused.push("no code: give `sh`, `py` or `exec`".to_owned());
+            refused.push("no code: give `sh`, `py`, `go`, `jar` or `exec`".to_owned());
             return None;
         }
     };
@@ -216,9 +229,18 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
                 .max(1),
         );
     }
-    let memory_bytes = config.resources.as_ref().and_then(|r| r.ram);
-    if let Some(ram) = memory_bytes.and_then(|ram| u64::try_from(ram).ok()) {
-        language.limit_memory(ram, &mut options.limits);
+    if language.has_host() {
+        for field in options.of_other_runtimes() {
+            refused.push(format!(
+                "`{field}` of `customRuntimeOptions` has no meaning for a function with a host of its own"
+            ));
+        }
+    }
+    if !options.args.is_empty() && matches!(language, Language::Python | Language::Java) {
+        refused.push("`args` of `customRuntimeOptions`: use `runtimeFlags`".to_owned());
+    }
+    if language == Language::Java && config.class_name.as_deref().unwrap_or("").is_empty() {
+        refused.push("`className` is missing: the class of the function in the jar".to_owned());
     }
     let schemas: BTreeMap<String, String> = inputs
         .iter()
@@ -237,7 +259,7 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
         config,
         refused,
     );
-    let spec = HostSpec {
+    let mut spec = HostSpec {
         tenant: config.tenant().to_owned(),
         namespace: config.namespace().to_owned(),
         name: config.name().unwrap_or_default().to_owned(),
@@ -258,8 +280,14 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
         manual_ack: guarantee == ProcessingGuarantees::Manual,
         options,
         runtime_flags: split_flags(config.runtime_flags.as_deref().unwrap_or("")),
+        input_type: config.input_type_class_name.clone().filter(|_| is_java),
+        output_type: config.output_type_class_name.clone().filter(|_| is_java),
         ..HostSpec::default()
     };
+    let ram = config.resources.as_ref().and_then(|r| r.ram);
+    if let Some(ram) = ram.and_then(|ram| u64::try_from(ram).ok()) {
+        language.limit_memory(ram, &mut spec);
+    }
     let ordered = config.retain_ordering == Some(true);
     let key_ordered = config.retain_key_ordering == Some(true);
     Some(Plan {
@@ -772,6 +800,37 @@ mod tests {
             let said = planned(&text).expect_err(name).join("; ");
             assert!(said.contains(name), "{name}: {said}");
         }
+    }
+
+    #[test]
+    fn settings_of_another_runtime_are_refused_by_their_name() {
+        let code = r#""go":"f","inputs":["in"]"#;
+        for (fields, name) in [
+            (format!(r#"{code},"customRuntimeOptions":"{{\"mode\":\"spawn\"}}""#), "mode"),
+            (format!(r#"{code},"customRuntimeOptions":"{{\"nul\":\"base64\"}}""#), "nul"),
+            (r#""jar":"f.jar","inputs":["in"]"#.to_owned(), "className"),
+            (
+                r#""jar":"f.jar","className":"F","inputs":["in"],"customRuntimeOptions":"{\"args\":[\"x\"]}""#
+                    .to_owned(),
+                "args",
+            ),
+            (format!(r#"{code},"outputTypeClassName":"my.Type""#), "outputTypeClassName"),
+        ] {
+            let said = planned(&format!(r#"{{"name":"f",{fields}}}"#)).expect_err(name).join("; ");
+            assert!(said.contains(name), "{name}: {said}");
+        }
+        let java = planned(
+            r#"{"name":"f","jar":"f.jar","className":"F","inputs":["in"],"outputTypeClassName":"my.Type",
+                "resources":{"ram":1000}}"#,
+        );
+        let Process::Host(Language::Java, spec) = java.expect("accepted").process else {
+            panic!()
+        };
+        assert_eq!(
+            (spec.heap_bytes, spec.options.limits.memory_bytes),
+            (Some(1000), None)
+        );
+        assert_eq!(spec.output_type.as_deref(), Some("my.Type"));
     }
 
     #[test]

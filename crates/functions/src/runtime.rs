@@ -19,12 +19,15 @@ pub mod bash;
 #[cfg(test)]
 mod contract;
 pub mod exec;
+pub mod go;
 pub(crate) mod guard;
 pub(crate) mod headers;
+pub mod java;
 pub mod options;
 pub(crate) mod process;
 pub mod python;
 pub(crate) mod stderr;
+pub(crate) mod toolchain;
 pub(crate) mod warm;
 pub(crate) mod wire;
 
@@ -274,6 +277,11 @@ pub struct HostSpec {
     pub log_topic: Option<String>,
     pub manual_ack: bool,
     pub options: Options,
+    /// Java: the type names that the configuration gives, which must be those of the class.
+    pub input_type: Option<String>,
+    pub output_type: Option<String>,
+    /// Java: the largest heap.
+    pub heap_bytes: Option<u64>,
     /// Extra arguments of the interpreter.
     pub runtime_flags: Vec<String>,
 }
@@ -296,7 +304,7 @@ pub struct Code {
 
 /// Starts user code of one kind.
 pub trait Runtime: Send + Sync + 'static {
-    /// `exec`, `bash`, `python`.
+    /// `exec`, `bash`, `python`, `go`, `java`.
     fn name(&self) -> &'static str;
 
     /// Starts the code and waits until it is ready, or fails within the start time-out.

@@ -11,6 +11,8 @@ use parking_lot::Mutex;
 
 use super::bash::Bash;
 use super::exec::Exec;
+use super::go::Go;
+use super::java::Java;
 use super::options::{Framing, Mode};
 use super::python::Python;
 use super::warm::incremented;
@@ -18,6 +20,7 @@ use super::*;
 
 mod cases;
 mod flaws;
+mod typed;
 
 /// What a host asked for, kept for the test to look at.
 #[derive(Default)]
@@ -69,14 +72,18 @@ pub(crate) enum Kind {
     Python,
     Spawn,
     Json,
+    Go,
+    Java,
 }
 
-pub(crate) const ALL: [Kind; 5] = [
+pub(crate) const ALL: [Kind; 7] = [
     Kind::Bash,
     Kind::BashPlain,
     Kind::Python,
     Kind::Spawn,
     Kind::Json,
+    Kind::Go,
+    Kind::Java,
 ];
 
 /// A started function with what it needs to live.
@@ -92,6 +99,8 @@ pub(crate) fn function(text: &str, name: &str) -> (tempfile::TempDir, HostSpec) 
     let directory = tempfile::tempdir().expect("temporary directory");
     let path: PathBuf = directory.path().join(name);
     std::fs::write(&path, text).expect("written");
+    let is_java = name.ends_with(".java");
+    let path = if is_java { jar(&path, text) } else { path };
     let spec = HostSpec {
         tenant: "public".into(),
         namespace: "default".into(),
@@ -100,11 +109,57 @@ pub(crate) fn function(text: &str, name: &str) -> (tempfile::TempDir, HostSpec) 
         instances: 1,
         code: Code {
             path,
-            class_name: None,
+            class_name: is_java.then(|| "F".to_owned()),
         },
         ..HostSpec::default()
     };
     (directory, spec)
+}
+
+/// The jar of one source file, compiled once.
+fn jar(source: &std::path::Path, text: &str) -> PathBuf {
+    use std::process::Command;
+    let key = toolchain::fnv([text.as_bytes()]);
+    let place = toolchain::cache().join(format!("test-jar-{key:032x}/f.jar"));
+    if place.exists() {
+        return place;
+    }
+    let check = |command: &mut Command| {
+        let output = command.output().expect("a JDK is installed");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    };
+    // Its own runtime: a test calls this from inside of one.
+    let api = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime
+            .block_on(super::java::api())
+            .expect("the functions API")
+    });
+    let api = std::env::join_paths(api.join().expect("no panic")).expect("a class path");
+    let classes = source.with_extension("classes");
+    let made = source.with_extension("jar");
+    check(
+        Command::new(super::java::tool("javac"))
+            .args(["--release", "11", "-nowarn", "-proc:none", "-cp"])
+            .arg(api)
+            .arg("-d")
+            .args([&classes, source]),
+    );
+    check(
+        Command::new(super::java::tool("jar"))
+            .arg("cf")
+            .arg(&made)
+            .arg("-C")
+            .arg(&classes)
+            .arg("."),
+    );
+    let folder = place.parent().expect("a parent");
+    std::fs::create_dir_all(folder).expect("made");
+    let next = folder.join(format!("next-{}", std::process::id()));
+    std::fs::copy(&made, &next).expect("copied");
+    std::fs::rename(&next, &place).expect("renamed");
+    place
 }
 
 pub(crate) async fn start_spec(
@@ -119,6 +174,8 @@ pub(crate) async fn start_spec(
         Kind::Bash | Kind::BashPlain => Box::new(Bash::new(processes, tasks.clone())),
         Kind::Python => Box::new(Python::new(processes, tasks.clone())),
         Kind::Spawn | Kind::Json => Box::new(Exec::new(processes, tasks.clone())),
+        Kind::Go => Box::new(Go::new(processes, tasks.clone())),
+        Kind::Java => Box::new(Java::new(processes, tasks.clone())),
     };
     if kind == Kind::Json {
         spec.options.mode = Some(Mode::Stream);

@@ -74,7 +74,10 @@ pub enum Nul {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
     pub cpu_seconds: Option<u64>,
+    /// Of address space.
     pub memory_bytes: Option<u64>,
+    /// Of private memory that can be written: for programs that reserve more than they use.
+    pub data_bytes: Option<u64>,
     pub processes: Option<u64>,
     pub open_files: Option<u64>,
     pub file_bytes: Option<u64>,
@@ -155,6 +158,23 @@ impl Options {
             return Ok(Self::default());
         }
         serde_json::from_str(text)
+    }
+
+    /// The fields that were given and that a runtime with a host of its own has no use for.
+    pub(crate) fn of_other_runtimes(&self) -> Vec<&'static str> {
+        let none = Self::default();
+        let given = [
+            ("mode", !matches!(self.mode, None | Some(Mode::Stream))),
+            ("framing", self.framing != none.framing),
+            ("input", self.input != none.input),
+            ("content", self.content != none.content),
+            ("nul", self.nul != none.nul),
+            ("emptyOutput", self.empty_output != none.empty_output),
+            ("dropExitCode", self.drop_exit_code != none.drop_exit_code),
+            ("concurrency", self.concurrency.is_some()),
+        ];
+        let names = given.into_iter().filter(|(_, given)| *given);
+        names.map(|(name, _)| name).collect()
     }
 
     pub(crate) fn timeout(&self) -> Option<Duration> {

@@ -255,6 +255,7 @@ fn put_limits(pid: i32, limits: &Limits) {
     for (resource, value) in [
         (Resource::Cpu, limits.cpu_seconds),
         (Resource::As, limits.memory_bytes),
+        (Resource::Data, limits.data_bytes),
         (Resource::Nproc, limits.processes),
         (Resource::Nofile, limits.open_files),
         (Resource::Fsize, limits.file_bytes),

@@ -121,6 +121,8 @@ pub(crate) fn hello_block(spec: &HostSpec, out: &mut Vec<u8>) {
         ("outputSerde", spec.output_serde.as_deref().unwrap_or("")),
         ("outputSchema", spec.output_schema.as_deref().unwrap_or("")),
         ("logTopic", spec.log_topic.as_deref().unwrap_or("")),
+        ("inputType", spec.input_type.as_deref().unwrap_or("")),
+        ("outputType", spec.output_type.as_deref().unwrap_or("")),
         (
             "nul",
             match spec.options.nul {

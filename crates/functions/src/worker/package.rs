@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Upload;
 use crate::component::Component;
 use crate::error::WorkerError;
+use crate::runtime::toolchain::fnv;
 
 /// Largest upload.
 const BYTES_MAX: usize = 512 * 1024 * 1024;
@@ -26,7 +27,7 @@ pub(crate) fn store(folder: &Path, upload: &Upload) -> Result<String, WorkerErro
             upload.bytes.len()
         )]));
     }
-    let hash = format!("{:032x}", fnv(&upload.bytes));
+    let hash = format!("{:032x}", fnv([&upload.bytes[..]]));
     let directory = folder.join(&hash);
     let path = directory.join(name);
     let failed = |error| WorkerError::io(format!("keeping `{}`", path.display()))(error);
@@ -48,16 +49,6 @@ pub(crate) fn store(folder: &Path, upload: &Upload) -> Result<String, WorkerErro
     Ok(format!("{hash}/{name}"))
 }
 
-/// FNV-1a in 128 bits: stable for ever. It tells packages apart; it does not prove who made them.
-fn fnv(bytes: &[u8]) -> u128 {
-    bytes.iter().fold(
-        0x6c62_272e_07bb_0142_62b8_2175_6295_c58d,
-        |hash: u128, byte| {
-            (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
-        },
-    )
-}
-
 /// A local path of code as an absolute one, so that it means the same after a restart elsewhere.
 pub(crate) fn with_absolute_code(component: Component) -> Component {
     let Component::Function(mut config) = component else {
@@ -75,6 +66,8 @@ pub(crate) fn with_absolute_code(component: Component) -> Component {
     absolute(&mut config.sh);
     absolute(&mut config.py);
     absolute(&mut config.exec);
+    absolute(&mut config.go);
+    absolute(&mut config.jar);
     Component::Function(config)
 }
 
@@ -98,6 +91,6 @@ mod tests {
             std::fs::read(folder.path().join(first)).expect("there"),
             b"text"
         );
-        assert_eq!(fnv(b""), 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
+        assert_eq!(fnv([&b""[..]]), 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
     }
 }

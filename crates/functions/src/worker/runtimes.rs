@@ -7,6 +7,8 @@ use geminga_stdx::Tasks;
 use crate::plan::Language;
 use crate::runtime::bash::Bash;
 use crate::runtime::exec::Exec;
+use crate::runtime::go::Go;
+use crate::runtime::java::Java;
 use crate::runtime::python::Python;
 use crate::runtime::{Broken, Host, HostSpec, Processes, Runtime, Services};
 
@@ -15,6 +17,8 @@ pub(crate) struct Runtimes {
     bash: Bash,
     python: Python,
     exec: Exec,
+    go: Go,
+    java: Java,
 }
 
 impl Runtimes {
@@ -22,6 +26,8 @@ impl Runtimes {
         Self {
             bash: Bash::new(processes.clone(), tasks.clone()),
             python: Python::new(processes.clone(), tasks.clone()),
+            go: Go::new(processes.clone(), tasks.clone()),
+            java: Java::new(processes.clone(), tasks.clone()),
             exec: Exec::new(processes, tasks),
         }
     }
@@ -36,6 +42,8 @@ impl Runtimes {
             Language::Bash => &self.bash,
             Language::Python => &self.python,
             Language::Exec => &self.exec,
+            Language::Go => &self.go,
+            Language::Java => &self.java,
         };
         runtime.start(spec, services).await
     }

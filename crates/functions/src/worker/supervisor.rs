@@ -335,61 +335,74 @@ impl Crew {
             ("id".to_owned(), self.id.fqfn()),
             ("instance_id".to_owned(), number.to_string()),
         ];
-        // Subscribed first: what is published from here on is not missed, whatever else fails.
-        let source: Box<dyn Source> = match &plan.input {
-            Input::Topics(subscription) => {
-                let source =
-                    TopicSource::subscribe(client, subscription, &properties, self.taken.clone())
+        let source = async {
+            Ok::<Box<dyn Source>, String>(match &plan.input {
+                Input::Topics(subscription) => {
+                    let taken = self.taken.clone();
+                    let source = TopicSource::subscribe(client, subscription, &properties, taken)
                         .await
                         .map_err(|error| format!("subscribing: {error}"))?;
-                *seat.consumer.lock() = Some(source.handle());
-                seat.subscribed.send_replace(true);
-                Box::new(source)
-            }
-            Input::File(settings) => Box::new(FileStart::open(
-                settings.clone(),
-                inner.places(&self.id),
-                seat.gauge.clone(),
-            )?),
+                    *seat.consumer.lock() = Some(source.handle());
+                    seat.subscribed.send_replace(true);
+                    Box::new(source)
+                }
+                Input::File(settings) => Box::new(FileStart::open(
+                    settings.clone(),
+                    inner.places(&self.id),
+                    seat.gauge.clone(),
+                )?),
+            })
         };
-        let sink: Box<dyn Sink> = match &plan.output {
-            Output::Topics {
-                default,
-                producer,
-                forward_properties,
-            } => {
-                let sink = TopicSink::open(
-                    client.clone(),
-                    default.clone(),
-                    producer.clone(),
-                    *forward_properties,
-                    properties,
-                );
-                Box::new(sink.await.map_err(|error| format!("output: {error}"))?)
-            }
-            Output::File(settings) => {
-                // A worker that keeps its components goes on with the file after a restart.
-                let begin = fresh && !inner.is_kept();
-                Box::new(FileEnd::open(settings, begin, client.clone())?)
-            }
-            Output::Table(_) => match &self.table {
-                Some(table) => Box::new(TableEnd(table.clone())),
-                None => return Err("no table".to_owned()),
-            },
+        let sink = async {
+            Ok::<Box<dyn Sink>, String>(match &plan.output {
+                Output::Topics {
+                    default,
+                    producer,
+                    forward_properties,
+                } => {
+                    let sink = TopicSink::open(
+                        client.clone(),
+                        default.clone(),
+                        producer.clone(),
+                        *forward_properties,
+                        properties.clone(),
+                    );
+                    Box::new(sink.await.map_err(|error| format!("output: {error}"))?)
+                }
+                Output::File(settings) => {
+                    // A worker that keeps its components goes on with the file after a restart.
+                    let begin = fresh && !inner.is_kept();
+                    Box::new(FileEnd::open(settings, begin, client.clone())?)
+                }
+                Output::Table(_) => match &self.table {
+                    Some(table) => Box::new(TableEnd(table.clone())),
+                    None => return Err("no table".to_owned()),
+                },
+            })
         };
-        let mut state = None;
+        let state = async {
+            match &plan.process {
+                Process::Identity => Ok(None),
+                Process::Host(..) => {
+                    let opened = self.state(inner).await;
+                    opened.map(Some).map_err(|error| error.to_string())
+                }
+            }
+        };
+        // All at once: each waits for the broker's disk. Each to its end: what is published from the
+        // subscription on is not missed, whatever else fails.
+        let (source, sink, state) = tokio::join!(source, sink, state);
+        let (source, sink, state) = (source?, sink?, state?);
         let host = match &plan.process {
             Process::Identity => None,
             Process::Host(language, spec) => {
-                let opened = self.state(inner).await.map_err(|error| error.to_string())?;
-                state = Some(opened.clone());
                 let on_log = inner.config.on_log.clone().map(|on_log| {
                     let id = self.id.clone();
                     let call: crate::instance::context::OnLog =
                         Arc::new(move |line| on_log(&id, number, line));
                     call
                 });
-                let mut context = Context::new(seat.gauge.clone(), Some(opened), on_log);
+                let mut context = Context::new(seat.gauge.clone(), state.clone(), on_log);
                 if let Some(topic) = &plan.log_topic {
                     context.log_to(client.clone(), topic.clone(), self.id.fqfn(), number, tasks);
                 }

@@ -3,6 +3,7 @@
 mod changelog;
 mod earthquakes;
 mod flaws;
+mod hosts;
 mod operation;
 mod stage;
 mod stream;

@@ -6,6 +6,7 @@ mod state;
 
 use geminga_admin::client::{AdminClient, Code, Component};
 use geminga_model::FunctionConfig;
+use geminga_stdx::Diagnostic;
 use serde_json::Value;
 
 use super::Global;
@@ -92,7 +93,7 @@ pub(crate) fn run(args: FunctionsArgs, global: &Global) -> Outcome {
         match command {
             Command::Localrun(_) => Err(usage("localrun asks no server")),
             Command::Create(flags) => {
-                let prepared = prepare(&flags, false)?;
+                let prepared = prepare(&flags, false).await?;
                 component::send(&client, kind, false, prepared).await
             }
             Command::Update {
@@ -104,7 +105,7 @@ pub(crate) fn run(args: FunctionsArgs, global: &Global) -> Outcome {
                         "--update-auth-data is not supported: there are no stored credentials yet",
                     ));
                 }
-                component::send(&client, kind, true, prepare(&flags, true)?).await
+                component::send(&client, kind, true, prepare(&flags, true).await?).await
             }
             Command::Stats(args) => {
                 let name = args.name.resolve()?;
@@ -128,7 +129,7 @@ pub(crate) fn run(args: FunctionsArgs, global: &Global) -> Outcome {
 }
 
 /// Flags and file made ready to be sent.
-fn prepare(flags: &FunctionFlags, update: bool) -> Outcome<Prepared> {
+async fn prepare(flags: &FunctionFlags, update: bool) -> Outcome<Prepared> {
     let kind = Component::Function;
     let mut config = flags.config()?;
     let typed: FunctionConfig = serde_json::from_value(Value::Object(config.clone()))
@@ -149,6 +150,9 @@ fn prepare(flags: &FunctionFlags, update: bool) -> Outcome<Prepared> {
             "builtin://{}",
             typed.function_type.as_deref().unwrap_or_default()
         )),
+        ["go"] if typed.go.as_deref().is_some_and(is_go_source) => {
+            go_program(typed.go.as_deref().unwrap_or_default()).await?
+        }
         [_] => component::code(typed.code().map_or("", |(_, path)| path))?,
         [first, second, ..] => {
             return Err(usage(format!(
@@ -162,6 +166,36 @@ fn prepare(flags: &FunctionFlags, update: bool) -> Outcome<Prepared> {
         name,
         config: Value::Object(config),
         code,
+    })
+}
+
+fn is_go_source(path: &str) -> bool {
+    geminga_functions::runtime::go::is_source(std::path::Path::new(path))
+}
+
+/// Builds Go sources here, so that the server needs no compiler.
+async fn go_program(source: &str) -> Outcome<Code> {
+    use geminga_functions::runtime::Broken;
+    let built = geminga_functions::runtime::go::build(std::path::Path::new(source)).await;
+    let program = built.map_err(|broken| {
+        let mut error = Diagnostic::error("G0412", format!("`{source}` was not built"))
+            .help("mend what the compiler says and run the same command again");
+        error = match broken {
+            Broken::Deployment {
+                reason,
+                stderr_tail,
+            }
+            | Broken::Start {
+                reason,
+                stderr_tail,
+            } => error.cause(format!("{reason}\n{stderr_tail}").trim_end().to_owned()),
+            Broken::Stopped => error,
+        };
+        Failure::new(crate::failure::Exit::Usage, error)
+    })?;
+    Ok(Code::File {
+        name: "function".to_owned(),
+        content: std::fs::read(program).map_err(Failure::from)?.into(),
     })
 }
 

@@ -77,6 +77,73 @@ for line in sys.stdin:
             );
             (directory, spec)
         }
+        Kind::Go => function(
+            r#"package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/apache/pulsar/pulsar-function-go/pf"
+)
+
+func process(ctx context.Context, in []byte) ([]byte, error) {
+	switch string(in) {
+	case "fail":
+		fmt.Fprintln(os.Stderr, "no luck")
+		return nil, errors.New("status 3")
+	case "bad":
+		return nil, fmt.Errorf("seen: %w", pf.BadData(errors.New("bad data")))
+	case "drop":
+		return nil, pf.ErrDrop
+	case "hang":
+		time.Sleep(600 * time.Second)
+	case "die":
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	case "none":
+		return nil, nil
+	case "flood":
+		return []byte(strings.Repeat("x", 10000000)), nil
+	}
+	return append(in, '!'), nil
+}
+
+func main() { pf.Start(process) }
+"#,
+            "f.go",
+        ),
+        Kind::Java => function(
+            r#"
+public class F implements java.util.function.Function<String, String> {
+    static class BadDataException extends RuntimeException {}
+    static class DropException extends RuntimeException {}
+    public String apply(String in) {
+        try {
+            switch (in) {
+                case "fail": System.err.println("no luck"); throw new IllegalStateException("status 3");
+                case "bad": throw new BadDataException();
+                case "drop": throw new DropException();
+                case "hang": Thread.sleep(600_000);
+                case "die":
+                    new ProcessBuilder("kill", "-9", "" + ProcessHandle.current().pid()).start().waitFor();
+                    Thread.sleep(10_000);
+                case "none": return null;
+                case "flood": return "x".repeat(10_000_000);
+                default: return in + "!";
+            }
+        } catch (java.io.IOException | InterruptedException error) {
+            throw new RuntimeException(error);
+        }
+    }
+}
+"#,
+            "F.java",
+        ),
     }
 }
 
@@ -208,6 +275,18 @@ async fn flaw_15_any_bytes_survive_or_are_refused_by_name() {
         (Kind::BashPlain, "cat", "f.sh"),
         (Kind::Spawn, "cat", "f.sh"),
         (Kind::Python, "def process(x): return x", "f.py"),
+        (
+            Kind::Go,
+            "package main\nimport \"github.com/apache/pulsar/pulsar-function-go/pf\"\n\
+             func main() { pf.Start(func(in []byte) ([]byte, error) { return in, nil }) }\n",
+            "f.go",
+        ),
+        (
+            Kind::Java,
+            "public class F implements java.util.function.Function<byte[], byte[]> {\n\
+             public byte[] apply(byte[] in) { return in; } }\n",
+            "F.java",
+        ),
     ] {
         let (directory, spec) = function(code, name);
         let mut f = start_spec(kind, directory, spec).await.expect("starts");
@@ -261,7 +340,94 @@ class F(Function):
             message_conf={"partition_key": context.get_message_key(), "event_timestamp": 77})
         return "main " + context.get_secret("token")
 "#;
-    for (kind, code, name) in [(Kind::Bash, bash, "f.sh"), (Kind::Python, python, "f.py")] {
+    let go = r#"package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/apache/pulsar-client-go/pulsar"
+	log "github.com/apache/pulsar/pulsar-function-go/logutil"
+	"github.com/apache/pulsar/pulsar-function-go/pf"
+)
+
+func process(ctx context.Context, in []byte) ([]byte, error) {
+	fc, ok := pf.FromContext(ctx)
+	if !ok {
+		return nil, fmt.Errorf("no context")
+	}
+	if err := fc.IncrCounter("seen", 1); err != nil {
+		return nil, err
+	}
+	if n, err := fc.GetCounter("seen"); err != nil || n < 1 {
+		return nil, fmt.Errorf("seen %d %v", n, err)
+	}
+	if err := fc.PutState("last", in); err != nil {
+		return nil, err
+	}
+	last, err := fc.GetState("last")
+	if err != nil {
+		return nil, err
+	}
+	log.Warnf("saw %s", last)
+	fmt.Println("plain line")
+	fc.RecordMetric("size", float64(len(in)))
+	message := fc.GetCurrentRecord()
+	greeting := fc.GetUserConfValue("greeting").(string)
+	if greeting != pf.GetUserConfValue("greeting") || message.ID().EntryID() != 2 {
+		return nil, fmt.Errorf("%s %s", greeting, message.ID())
+	}
+	out := fc.NewOutputMessage("persistent://public/default/other")
+	defer out.Close()
+	if _, err := out.Send(ctx, &pulsar.ProducerMessage{
+		Payload:    []byte(strings.Join([]string{greeting, string(in)}, " ")),
+		Key:        message.Key(),
+		EventTime:  time.UnixMilli(77),
+		Properties: map[string]string{"a": "1:2", "b": message.Properties()["colour"]},
+	}); err != nil {
+		return nil, err
+	}
+	secret, err := fc.GetSecretValue("token")
+	if err != nil {
+		return nil, err
+	}
+	return []byte("main " + *secret), nil
+}
+
+func main() { pf.Start(process) }
+"#;
+    let java = r#"
+import org.apache.pulsar.functions.api.*;
+import java.nio.ByteBuffer;
+import java.nio.charset.StandardCharsets;
+public class F implements Function<String, String> {
+    private String greeting;
+    public void initialize(Context context) {
+        greeting = (String) context.getUserConfigValueOrDefault("greeting", "none");
+    }
+    public String process(String in, Context context) throws Exception {
+        context.incrCounter("seen", 1);
+        if (context.getCounter("seen") < 1) throw new IllegalStateException("not seen");
+        context.putState("last", ByteBuffer.wrap(in.getBytes(StandardCharsets.UTF_8)));
+        context.getLogger().warn("saw {}", StandardCharsets.UTF_8.decode(context.getState("last")));
+        System.out.println("plain line");
+        context.recordMetric("size", in.length());
+        Record<?> record = context.getCurrentRecord();
+        context.newOutputMessage("persistent://public/default/other", null)
+            .value(greeting + " " + in).key(record.getKey().get()).eventTime(77)
+            .property("a", "1:2").property("b", record.getProperties().get("colour")).send();
+        return "main " + context.getSecret("token");
+    }
+}
+"#;
+    for (kind, code, name) in [
+        (Kind::Bash, bash, "f.sh"),
+        (Kind::Python, python, "f.py"),
+        (Kind::Go, go, "f.go"),
+        (Kind::Java, java, "F.java"),
+    ] {
         let (directory, mut spec) = function(code, name);
         spec.user_config
             .insert("greeting".into(), "hello\nthere".into());
@@ -296,7 +462,9 @@ class F(Function):
             ("a".to_owned(), "1:2".to_owned()),
             ("b".to_owned(), "red\\n:x".to_owned()),
         ];
-        assert_eq!(other.properties, wanted);
+        let mut properties = other.properties.clone();
+        properties.sort();
+        assert_eq!(properties, wanted);
         assert_eq!(outcome.state.len(), 2, "{kind:?}");
         assert_eq!(f.seen.state.lock()["seen"], incremented(None, 1));
         assert_eq!(&f.seen.state.lock()["last"][..], b"world");
@@ -319,7 +487,44 @@ def process(input, context):
     context.put_state("k", input)
     if input == "bad": raise ValueError()
 "#;
-    for (kind, code, name) in [(Kind::Bash, bash, "f.sh"), (Kind::Python, python, "f.py")] {
+    let go = r#"package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/apache/pulsar/pulsar-function-go/pf"
+)
+
+func main() {
+	pf.Start(func(ctx context.Context, in []byte) error {
+		fc, _ := pf.FromContext(ctx)
+		if err := fc.PutState("k", in); err != nil {
+			return err
+		}
+		if string(in) == "bad" {
+			return errors.New("no")
+		}
+		return nil
+	})
+}
+"#;
+    let java = r#"
+import org.apache.pulsar.functions.api.*;
+public class F implements Function<byte[], Void> {
+    public Void process(byte[] in, Context context) {
+        context.putState("k", java.nio.ByteBuffer.wrap(in));
+        if (new String(in).equals("bad")) throw new IllegalStateException();
+        return null;
+    }
+}
+"#;
+    for (kind, code, name) in [
+        (Kind::Bash, bash, "f.sh"),
+        (Kind::Python, python, "f.py"),
+        (Kind::Go, go, "f.go"),
+        (Kind::Java, java, "F.java"),
+    ] {
         let (directory, spec) = function(code, name);
         let mut f = start_spec(kind, directory, spec).await.expect("starts");
         f.ask(b"good").await;
@@ -344,6 +549,41 @@ async fn code_that_can_not_start_says_why() {
         ),
         (Kind::Python, "x = 1", "f.py", "process"),
         (Kind::Spawn, "plain text", "f", "not executable"),
+        (Kind::Go, "plain text", "f", "not executable"),
+        (
+            Kind::Go,
+            "package main\nfunc main() { undefinedName() }\n",
+            "f.go",
+            "undefinedName",
+        ),
+        (
+            Kind::Go,
+            "package main\nimport \"github.com/apache/pulsar/pulsar-function-go/pf\"\n\
+             func main() { pf.Start(func(a, b, c int) {}) }\n",
+            "f.go",
+            "it takes 3 arguments, 2 at most are possible",
+        ),
+        (
+            Kind::Java,
+            "public class F { }\n",
+            "F.java",
+            "implements neither java.util.function.Function nor",
+        ),
+        (
+            Kind::Java,
+            "public class F implements java.util.function.Supplier<F> { public F get() { return this; } \
+             public F() { throw new IllegalStateException(\"broken here\"); } }\n",
+            "F.java",
+            "neither",
+        ),
+        (
+            Kind::Java,
+            "public class F implements java.util.function.Function<String, String> {\n\
+             static String set = System.getenv(\"NOT_SET\").trim();\n\
+             public String apply(String in) { return set; } }\n",
+            "F.java",
+            "NullPointerException",
+        ),
     ] {
         let (directory, spec) = function(code, name);
         let Err(broken) = start_spec(kind, directory, spec).await else {
@@ -353,7 +593,7 @@ async fn code_that_can_not_start_says_why() {
         assert!(said.contains(wanted), "{kind:?} {code}: {said}");
         assert!(matches!(broken, Broken::Deployment { .. }), "{said}");
     }
-    for kind in [Kind::Bash, Kind::Python, Kind::Spawn] {
+    for kind in [Kind::Bash, Kind::Python, Kind::Spawn, Kind::Go, Kind::Java] {
         let (directory, mut spec) = function("", "f.sh");
         spec.code.path = directory.path().join("missing.sh");
         let broken = start_spec(kind, directory, spec)
@@ -372,6 +612,18 @@ async fn a_start_that_hangs_is_given_up() {
     for (kind, code, name) in [
         (Kind::Bash, "sleep 600\nprocess() { :; }", "f.sh"),
         (Kind::Python, "import time; time.sleep(600)", "f.py"),
+        (
+            Kind::Go,
+            "package main\nimport \"time\"\nfunc main() { time.Sleep(time.Hour) }\n",
+            "f.go",
+        ),
+        (
+            Kind::Java,
+            "public class F implements java.util.function.Function<String, String> {\n\
+             public F() throws Exception { Thread.sleep(600_000); }\n\
+             public String apply(String in) { return in; } }\n",
+            "F.java",
+        ),
     ] {
         let (directory, mut spec) = function(code, name);
         spec.options.start_timeout_ms = 300;

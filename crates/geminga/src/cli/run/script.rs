@@ -44,7 +44,7 @@ fn config(file: &Path) -> Outcome<FunctionConfig> {
                 .help("a path is relative to the directory that the command runs in"),
         )
     })?;
-    if !about.is_file() {
+    if !about.is_file() && !geminga_functions::runtime::go::is_source(file) {
         return Err(usage(Diagnostic::error(
             "G0313",
             format!("`{shown}` is not a file"),
@@ -64,6 +64,8 @@ fn config(file: &Path) -> Outcome<FunctionConfig> {
             config.class_name = Some(python_class(file, stem));
             config.py = Some(shown);
         }
+        Some("go") => config.go = Some(shown),
+        _ if about.is_dir() => config.go = Some(shown),
         _ if about.permissions().mode() & 0o111 != 0 => config.exec = Some(shown),
         _ => {
             return Err(usage(

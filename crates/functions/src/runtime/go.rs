@@ -1,0 +1,283 @@
+//! The Go runtime: a program that was built with our SDK (`sdk/go`), or a source folder that is built here.
+//!
+//! The SDK has the module name and the interface of Pulsar's Go functions; a folder is built with a
+//! `replace` line that puts it in that module's place. The folder itself is not written to: `go` gets
+//! a copy of its `go.mod`. Programs speak the socket binding of the host protocol.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use geminga_stdx::Tasks;
+use tokio::process::Command;
+
+use super::process::{Processes, Scope};
+use super::python::on_socket;
+use super::toolchain::{cache, deployment, fnv, once, run, sources, write};
+use super::warm::{self, Launch, Launched};
+use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
+
+/// The module that functions import.
+const MODULE: &str = "github.com/apache/pulsar/pulsar-function-go";
+
+macro_rules! sdk {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../../../sdk/go/", $name)))),*]
+    };
+}
+
+const SDK: &[(&str, &str)] = sdk![
+    "go.mod",
+    "go.sum",
+    "internal/host/block.go",
+    "internal/host/wire.go",
+    "logutil/log.go",
+    "pf/context.go",
+    "pf/errors.go",
+    "pf/function.go",
+    "pf/output.go",
+    "pf/record.go",
+    "pf/start.go",
+];
+
+/// Starts Go functions.
+#[derive(Debug, Clone)]
+pub struct Go {
+    processes: Processes,
+    tasks: Tasks,
+    /// One build at a time: instances of a function want the same.
+    building: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Go {
+    #[must_use]
+    pub fn new(processes: Processes, tasks: Tasks) -> Self {
+        Self {
+            processes,
+            tasks,
+            building: Arc::default(),
+        }
+    }
+}
+
+impl Runtime for Go {
+    fn name(&self) -> &'static str {
+        "go"
+    }
+
+    fn start(
+        &self,
+        spec: Arc<HostSpec>,
+        services: Arc<dyn Services>,
+    ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
+        Box::pin(async move {
+            let program = if is_source(&spec.code.path) {
+                let _one = self.building.lock().await;
+                build(&spec.code.path).await?
+            } else {
+                executable(&spec.code.path)?
+            };
+            let scope = self
+                .processes
+                .scope(&spec)
+                .map_err(super::private_directory)?;
+            warm::start(
+                Arc::new(Programs { program }),
+                scope,
+                spec,
+                services,
+                &self.tasks,
+            )
+            .await
+        })
+    }
+}
+
+/// Whether code has to be built: a folder, or a file of Go.
+#[must_use]
+pub fn is_source(path: &Path) -> bool {
+    path.is_dir() || path.extension().is_some_and(|ending| ending == "go")
+}
+
+fn executable(path: &Path) -> Result<PathBuf, Broken> {
+    use std::os::unix::fs::PermissionsExt;
+    let shown = path.display();
+    let Ok(about) = std::fs::metadata(path) else {
+        return Err(deployment(format!("`{shown}` does not exist"), ""));
+    };
+    if about.permissions().mode() & 0o111 == 0 {
+        let reason = format!("`{shown}` is not executable: run `chmod +x {shown}`");
+        return Err(deployment(reason, ""));
+    }
+    Ok(std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()))
+}
+
+/// Builds a folder, or one file, and gives the program; the same sources are built once.
+///
+/// # Errors
+/// What the compiler said, or why there is none.
+pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
+    let files = if source.is_dir() {
+        sources(source)?
+    } else {
+        let name = source.file_name().map(PathBuf::from).unwrap_or_default();
+        let text = std::fs::read(source)
+            .map_err(|_| deployment(format!("`{}` does not exist", source.display()), ""))?;
+        vec![(name, text)]
+    };
+    if !files
+        .iter()
+        .any(|(name, _)| name.extension().is_some_and(|e| e == "go"))
+    {
+        let reason = format!("`{}` holds no Go source", source.display());
+        return Err(deployment(reason, ""));
+    }
+    let sdk_key = fnv(SDK.iter().map(|(_, text)| text.as_bytes()));
+    let sdk = cache().join(format!("go-sdk-{sdk_key:032x}"));
+    once(&sdk, |into| async move { write(&into, SDK) }).await?;
+    // Relative `replace` lines of the function mean something by where it lies.
+    let is_relative = |(name, text): &(PathBuf, Vec<u8>)| {
+        name == Path::new("go.mod") && String::from_utf8_lossy(text).contains("=> .")
+    };
+    let where_from = match files.iter().any(is_relative) {
+        true => source.display().to_string(),
+        false => String::new(),
+    };
+    let names: Vec<String> = files
+        .iter()
+        .map(|(name, _)| name.display().to_string())
+        .collect();
+    let parts = files
+        .iter()
+        .zip(&names)
+        .flat_map(|((_, text), name)| [name.as_bytes(), &b"\0"[..], text, &b"\0"[..]]);
+    let key = fnv(parts.chain([where_from.as_bytes(), &sdk_key.to_le_bytes()[..]]));
+    let place = cache().join(format!("go-{key:032x}"));
+    once(&place, |into| async move {
+        compile(source, &files, &sdk, &into).await
+    })
+    .await?;
+    Ok(place.join("function"))
+}
+
+async fn compile(
+    source: &Path,
+    files: &[(PathBuf, Vec<u8>)],
+    sdk: &Path,
+    into: &Path,
+) -> Result<(), Broken> {
+    let failed = |error: std::io::Error| deployment(format!("`{}`: {error}", into.display()), "");
+    let text_of = |wanted: &str| {
+        let file = files.iter().find(|(name, _)| name == Path::new(wanted));
+        file.map(|(_, text)| String::from_utf8_lossy(text).into_owned())
+    };
+    let own = text_of("go.mod").filter(|_| source.is_dir());
+    let mut sums = text_of("go.sum").unwrap_or_default();
+    for (name, text) in SDK {
+        if *name == "go.sum" {
+            sums.push_str(text);
+        }
+    }
+    let mut command = Command::new("go");
+    command.args(["build", "-mod=mod", "-trimpath", "-ldflags=-s -w"]);
+    let folder = match &own {
+        Some(text) => {
+            std::fs::write(into.join("build.mod"), with_sdk(text, sdk)).map_err(failed)?;
+            std::fs::write(into.join("build.sum"), &sums).map_err(failed)?;
+            command.arg("-modfile").arg(into.join("build.mod"));
+            source.to_path_buf()
+        }
+        None => {
+            let folder = into.join("source");
+            std::fs::create_dir_all(&folder).map_err(failed)?;
+            for (name, text) in files {
+                let path = folder.join(name);
+                if let Some(parent) = path.parent() {
+                    std::fs::create_dir_all(parent).map_err(failed)?;
+                }
+                std::fs::write(path, text).map_err(failed)?;
+            }
+            let text = "module function\n\ngo 1.24.0\n";
+            std::fs::write(folder.join("go.mod"), with_sdk(text, sdk)).map_err(failed)?;
+            std::fs::write(folder.join("go.sum"), &sums).map_err(failed)?;
+            folder
+        }
+    };
+    command
+        .arg("-o")
+        .arg(into.join("function"))
+        .arg(".")
+        .current_dir(folder)
+        .env("CGO_ENABLED", "0")
+        .env("GOWORK", "off");
+    run(&mut command, "install Go, or give a program that is built").await
+}
+
+/// A `go.mod` in which our SDK stands for the module that functions import.
+fn with_sdk(text: &str, sdk: &Path) -> String {
+    let mut text = text.trim_end().to_owned();
+    let mentions = |line: &str, word: &str| line.contains(word) && line.contains(MODULE);
+    if !text
+        .lines()
+        .any(|line| !line.contains("=>") && line.contains(MODULE))
+    {
+        text.push_str(&format!("\n\nrequire {MODULE} v0.0.0"));
+    }
+    // Whoever has a line of his own wants it.
+    if !text.lines().any(|line| mentions(line, "=>")) {
+        text.push_str(&format!("\n\nreplace {MODULE} => {}", sdk.display()));
+    }
+    text + "\n"
+}
+
+struct Programs {
+    program: PathBuf,
+}
+
+impl Launch for Programs {
+    fn launch(&self, scope: &Scope, spec: &HostSpec, _next: u64) -> Result<Launched, Broken> {
+        let mut command = scope.command(&self.program, spec);
+        command.args(&spec.runtime_flags).args(&spec.options.args);
+        if let Some(bytes) = spec.options.limits.data_bytes {
+            // The collector works harder before the kernel says no.
+            command.env("GOMEMLIMIT", (bytes / 10 * 9).to_string());
+        }
+        on_socket(command, &self.program, scope, spec)
+    }
+
+    fn window(&self) -> usize {
+        2048
+    }
+
+    fn frame(&self) -> usize {
+        256
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sdk_takes_the_place_of_the_module() {
+        let sdk = Path::new("/sdk");
+        let replace = format!("replace {MODULE} => /sdk");
+        for (given, requires) in [
+            ("module f\n".to_owned(), true),
+            (format!("module f\n\nrequire {MODULE} v0.0.0-2021\n"), false),
+            (
+                format!("module f\nrequire (\n\t{MODULE} v1.2.3\n)\n"),
+                false,
+            ),
+        ] {
+            let got = with_sdk(&given, sdk);
+            assert!(got.ends_with(&format!("{replace}\n")), "{got}");
+            assert_eq!(
+                got.contains(&format!("require {MODULE} v0.0.0\n")),
+                requires,
+                "{got}"
+            );
+        }
+        let own = format!("module f\nrequire {MODULE} v0.0.0\nreplace {MODULE} => ../mine\n");
+        assert_eq!(with_sdk(&own, sdk), own);
+    }
+}

@@ -1,0 +1,175 @@
+//! Other people's compilers: what they make of a function is kept in the user's cache directory by what
+//! it was made of, so that it is made once on a machine.
+//!
+//! What must hold: a thing in the cache is whole, since it is made elsewhere and renamed; a compiler
+//! that is missing or fails is an error of the deployment, with what it said.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use super::Broken;
+
+/// How long a compiler may take.
+const LIMIT: Duration = Duration::from_secs(600);
+/// How much of what it said is kept.
+const WORDS_BYTES: usize = 8 * 1024;
+/// Files and bytes of one function's sources.
+const FILES_MAX: usize = 10_000;
+const BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// The cache directory: `GEMINGA_CACHE`, or `geminga` in the user's.
+pub(crate) fn cache() -> PathBuf {
+    let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(own) = named("GEMINGA_CACHE") {
+        return PathBuf::from(own);
+    }
+    let users = named("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(named("HOME")?).join(".cache")));
+    users.unwrap_or_else(std::env::temp_dir).join("geminga")
+}
+
+/// Names content: FNV-1a in 128 bits, stable for ever. It does not prove who made something.
+pub(crate) fn fnv<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u128 {
+    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    for part in parts {
+        for byte in part {
+            hash =
+                (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        }
+    }
+    hash
+}
+
+pub(crate) fn deployment(reason: impl Into<String>, said: impl Into<String>) -> Broken {
+    Broken::Deployment {
+        reason: reason.into(),
+        stderr_tail: said.into(),
+    }
+}
+
+/// Makes `place` in the cache, when it is not there, by `fill`ing a directory.
+pub(crate) async fn once<F>(place: &Path, fill: impl FnOnce(PathBuf) -> F) -> Result<(), Broken>
+where
+    F: Future<Output = Result<(), Broken>>,
+{
+    if place.exists() {
+        return Ok(());
+    }
+    let failed = |error: io::Error| deployment(format!("cache `{}`: {error}", place.display()), "");
+    let parent = place.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(parent).map_err(failed)?;
+    let next = parent.join(format!(
+        ".next-{}",
+        geminga_stdx::Random::from_entropy().name(12)
+    ));
+    std::fs::create_dir(&next).map_err(failed)?;
+    let filled = fill(next.clone()).await;
+    let done = filled.and_then(|()| match std::fs::rename(&next, place) {
+        // Somebody else was faster, with the same.
+        Err(_) if place.exists() => Ok(()),
+        other => other.map_err(failed),
+    });
+    let _ = std::fs::remove_dir_all(&next);
+    done
+}
+
+/// Runs a compiler; `missing` says what to do when there is none.
+pub(crate) async fn run(command: &mut Command, missing: &str) -> Result<(), Broken> {
+    let program = command
+        .as_std()
+        .get_program()
+        .to_string_lossy()
+        .into_owned();
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let output = match tokio::time::timeout(LIMIT, command.output()).await {
+        Err(_) => {
+            let reason = format!("`{program}` was not done after {} s", LIMIT.as_secs());
+            return Err(deployment(reason, ""));
+        }
+        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(deployment(
+                format!("`{program}` is not on the path: {missing}"),
+                "",
+            ));
+        }
+        Ok(Err(error)) => {
+            return Err(deployment(
+                format!("`{program}` did not start: {error}"),
+                "",
+            ));
+        }
+        Ok(Ok(output)) => output,
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
+    said.push_str(&String::from_utf8_lossy(&output.stderr));
+    let from = said.len().saturating_sub(WORDS_BYTES);
+    let from = (from..said.len()).find(|&i| said.is_char_boundary(i));
+    let said = said[from.unwrap_or(0)..].trim().to_owned();
+    Err(deployment(
+        format!("`{program}` failed: {}", output.status),
+        said,
+    ))
+}
+
+/// The files below `folder` with their contents, in the order of their names; hidden ones are left out.
+pub(crate) fn sources(folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, Broken> {
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |error: io::Error| deployment(format!("`{path}`: {error}"), "")
+    };
+    let (mut files, mut bytes) = (Vec::new(), 0);
+    let mut folders = vec![PathBuf::new()];
+    while let Some(inside) = folders.pop() {
+        let here = folder.join(&inside);
+        for entry in std::fs::read_dir(&here).map_err(failed(&here))? {
+            let entry = entry.map_err(failed(&here))?;
+            let name = inside.join(entry.file_name());
+            if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            let about = std::fs::metadata(entry.path()).map_err(failed(&name))?;
+            if about.is_dir() {
+                folders.push(name);
+                continue;
+            }
+            bytes += about.len();
+            if files.len() == FILES_MAX || bytes > BYTES_MAX {
+                let shown = folder.display();
+                let reason = format!(
+                    "`{shown}` has more than {FILES_MAX} files or {BYTES_MAX} bytes: \
+                     name the folder of the function alone"
+                );
+                return Err(deployment(reason, ""));
+            }
+            let text = std::fs::read(entry.path()).map_err(failed(&name))?;
+            files.push((name, text));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Writes files into a directory.
+pub(crate) fn write(into: &Path, files: &[(&str, &str)]) -> Result<(), Broken> {
+    for (name, text) in files {
+        let path = into.join(name);
+        let written = path
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| std::fs::write(&path, text));
+        written.map_err(|error| deployment(format!("`{}`: {error}", path.display()), ""))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! Go and Java functions on a broker: retries, dead letters, the kill of a host, state.
+
+use geminga_client::Message;
+use geminga_functions::Upload;
+use serde_json::json;
+
+use crate::stage::{Stage, receive, sorted, texts};
+
+const GO: &str = r#"package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/apache/pulsar/pulsar-function-go/pf"
+)
+
+func process(ctx context.Context, in []byte) ([]byte, error) {
+	fc, _ := pf.FromContext(ctx)
+	if string(in) == "bad" {
+		return nil, errors.New("no luck")
+	}
+	if string(in) == "die" && fc.GetCurrentRecord().RedeliveryCount() == 0 {
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	}
+	if err := fc.IncrCounter("n", 1); err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, "%s of %s", in, fc.GetCurrentRecord().Key()), nil
+}
+
+func main() { pf.Start(process) }
+"#;
+
+#[tokio::test]
+async fn a_go_folder_is_built_and_behaves_as_every_function() {
+    let stage = Stage::new().await;
+    let folder = stage.directory.path().join("function");
+    std::fs::create_dir(&folder).expect("made");
+    std::fs::write(folder.join("main.go"), GO).expect("written");
+    // As a project for Pulsar has it, with a version of Pulsar's own.
+    let module = "module example.org/f\n\ngo 1.18\n\n\
+                  require github.com/apache/pulsar/pulsar-function-go v0.0.0-20231018000000-000000000000\n";
+    std::fs::write(folder.join("go.mod"), module).expect("written");
+    let (input, output, dead) = (stage.topic("in"), stage.topic("out"), stage.topic("dead"));
+    let mut out = stage.consumer(&output).await;
+    let mut letters = stage.consumer(&dead).await;
+    let id = stage
+        .function(
+            "f",
+            json!({"go": folder, "inputs": [&input], "output": &output, "maxMessageRetries": 1,
+                "retryBackoffMs": 10, "deadLetterTopic": &dead}),
+        )
+        .await;
+    let producer = stage
+        .client
+        .producer(&input)
+        .build()
+        .await
+        .expect("producer");
+    for payload in ["a", "bad", "die", "b"] {
+        let message = Message::new(payload.as_bytes().to_vec()).key("k");
+        producer.send(message).await.expect("sent");
+    }
+    let got = sorted(texts(&receive(&mut out, 3).await));
+    assert_eq!(got, ["a of k", "b of k", "die of k"]);
+    let letter = receive(&mut letters, 1).await.remove(0);
+    assert_eq!(
+        letter
+            .property("geminga.reason")
+            .map(|r| r.contains("no luck")),
+        Some(true)
+    );
+    stage.drained().await;
+    let count = stage.worker.state_get(&id, "n").await.expect("counted");
+    assert_eq!(count.number_value, Some(3));
+    // Nothing was written into the project.
+    let after = std::fs::read_to_string(folder.join("go.mod")).expect("there");
+    assert_eq!(after, module);
+    assert_eq!(std::fs::read_dir(&folder).expect("there").count(), 2);
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_built_program_is_uploaded_and_run() {
+    let stage = Stage::new().await;
+    let source = stage.file("main.go", GO);
+    let program = geminga_functions::runtime::go::build(&source)
+        .await
+        .expect("built");
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let mut out = stage.consumer(&output).await;
+    let config: geminga_model::FunctionConfig = serde_json::from_value(
+        json!({"name": "uploaded", "go": "function", "inputs": [&input], "output": &output}),
+    )
+    .expect("a config");
+    let upload = Upload {
+        file_name: "function".into(),
+        bytes: std::fs::read(program).expect("read").into(),
+    };
+    stage
+        .worker
+        .create(config.into(), Some(upload))
+        .await
+        .expect("created");
+    stage.send(&input, ["x"]).await;
+    assert_eq!(texts(&receive(&mut out, 1).await), ["x of "]);
+    stage.end().await;
+}
