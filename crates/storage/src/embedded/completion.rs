@@ -135,6 +135,9 @@ impl Completion {
 
     fn handle(&self, apply: &mut Apply, event: Event) {
         match event {
+            // Another thread found that it is over while this was written. Who waited for it has been
+            // told that it failed; that it is on the disk nevertheless must not be told any more.
+            Event::Committed(_) if self.durability.failed().is_some() => {}
             Event::Committed(mut committed) => {
                 let Committed {
                     segment,

@@ -305,9 +305,12 @@ async fn a_failed_write_or_sync_stops_the_store_for_good() {
         });
         let store = open(&disk).unwrap();
         let writer = fill(&store, 1, 10).await.remove(0);
-        // One in use and two ready: nobody else writes from now on.
-        let logs = |(name, _): &(String, u64)| name.starts_with("log-");
-        wait_until(|| disk.list().unwrap().into_iter().filter(logs).count() == 3).await;
+        // One in use and two ready, with their headers: nobody else writes from now on.
+        let is_ready = |(name, _): &(String, u64)| {
+            let content = disk.content(name).unwrap_or_default();
+            name.starts_with("log-") && content.iter().take(64).any(|byte| *byte != 0)
+        };
+        wait_until(|| disk.list().unwrap().into_iter().filter(is_ready).count() == 3).await;
         store.checkpoint().unwrap();
         let failing = store.create(Arc::new(Failing::default())).await.unwrap();
         let (id, observer) = (failing.id(), Arc::new(Failing::default()));
