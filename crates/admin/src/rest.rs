@@ -10,6 +10,7 @@ mod rules;
 mod brokers;
 mod clusters;
 mod components;
+mod content;
 mod lookup;
 mod metrics;
 mod namespaces;
@@ -124,6 +125,7 @@ impl Admin {
             .merge(policies::router())
             .merge(permissions::router())
             .merge(topics::router())
+            .merge(content::router())
             .merge(subscriptions::router())
             .merge(schemas::router())
             .merge(transactions::router())

@@ -19,9 +19,16 @@ pub(super) fn router() -> Router<Admin> {
         .route(one, get(policies).put(create).delete(delete))
         .route(&format!("{one}/topics"), get(topics))
         .route(&format!("{one}/bundles"), get(bundles))
-        .route(&format!("{one}/replication"), get(replication))
         .route(&format!("{one}/unload"), put(unload))
         .route(&format!("{one}/clearBacklog"), post(clear_backlog))
+        .route(
+            &format!("{one}/clearBacklog/{{subscription}}"),
+            post(clear_backlog_of),
+        )
+        .route(
+            &format!("{one}/unsubscribe/{{subscription}}"),
+            post(unsubscribe),
+        )
 }
 
 async fn list(State(admin): State<Admin>, Segments(tenant): Segments<String>) -> Answer {
@@ -76,22 +83,77 @@ async fn policies(
     NamespaceInPath(namespace): NamespaceInPath,
 ) -> Answer {
     let policies = admin.broker().policies(&namespace).await?;
-    let mut all = defaults(&admin.broker().config().cluster_name);
+    let cluster = &admin.broker().config().cluster_name;
+    let mut all = defaults(cluster);
     let own = serde_json::to_value(&policies).map_err(|e| ApiError::internal(e.to_string()))?;
     if let Value::Object(own) = own {
-        all.extend(own);
+        all.extend(
+            own.into_iter()
+                .map(|(name, value)| shown(name, value, cluster)),
+        );
     }
     document(&all)
+}
+
+/// What Pulsar keeps for each cluster.
+const BY_CLUSTER: [&str; 3] = [
+    "publishMaxMessageRate",
+    "topicDispatchRate",
+    "subscriptionDispatchRate",
+];
+const AUTO_SUBSCRIPTION: &str = "autoSubscriptionCreationOverride";
+
+/// A stored policy as Pulsar's document has it.
+fn shown(name: String, value: Value, cluster: &str) -> (String, Value) {
+    let value = match name.as_str() {
+        by_cluster if BY_CLUSTER.contains(&by_cluster) => json!({ cluster: value }),
+        AUTO_SUBSCRIPTION => json!({ "allowAutoSubscriptionCreation": value }),
+        _ => value,
+    };
+    (name, value)
+}
+
+/// The other way round; none where it is of another cluster or of another form.
+fn taken(name: &str, value: Value, cluster: &str) -> Option<Value> {
+    match name {
+        by_cluster if BY_CLUSTER.contains(&by_cluster) => match value {
+            Value::Object(mut map) if map.len() == 1 => map.remove(cluster),
+            _ => None,
+        },
+        AUTO_SUBSCRIPTION => value.get("allowAutoSubscriptionCreation").cloned(),
+        _ => Some(value),
+    }
 }
 
 /// Policies given at creation: those of ours pass, defaults of Pulsar mean nothing, any other value
 /// is refused by name.
 fn check_given(given: Map<String, Value>, cluster: &str) -> Answer<geminga_broker::Policies> {
-    const HONOURED: [&str; 5] = [
+    const HONOURED: [&str; 26] = [
         "retention_policies",
         "message_ttl_in_seconds",
+        "backlog_quota_map",
+        "deduplicationEnabled",
+        "max_producers_per_topic",
+        "max_consumers_per_topic",
+        "max_consumers_per_subscription",
+        "max_subscriptions_per_topic",
+        "max_unacked_messages_per_consumer",
+        "max_unacked_messages_per_subscription",
+        "max_topics_per_namespace",
+        "publishMaxMessageRate",
+        "topicDispatchRate",
+        "subscriptionDispatchRate",
+        "delayed_delivery_policies",
+        "inactive_topic_policies",
+        "subscription_types_enabled",
+        "persistence",
+        "schema_compatibility_strategy",
+        "schema_validation_enforced",
+        "is_allow_auto_update_schema",
+        "subscription_expiration_time_minutes",
+        "encryption_required",
         "autoTopicCreationOverride",
-        "autoSubscriptionCreationOverride",
+        AUTO_SUBSCRIPTION,
         "properties",
     ];
     let defaults = defaults(cluster);
@@ -103,14 +165,21 @@ fn check_given(given: Map<String, Value>, cluster: &str) -> Answer<geminga_broke
             Value::Object(map) => map.is_empty(),
             _ => false,
         };
+        if is_empty || defaults.get(&name) == Some(&value) {
+            continue;
+        }
         if HONOURED.contains(&name.as_str()) {
-            if !is_empty {
-                kept.insert(name, value);
-            }
+            let Some(value) = taken(&name, value, cluster) else {
+                return Err(ApiError::bad_request(format!(
+                    "policy `{name}` is not of the form that Pulsar documents, or names a cluster \
+                     that is not `{cluster}`"
+                )));
+            };
+            kept.insert(name, value);
             continue;
         }
         // How many bundles a namespace is cut into changes nothing on one broker.
-        if is_empty || name == "bundles" || defaults.get(&name) == Some(&value) {
+        if name == "bundles" {
             continue;
         }
         let known = HONOURED
@@ -138,6 +207,7 @@ async fn create(
         given.unwrap_or_default(),
         &admin.broker().config().cluster_name,
     )?;
+    super::policies::check_all(&policies, &admin)?;
     admin
         .broker()
         .create_namespace(&namespace, policies)
@@ -178,14 +248,6 @@ async fn bundles(
     document(&bundles_document())
 }
 
-async fn replication(
-    State(admin): State<Admin>,
-    NamespaceInPath(namespace): NamespaceInPath,
-) -> Answer {
-    admin.broker().policies(&namespace).await?;
-    document(&[&admin.broker().config().cluster_name])
-}
-
 async fn unload(State(admin): State<Admin>, NamespaceInPath(namespace): NamespaceInPath) -> Answer {
     admin.broker().policies(&namespace).await?;
     for topic in loaded_names(&admin, &namespace).await? {
@@ -204,6 +266,59 @@ async fn clear_backlog(
         for subscription in admin.broker().subscriptions(&topic).await? {
             admin.broker().skip_all(&topic, &subscription).await?;
         }
+    }
+    done()
+}
+
+#[derive(serde::Deserialize)]
+struct Named {
+    subscription: String,
+}
+
+/// The topics of a namespace that have a subscription; none is 404.
+async fn having(
+    admin: &Admin,
+    namespace: &geminga_model::NamespaceName,
+    subscription: &str,
+) -> Answer<Vec<geminga_model::TopicName>> {
+    let mut having = Vec::new();
+    for topic in loaded_names(admin, namespace).await? {
+        let all = admin.broker().subscriptions(&topic).await?;
+        if all.iter().any(|name| name == subscription) {
+            having.push(topic);
+        }
+    }
+    if having.is_empty() {
+        return Err(ApiError::not_found(format!(
+            "Subscription {subscription} not found in {namespace}"
+        )));
+    }
+    Ok(having)
+}
+
+async fn clear_backlog_of(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+    Segments(Named { subscription }): Segments<Named>,
+    Params(_): Params<Plain>,
+) -> Answer {
+    for topic in having(&admin, &namespace, &subscription).await? {
+        admin.broker().skip_all(&topic, &subscription).await?;
+    }
+    done()
+}
+
+async fn unsubscribe(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+    Segments(Named { subscription }): Segments<Named>,
+    Params(_): Params<Plain>,
+) -> Answer {
+    for topic in having(&admin, &namespace, &subscription).await? {
+        admin
+            .broker()
+            .delete_subscription(&topic, &subscription, false)
+            .await?;
     }
     done()
 }
@@ -229,10 +344,7 @@ mod tests {
             .is_ok()
         );
         for (json, word) in [
-            (
-                json!({"encryption_required": true}),
-                "`encryption_required`",
-            ),
+            (json!({"offload_threshold": 5}), "`offload_threshold`"),
             (
                 json!({"replication_clusters": ["elsewhere"]}),
                 "`replication_clusters`",

@@ -1,62 +1,138 @@
-//! Single policies of a namespace: retention, TTL, automatic creation, properties.
+//! Single policies of namespaces and of topics: `GET`, set and `DELETE` of each, at both levels.
 //!
-//! A policy that is not set is answered as Pulsar does: 200 without a body.
+//! `table` lists the policies; the handlers here are the same for all. A policy that is not set is
+//! answered as Pulsar does: 200 without a body. With `applied=true` a topic's getter answers what is
+//! in force. What cannot be honoured is refused by the name of its field, and never stored.
+
+mod quotas;
+mod replication;
+mod table;
 
 use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::routing::get;
-use geminga_broker::{AutoTopicCreation, Policies, Retention};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, delete, get, put};
+use geminga_broker::{BrokerError, DispatchRate, EffectivePolicies, Policies};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use super::extract::{NamespaceInPath, Segments};
+use super::extract::{InPath, NamespaceInPath, Params, Segments};
 use super::{Admin, document, document_or_empty, done};
 use crate::error::{Answer, ApiError};
 use crate::request;
 
+pub(super) use table::check_all;
+
+pub(super) const NAMESPACE: &str = "/admin/v2/namespaces/{tenant}/{namespace}";
+const TOPIC: &str = "/admin/v2/persistent/{tenant}/{namespace}/{topic}";
+
+/// One policy, and how its endpoints read, check and change it.
+trait Policy: 'static {
+    type Value: Serialize + DeserializeOwned + Clone + Send + Sync + 'static;
+    /// The last segment of its path in a namespace and in a topic; none where it has no such.
+    const OF_NAMESPACE: Option<&'static str>;
+    const OF_TOPIC: Option<&'static str>;
+
+    fn get(policies: &Policies) -> Option<Self::Value>;
+    fn set(policies: &mut Policies, value: Option<Self::Value>);
+    /// What is in force; none where that is nothing.
+    fn applied(all: &EffectivePolicies) -> Option<Self::Value>;
+    /// What a namespace's getter answers where it is not set.
+    fn unset(_: &Admin) -> Option<Self::Value> {
+        None
+    }
+    fn check(_: &Self::Value, _: &Admin) -> Answer<()> {
+        Ok(())
+    }
+}
+
 pub(super) fn router() -> Router<Admin> {
-    let one = "/admin/v2/namespaces/{tenant}/{namespace}";
-    let at = |rest: &str| format!("{one}/{rest}");
-    Router::new()
-        .route(
-            &at("retention"),
-            get(retention).post(set_retention).delete(remove_retention),
-        )
-        .route(&at("messageTTL"), get(ttl).post(set_ttl).delete(remove_ttl))
-        .route(
-            &at("autoTopicCreation"),
-            get(auto_topic)
-                .post(set_auto_topic)
-                .delete(remove_auto_topic),
-        )
-        .route(
-            &at("autoSubscriptionCreation"),
-            get(auto_subscription)
-                .post(set_auto_subscription)
-                .delete(remove_auto_subscription),
-        )
+    let at = |rest: &str| format!("{NAMESPACE}/{rest}");
+    let router = Router::new()
         .route(
             &at("properties"),
             get(properties).put(set_properties).delete(clear_properties),
         )
         .route(&at("property/{key}"), get(property).delete(remove_property))
+        .route(&at("property/{key}/{value}"), put(set_property))
+        .route(&format!("{TOPIC}/messageTTL"), ttl_of_topic())
         .route(
-            &at("property/{key}/{value}"),
-            axum::routing::put(set_property),
+            &format!("{TOPIC}/{{subscription}}/dispatchRate"),
+            get(subscription_rate)
+                .post(set_subscription_rate)
+                .delete(remove_subscription_rate),
         )
+        .route(&format!("{TOPIC}/policies"), delete(remove_all));
+    let router = quotas::routes(router);
+    let router = replication::routes(router);
+    table::routes(router)
 }
 
-/// Changes the policies; the broker repeats it when somebody else was faster.
+/// The endpoints of one policy.
+fn routes_of<P: Policy>(mut router: Router<Admin>) -> Router<Admin> {
+    if let Some(segment) = P::OF_NAMESPACE {
+        // Some are set by PUT, most by POST; nothing else is meant by either.
+        let methods = get(of_namespace::<P>)
+            .post(set_of_namespace::<P>)
+            .put(set_of_namespace::<P>)
+            .delete(remove_of_namespace::<P>);
+        router = router.route(&format!("{NAMESPACE}/{segment}"), methods);
+    }
+    if let Some(segment) = P::OF_TOPIC {
+        let methods = get(of_topic::<P>)
+            .post(set_of_topic::<P>)
+            .put(set_of_topic::<P>)
+            .delete(remove_of_topic::<P>);
+        router = router.route(&format!("{TOPIC}/{segment}"), methods);
+    }
+    router
+}
+
+/// Parameters of a policy's endpoints.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct Which {
+    #[serde(rename = "authoritative")]
+    _authoritative: Option<bool>,
+    is_global: bool,
+    applied: bool,
+    backlog_quota_type: Option<geminga_broker::BacklogQuotaType>,
+    #[serde(rename = "messageTTL")]
+    message_ttl: Option<i64>,
+}
+
+impl Which {
+    /// A topic's policy for all clusters would be a promise about clusters that there are not.
+    fn check(&self) -> Answer<()> {
+        if self.is_global {
+            return Err(ApiError::not_implemented(
+                "`isGlobal` cannot be honoured: there is one cluster",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Changes a namespace's policies; the broker repeats it when somebody else was faster.
 async fn change(
     admin: &Admin,
     NamespaceInPath(namespace): NamespaceInPath,
-    change: impl Fn(&mut Policies) + Send,
+    change: impl Fn(&mut Policies) -> Result<(), BrokerError> + Send,
 ) -> Answer {
-    let change = move |policies: &mut Policies| {
-        change(policies);
-        Ok(())
-    };
     admin.broker().update_policies(&namespace, change).await?;
+    done()
+}
+
+async fn change_topic(
+    admin: &Admin,
+    InPath(topic): InPath,
+    which: &Which,
+    change: impl Fn(&mut Policies) -> Result<(), BrokerError> + Send,
+) -> Answer {
+    which.check()?;
+    admin.broker().update_topic_policies(&topic, change).await?;
     done()
 }
 
@@ -64,128 +140,171 @@ async fn read(admin: &Admin, NamespaceInPath(namespace): NamespaceInPath) -> Ans
     Ok(admin.broker().policies(&namespace).await?)
 }
 
-async fn retention(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    document_or_empty(read(&admin, namespace).await?.retention.as_ref())
+async fn of_namespace<P: Policy>(
+    State(admin): State<Admin>,
+    namespace: NamespaceInPath,
+    Params(_): Params<Which>,
+) -> Answer {
+    let own = P::get(&read(&admin, namespace).await?);
+    document_or_empty(own.or_else(|| P::unset(&admin)).as_ref())
 }
 
-async fn set_retention(
+async fn set_of_namespace<P: Policy>(
     State(admin): State<Admin>,
     namespace: NamespaceInPath,
     request: Request,
 ) -> Answer {
-    let given: Retention = request::json(request).await?;
-    let (time, size) = (given.retention_time_in_minutes, given.retention_size_in_mb);
-    if time < -1 || size < -1 {
-        return Err(ApiError::bad_request(
-            "a retention limit must be -1 or more",
-        ));
-    }
-    if (time == 0) != (size == 0) {
-        return Err(ApiError::bad_request(
-            "of `retentionTimeInMinutes` and `retentionSizeInMB` one is 0 and the other is not: \
-             nothing would be kept",
-        ));
-    }
+    let value = given::<P>(&admin, request).await?;
     change(&admin, namespace, move |policies| {
-        policies.retention = Some(given)
+        P::set(policies, value.clone());
+        quotas::agree(policies)
     })
     .await
 }
 
-async fn remove_retention(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    change(&admin, namespace, |policies| policies.retention = None).await
-}
-
-async fn ttl(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    document_or_empty(read(&admin, namespace).await?.message_ttl_seconds.as_ref())
-}
-
-async fn set_ttl(
+async fn remove_of_namespace<P: Policy>(
     State(admin): State<Admin>,
     namespace: NamespaceInPath,
-    request: Request,
 ) -> Answer {
-    let given: i64 = request::json(request).await?;
-    let Ok(seconds) = u64::try_from(given) else {
-        return Err(ApiError::precondition_failed(
-            "Invalid value for message TTL",
-        ));
+    change(&admin, namespace, |policies| {
+        P::set(policies, None);
+        Ok(())
+    })
+    .await
+}
+
+async fn of_topic<P: Policy>(
+    State(admin): State<Admin>,
+    InPath(topic): InPath,
+    Params(which): Params<Which>,
+) -> Answer {
+    which.check()?;
+    let own = P::get(&admin.broker().topic_policies(&topic).await?);
+    let answer = match own {
+        None if which.applied => P::applied(&*admin.broker().effective_policies(&topic).await?),
+        own => own,
     };
-    change(&admin, namespace, move |policies| {
-        policies.message_ttl_seconds = Some(seconds)
-    })
-    .await
+    document_or_empty(answer.as_ref())
 }
 
-async fn remove_ttl(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    change(&admin, namespace, |policies| {
-        policies.message_ttl_seconds = None
-    })
-    .await
-}
-
-async fn auto_topic(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    document_or_empty(read(&admin, namespace).await?.auto_topic_creation.as_ref())
-}
-
-async fn set_auto_topic(
+async fn set_of_topic<P: Policy>(
     State(admin): State<Admin>,
-    namespace: NamespaceInPath,
+    topic: InPath,
+    Params(which): Params<Which>,
     request: Request,
 ) -> Answer {
-    let given: AutoTopicCreation = request::json(request).await?;
-    if given.default_num_partitions == Some(0) {
-        return Err(ApiError::precondition_failed(
-            "`defaultNumPartitions` must be above 0",
-        ));
+    let value = given::<P>(&admin, request).await?;
+    change_topic(&admin, topic, &which, move |policies| {
+        P::set(policies, value.clone());
+        quotas::agree(policies)
+    })
+    .await
+}
+
+async fn remove_of_topic<P: Policy>(
+    State(admin): State<Admin>,
+    topic: InPath,
+    Params(which): Params<Which>,
+) -> Answer {
+    change_topic(&admin, topic, &which, |policies| {
+        P::set(policies, None);
+        Ok(())
+    })
+    .await
+}
+
+/// The value in the body, checked; `null` removes the policy.
+async fn given<P: Policy>(admin: &Admin, request: Request) -> Answer<Option<P::Value>> {
+    let value: Option<P::Value> = request::json(request).await?;
+    if let Some(value) = &value {
+        P::check(value, admin)?;
     }
-    change(&admin, namespace, move |policies| {
-        policies.auto_topic_creation = Some(given.clone());
-    })
-    .await
+    Ok(value)
 }
 
-async fn remove_auto_topic(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    change(&admin, namespace, |policies| {
-        policies.auto_topic_creation = None
-    })
-    .await
+/// A topic's TTL is set by a parameter, and else as the other policies.
+fn ttl_of_topic() -> MethodRouter<Admin> {
+    async fn set(
+        State(admin): State<Admin>,
+        topic: InPath,
+        Params(which): Params<Which>,
+    ) -> Answer {
+        let Some(given) = which.message_ttl else {
+            return Err(ApiError::bad_request("`messageTTL` is missing"));
+        };
+        table::MessageTtl::check(&given, &admin)?;
+        change_topic(&admin, topic, &which, move |policies| {
+            table::MessageTtl::set(policies, Some(given));
+            Ok(())
+        })
+        .await
+    }
+    get(of_topic::<table::MessageTtl>)
+        .post(set)
+        .delete(remove_of_topic::<table::MessageTtl>)
 }
 
-/// `AutoSubscriptionCreationOverride`.
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct AutoSubscription {
-    allow_auto_subscription_creation: bool,
-}
-
-async fn auto_subscription(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    let set = read(&admin, namespace).await?.auto_subscription_creation;
-    let own = set.map(|allow| AutoSubscription {
-        allow_auto_subscription_creation: allow,
-    });
-    document_or_empty(own.as_ref())
-}
-
-async fn set_auto_subscription(
+async fn remove_all(
     State(admin): State<Admin>,
-    namespace: NamespaceInPath,
+    topic: InPath,
+    Params(which): Params<Which>,
+) -> Answer {
+    change_topic(&admin, topic, &which, |policies| {
+        *policies = Policies::default();
+        Ok(())
+    })
+    .await
+}
+
+#[derive(serde::Deserialize)]
+struct Subscription {
+    subscription: String,
+}
+
+async fn subscription_rate(
+    State(admin): State<Admin>,
+    InPath(topic): InPath,
+    Segments(Subscription { subscription }): Segments<Subscription>,
+    Params(which): Params<Which>,
+) -> Answer {
+    which.check()?;
+    let own = admin.broker().topic_policies(&topic).await?;
+    let own = own.dispatch_rates.get(&subscription).copied();
+    let answer = match own {
+        None if which.applied => {
+            let all = admin.broker().effective_policies(&topic).await?;
+            table::SubscriptionDispatchRate::applied(&all)
+        }
+        own => own,
+    };
+    document_or_empty(answer.as_ref())
+}
+
+async fn set_subscription_rate(
+    State(admin): State<Admin>,
+    topic: InPath,
+    Segments(Subscription { subscription }): Segments<Subscription>,
+    Params(which): Params<Which>,
     request: Request,
 ) -> Answer {
-    let given: AutoSubscription = request::json(request).await?;
-    let allow = given.allow_auto_subscription_creation;
-    change(&admin, namespace, move |policies| {
-        policies.auto_subscription_creation = Some(allow);
+    let rate: DispatchRate = request::json(request).await?;
+    table::SubscriptionDispatchRate::check(&rate, &admin)?;
+    change_topic(&admin, topic, &which, move |policies| {
+        policies.dispatch_rates.insert(subscription.clone(), rate);
+        Ok(())
     })
     .await
 }
 
-async fn remove_auto_subscription(
+async fn remove_subscription_rate(
     State(admin): State<Admin>,
-    namespace: NamespaceInPath,
+    topic: InPath,
+    Segments(Subscription { subscription }): Segments<Subscription>,
+    Params(which): Params<Which>,
 ) -> Answer {
-    change(&admin, namespace, |policies| {
-        policies.auto_subscription_creation = None
+    change_topic(&admin, topic, &which, move |policies| {
+        policies.dispatch_rates.remove(&subscription);
+        Ok(())
     })
     .await
 }
@@ -201,13 +320,18 @@ async fn set_properties(
 ) -> Answer {
     let given: BTreeMap<String, String> = request::json(request).await?;
     change(&admin, namespace, move |policies| {
-        policies.properties.extend(given.clone())
+        policies.properties.extend(given.clone());
+        Ok(())
     })
     .await
 }
 
 async fn clear_properties(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    change(&admin, namespace, |policies| policies.properties.clear()).await
+    change(&admin, namespace, |policies| {
+        policies.properties.clear();
+        Ok(())
+    })
+    .await
 }
 
 #[derive(serde::Deserialize)]
@@ -217,13 +341,17 @@ struct Property {
     value: String,
 }
 
+/// Plain text, as Pulsar answers it.
 async fn property(
     State(admin): State<Admin>,
     namespace: NamespaceInPath,
     Segments(property): Segments<Property>,
-) -> Answer {
+) -> Answer<Response> {
     let policies = read(&admin, namespace).await?;
-    document_or_empty(policies.properties.get(&property.key))
+    match policies.properties.get(&property.key) {
+        Some(value) => Ok(super::text(value.clone())),
+        None => Ok(axum::http::StatusCode::OK.into_response()),
+    }
 }
 
 async fn set_property(
@@ -235,6 +363,7 @@ async fn set_property(
         policies
             .properties
             .insert(property.key.clone(), property.value.clone());
+        Ok(())
     })
     .await
 }
@@ -246,6 +375,7 @@ async fn remove_property(
 ) -> Answer {
     change(&admin, namespace, move |policies| {
         policies.properties.remove(&property.key);
+        Ok(())
     })
     .await
 }

@@ -37,6 +37,15 @@ pub(super) fn router() -> Router<Admin> {
             .route(&format!("{one}/skip/{{number}}"), post(skip))
             .route(&format!("{one}/skip_all"), post(skip_all))
             .route(&format!("{one}/expireMessages/{{number}}"), post(expire))
+            .route(&format!("{one}/expireMessages"), post(expire_through))
+            .route(
+                &format!("{one}/properties"),
+                get(properties).put(set_properties),
+            )
+            .route(
+                &format!("{one}/replicatedSubscriptionStatus"),
+                get(replicated).post(set_replicated),
+            )
             .route(
                 &format!("{one}/position/{{number}}"),
                 get(super::peek::peek),
@@ -319,4 +328,90 @@ async fn expire_each(admin: &Admin, targets: &[(TopicName, String)], seconds: u6
 #[derive(serde::Deserialize)]
 struct Seconds {
     number: u64,
+}
+
+/// Up to a message, which is expired too unless it is `excluded`.
+async fn expire_through(
+    State(admin): State<Admin>,
+    InPath(topic): InPath,
+    Segments(Named { subscription }): Segments<Named>,
+    Params(_): Params<Plain>,
+    request: Request,
+) -> Answer {
+    let place: Place = request::json(request).await?;
+    not_partitioned(&admin, &topic, "expiring up to a message").await?;
+    let through = Position::new(place.ledger_id, place.entry_id - i64::from(place.excluded));
+    admin
+        .broker()
+        .expire_through(&topic, &subscription, through)
+        .await?;
+    done()
+}
+
+/// Of a partitioned topic those of its partitions, which are changed together.
+async fn properties(
+    State(admin): State<Admin>,
+    InPath(topic): InPath,
+    Segments(Named { subscription }): Segments<Named>,
+    Params(_): Params<Plain>,
+) -> Answer {
+    let mut all = std::collections::BTreeMap::new();
+    for topic in having(&admin, topic, &subscription).await? {
+        let own = admin
+            .broker()
+            .subscription_properties(&topic, &subscription);
+        all.extend(own.await?);
+    }
+    document(&all)
+}
+
+async fn set_properties(
+    State(admin): State<Admin>,
+    InPath(topic): InPath,
+    Segments(Named { subscription }): Segments<Named>,
+    Params(_): Params<Plain>,
+    request: Request,
+) -> Answer {
+    let given: std::collections::BTreeMap<String, String> = request::json(request).await?;
+    for topic in having(&admin, topic, &subscription).await? {
+        admin
+            .broker()
+            .set_subscription_properties(&topic, &subscription, given.clone())
+            .await?;
+    }
+    done()
+}
+
+async fn replicated(
+    State(admin): State<Admin>,
+    InPath(topic): InPath,
+    Segments(Named { subscription }): Segments<Named>,
+    Params(_): Params<Plain>,
+) -> Answer {
+    let mut all = std::collections::BTreeMap::new();
+    for topic in having(&admin, topic, &subscription).await? {
+        // 404 where it is not there.
+        admin
+            .broker()
+            .subscription_properties(&topic, &subscription)
+            .await?;
+        all.insert(topic.as_str().to_owned(), false);
+    }
+    document(&all)
+}
+
+async fn set_replicated(
+    State(admin): State<Admin>,
+    InPath(topic): InPath,
+    Segments(Named { subscription }): Segments<Named>,
+    Params(_): Params<Plain>,
+    request: Request,
+) -> Answer {
+    if request::json::<bool>(request).await? {
+        return Err(ApiError::precondition_failed(
+            "replicated subscriptions cannot be honoured: there is one cluster",
+        ));
+    }
+    having(&admin, topic, &subscription).await?;
+    done()
 }

@@ -53,7 +53,12 @@ pub(super) fn router() -> Router<Admin> {
                 &format!("{topic}/ledger/{{ledger}}/entry/{{entry}}"),
                 get(super::peek::entry),
             )
-            .route(&format!("{topic}/properties"), get(properties))
+            .route(
+                &format!("{topic}/properties"),
+                get(super::content::properties)
+                    .put(super::content::put_properties)
+                    .delete(super::content::remove_property),
+            )
             .route(&format!("{topic}/terminate"), post(terminate))
             .route(
                 &format!("{topic}/terminate/partitions"),
@@ -153,12 +158,13 @@ async fn create(
     request: Request,
 ) -> Answer {
     let properties: Option<BTreeMap<String, String>> = request::json_or_none(request).await?;
-    if properties.is_some_and(|properties| !properties.is_empty()) {
-        return Err(ApiError::bad_request(
-            "properties of a topic without partitions cannot be kept yet",
-        ));
-    }
     admin.broker().create_topic(&topic).await?;
+    if let Some(properties) = properties.filter(|properties| !properties.is_empty()) {
+        admin
+            .broker()
+            .change_topic_properties(&topic, properties, None)
+            .await?;
+    }
     done()
 }
 
@@ -482,20 +488,6 @@ async fn last_message_id(
         "batchSize": i64::from(batch_index) + 1,
         "batchIndex": batch_index,
     }))
-}
-
-async fn properties(
-    State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Params(_): Params<Plain>,
-) -> Answer {
-    match admin.broker().partitions(&topic).await? {
-        Some(partitioned) => document(&partitioned.properties),
-        None => {
-            require(&admin, &topic).await?;
-            document(&json!({}))
-        }
-    }
 }
 
 async fn terminate(

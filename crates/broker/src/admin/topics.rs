@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use geminga_model::{Position, TopicName};
 use geminga_storage::ReadLimits;
+use geminga_storage::metadata::Expected;
 
 use super::PeekedEntry;
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::namespace::{Partitioned, partitioned_key};
 use crate::topic::inactive::UNUSED_SINCE;
 
 /// Before the name of a property that the user keeps with a topic.
@@ -83,7 +85,7 @@ impl Broker {
         Ok(self.existing(name).await?.ledger.bytes_from(position))
     }
 
-    /// What the user keeps with a topic without partitions.
+    /// What the user keeps with a topic, which is not partitioned.
     pub async fn topic_properties(
         &self,
         name: &TopicName,
@@ -94,13 +96,22 @@ impl Broker {
         Ok(stored.into_iter().filter_map(own).collect())
     }
 
-    /// Adds properties to a topic without partitions, and removes others.
+    /// Adds properties to a topic, partitioned or not, and removes another.
     pub async fn change_topic_properties(
         &self,
         name: &TopicName,
         put: BTreeMap<String, String>,
         remove: Option<String>,
     ) -> Result<(), BrokerError> {
+        let key = partitioned_key(name);
+        if let Some((mut stored, version)) = self.core.catalog.get::<Partitioned>(&key).await? {
+            if let Some(key) = remove {
+                stored.properties.remove(&key);
+            }
+            stored.properties.extend(put);
+            let expected = Expected::Is(version);
+            return self.core.catalog.put(&key, &stored, expected).await;
+        }
         let topic = self.existing(name).await?;
         topic
             .ledger

@@ -29,10 +29,10 @@ async fn every_refusal_has_a_status_and_a_reason() {
         ),
         (
             "POST",
-            "/admin/v2/namespaces/public/default/deduplication",
+            "/admin/v2/namespaces/public/default/replicatorDispatchRate",
             None,
             501,
-            "deduplication",
+            "replicatorDispatchRate",
         ),
         (
             "PUT",
