@@ -151,6 +151,23 @@ impl Client {
         }
     }
 
+    /// Connects to a broker now rather than with the first operation, and gives up after `within`.
+    ///
+    /// # Errors
+    /// When the service URL is wrong or no broker answers in time.
+    pub async fn connect(&self, within: Duration) -> Result<()> {
+        let connected = self
+            .shared
+            .retry_for(within, || async { self.shared.any_connection().await });
+        match tokio::time::timeout(within, connected).await {
+            Ok(connected) => connected.map(drop),
+            Err(_) => Err(Error::Timeout {
+                what: "connect",
+                after_ms: within.as_millis() as u64,
+            }),
+        }
+    }
+
     /// Settings of a producer to a topic, partitioned or not.
     pub fn producer(&self, topic: impl Into<String>) -> ProducerBuilder {
         ProducerBuilder::new(self.shared.clone(), topic.into())

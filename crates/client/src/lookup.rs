@@ -36,9 +36,18 @@ impl Shared {
     /// Tries an operation until it works, fails for good, or its time is over.
     pub(crate) async fn retry<T, F: Future<Output = Result<T>>>(
         &self,
+        attempt: impl FnMut() -> F,
+    ) -> Result<T> {
+        self.retry_for(self.operation_timeout, attempt).await
+    }
+
+    /// The same with a time of its own.
+    pub(crate) async fn retry_for<T, F: Future<Output = Result<T>>>(
+        &self,
+        time: std::time::Duration,
         mut attempt: impl FnMut() -> F,
     ) -> Result<T> {
-        let deadline = Instant::now() + self.operation_timeout;
+        let deadline = Instant::now() + time;
         let mut backoff = self.new_backoff();
         loop {
             let error = match attempt().await {

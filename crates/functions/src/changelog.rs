@@ -23,7 +23,11 @@ const FROM: &str = "geminga.from";
 /// The topic, to be written.
 pub(crate) struct Changelog {
     client: Client,
-    producer: Producer,
+    topic: String,
+    batching: Batching,
+    /// Made by the first record: what is there can be read while nothing can be stored. The lock
+    /// keeps the records in order.
+    producer: tokio::sync::Mutex<Option<Producer>>,
     /// Where a start has to begin; `None` is the topic's own beginning.
     from: Mutex<Option<MessageId>>,
     /// Records since then.
@@ -42,12 +46,6 @@ impl Changelog {
         records_max: u64,
         mut take: impl FnMut(ReceivedMessage),
     ) -> Result<Self> {
-        let producer = client
-            .producer(topic)
-            .compression(Compression::Lz4)
-            .batching(batching)
-            .build()
-            .await?;
         let keeper = keeper(client, topic).await?;
         let last = keeper.last_message_id().await?;
         keeper.close().await?;
@@ -72,7 +70,9 @@ impl Changelog {
         }
         Ok(Self {
             client: client.clone(),
-            producer,
+            topic: topic.to_owned(),
+            batching,
+            producer: tokio::sync::Mutex::default(),
             from: Mutex::new(from),
             records: AtomicU64::new(records),
             records_max: records_max.max(1),
@@ -88,7 +88,16 @@ impl Changelog {
             Some(from) => record.property(FROM, from.to_string()),
             None => record,
         };
-        self.producer.enqueue(record).await
+        let mut held = self.producer.lock().await;
+        let producer = match held.take() {
+            Some(producer) => producer,
+            None => {
+                let made = self.client.producer(&self.topic);
+                let made = made.compression(Compression::Lz4);
+                made.batching(self.batching.clone()).build().await?
+            }
+        };
+        held.insert(producer).enqueue(record).await
     }
 
     /// Whether it is time to write the `living` records anew. The caller that gets `true` has to
@@ -112,7 +121,7 @@ impl Changelog {
             *self.from.lock() = Some(place);
             // The last record names the place from now on.
             self.enqueue(Message::new(&b"end"[..])).await?.await?;
-            let keeper = keeper(&self.client, self.producer.topic()).await?;
+            let keeper = keeper(&self.client, &self.topic).await?;
             keeper.seek(place).await?;
             keeper.close().await
         };

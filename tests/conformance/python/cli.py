@@ -1,6 +1,7 @@
 """The command line of the binary under test."""
 
 import json
+import re
 import subprocess
 
 from server import binary
@@ -20,3 +21,19 @@ def create_function(server, name, language, path, *arguments, code=0):
 
 def status(server, name):
     return json.loads(geminga(server, "functions", "status", "--name", name, "-o", "json"))
+
+
+FORM = re.compile(r"^error\[G\d{4}\]: .+", re.M)
+
+
+def refused(*arguments, code=None):
+    """Runs a start of a server that must fail; its stderr, which has one error of the house's form."""
+    done = subprocess.run([binary(), "standalone", *map(str, arguments)], capture_output=True, text=True, timeout=20)
+    assert done.returncode != 0
+    if code is not None:
+        assert done.returncode == code, done.stderr
+    assert len(FORM.findall(done.stderr)) == 1, done.stderr
+    assert "help:" in done.stderr, done.stderr
+    assert "panicked" not in done.stderr
+    assert done.stdout == ""
+    return done.stderr

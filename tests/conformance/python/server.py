@@ -52,9 +52,9 @@ class Server:
     """One `geminga standalone` process and its data directory. Ports are free ones at the first start
     and stay the same afterwards, so that clients find the server again."""
 
-    def __init__(self, *options, ports=(0, 0), ephemeral=False):
+    def __init__(self, *options, ports=(0, 0), ephemeral=False, data=None):
         self._folder = tempfile.TemporaryDirectory(prefix="geminga-conformance-")
-        self.data = None if ephemeral else os.path.join(self._folder.name, "data")
+        self.data = None if ephemeral else str(data or os.path.join(self._folder.name, "data"))
         self.log_path = os.path.join(self._folder.name, "server.log")
         self.environment = dict(os.environ)
         self.options = options

@@ -1,31 +1,16 @@
 """The server as a process: what it says when it cannot start, and how it ends."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
 
 import pytest
 
+from cli import refused
 from server import Server, binary, quiet_ports
 
 pytestmark = pytest.mark.own_server
-
-FORM = re.compile(r"^error\[G\d{4}\]: .+", re.M)
-
-
-def refused(*arguments, code=None):
-    """Runs a start that must fail; its stderr, which has one error of the house's form."""
-    done = subprocess.run([binary(), "standalone", *map(str, arguments)], capture_output=True, text=True, timeout=20)
-    assert done.returncode != 0
-    if code is not None:
-        assert done.returncode == code, done.stderr
-    assert len(FORM.findall(done.stderr)) == 1, done.stderr
-    assert "help:" in done.stderr, done.stderr
-    assert "panicked" not in done.stderr
-    assert done.stdout == ""
-    return done.stderr
 
 
 def test_broker_port_in_use(tmp_path):

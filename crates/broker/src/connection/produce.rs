@@ -11,6 +11,7 @@ use geminga_proto::pb::{
     ServerError,
 };
 use geminga_proto::send::Send;
+use geminga_storage::SpaceLevel;
 use geminga_storage::managed::Initial;
 use tokio::time::Instant;
 
@@ -401,6 +402,12 @@ async fn open_producer(
     }
     if topic.is_persistent() {
         topic.check_quota_for_producer().await?;
+        // One that comes back because its messages were not taken would come again and again:
+        // refused here it waits longer each time, and its messages run into their own time-out.
+        if core.ledgers.store().space().level == SpaceLevel::Full {
+            let reason = "the disk is full: nothing is stored until there is room";
+            return Err(BrokerError::Persistence(reason.to_owned()));
+        }
         topic.ledger.prepare().await?;
     }
     let producer_name = match request.producer_name {

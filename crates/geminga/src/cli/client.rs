@@ -1,18 +1,29 @@
 //! The client that commands use, and how its errors look to a person.
 
+use std::time::Duration;
+
 use geminga_client::{Client, Error};
 use geminga_stdx::Diagnostic;
 
 use super::Global;
 use crate::failure::{Exit, Failure};
 
-/// A client for the service URL of the command line.
-pub(crate) fn client(global: &Global) -> Result<Client, Failure> {
+/// How long a broker may take to answer at all. Somebody waits: the client itself would go on for
+/// as long as an operation may take.
+const REACH_MAX: Duration = Duration::from_secs(5);
+
+/// A client that is connected to the service URL of the command line.
+pub(crate) async fn client(global: &Global) -> Result<Client, Failure> {
     let mut builder = Client::builder(global.service_url());
     if let Some(token) = global.token()? {
         builder = builder.token(token);
     }
-    builder.try_build().map_err(|error| failure(&error, global))
+    let client = builder
+        .try_build()
+        .map_err(|error| failure(&error, global))?;
+    let connected = client.connect(REACH_MAX).await;
+    connected.map_err(|error| failure(&error, global))?;
+    Ok(client)
 }
 
 /// A client's error as a diagnostic with an exit code.

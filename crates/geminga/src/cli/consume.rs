@@ -53,7 +53,7 @@ pub(crate) struct ConsumeArgs {
 pub(crate) fn run(args: ConsumeArgs, global: &Global) -> Outcome {
     block_on(async {
         let failed = |error| client::failure(&error, global);
-        let connection = client::client(global)?;
+        let connection = client::client(global).await?;
         let mut builder = connection
             .consumer(args.topic.as_str())
             .sub_type(match args.sub_type {

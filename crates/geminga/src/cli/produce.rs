@@ -38,7 +38,7 @@ pub(crate) struct ProduceArgs {
 
 pub(crate) fn run(args: ProduceArgs, global: &Global) -> Outcome {
     block_on(async {
-        let connection = client::client(global)?;
+        let connection = client::client(global).await?;
         let producer = connection
             .producer(&args.topic)
             .build()

@@ -153,7 +153,7 @@ async fn run_on(plan: &Plan, broker: &Broker, global: &Global) -> Outcome {
         service_url: Some(broker.url.clone()),
         ..global.clone()
     };
-    let client = super::client::client(&global)?;
+    let client = super::client::client(&global).await?;
     let scratch = std::env::temp_dir().join(format!("geminga-{}", Random::from_entropy().name(8)));
     let worker = Worker::start(WorkerConfig::ephemeral(client.clone(), &scratch))
         .await

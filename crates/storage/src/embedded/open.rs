@@ -89,6 +89,8 @@ pub(super) fn open(
         config,
         disk,
     });
+    // A disk that is full already is told now, and not when the first file is made.
+    shared.space.measure();
     let sorter = Sorter {
         shared: shared.clone(),
         sorted_generation: recovered.begin.sorted_generation,

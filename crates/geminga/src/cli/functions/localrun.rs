@@ -218,7 +218,7 @@ async fn serve(
         geminga_stdx::Random::from_entropy().name(6)
     ));
     std::fs::create_dir_all(&directory)?;
-    let outcome = match client::client(&global) {
+    let outcome = match client::client(&global).await {
         Ok(client) => {
             let told = match &server {
                 Some(_) => format!("{url}, a broker of its own"),

@@ -42,7 +42,7 @@ pub(super) struct ConsumeArgs {
 
 pub(super) async fn run(args: ConsumeArgs, global: &Global) -> Outcome {
     let failed = |error| client::failure(&error, global);
-    let connection = client::client(global)?;
+    let connection = client::client(global).await?;
     let name = args.subscription.clone().unwrap_or_else(|| {
         format!(
             "geminga-perf-{}",

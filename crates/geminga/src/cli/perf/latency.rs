@@ -26,7 +26,7 @@ pub(super) struct LatencyArgs {
 
 pub(super) async fn run(args: LatencyArgs, global: &Global) -> Outcome {
     let failed = |error| client::failure(&error, global);
-    let connection = client::client(global)?;
+    let connection = client::client(global).await?;
     let mut consumer = connection
         .consumer(args.load.topic.as_str())
         .subscription(format!(

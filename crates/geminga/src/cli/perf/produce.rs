@@ -42,7 +42,7 @@ pub(super) fn payload(size: usize) -> Bytes {
 
 pub(super) async fn run(args: ProduceArgs, global: &Global) -> Outcome {
     let failed = |error| client::failure(&error, global);
-    let connection = client::client(global)?;
+    let connection = client::client(global).await?;
     let producer = configure(connection.producer(&args.load.topic), &args.load)
         .build()
         .await
