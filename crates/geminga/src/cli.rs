@@ -55,7 +55,7 @@ pub(crate) struct Cli {
 /// Options that every command takes.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Global {
-    /// The broker's address
+    /// The broker's address; pulsar://127.0.0.1:6650 when left out
     #[arg(
         long,
         global = true,
@@ -64,7 +64,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) service_url: Option<String>,
-    /// The admin API's address
+    /// The admin API's address; http://127.0.0.1:8080 when left out
     #[arg(
         long,
         global = true,

@@ -23,6 +23,10 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::output::{self, Format, Table};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    geminga mesh plan mesh.yaml\n  \
+    geminga mesh apply mesh.yaml\n  \
+    geminga mesh list -o name")]
 pub(crate) struct MeshArgs {
     #[command(subcommand)]
     action: MeshAction,
@@ -43,7 +47,7 @@ enum MeshAction {
         #[command(flatten)]
         files: Files,
     },
-    /// Delete from a running server what the files name
+    /// Delete from a running server what the files name, and what else belongs to their mesh
     Delete {
         #[command(flatten)]
         files: Files,
@@ -410,6 +414,13 @@ async fn delete(client: &AdminClient, plan: &Plan) -> Outcome {
             "was not there"
         };
         output::note(&format!("{kind} {name} {done}"));
+    }
+    // What left the file since the last `apply` is of the mesh all the same.
+    for state in actual(client, plan).await? {
+        let (kind, name) = (kind_of(state.kind), name_of(&state.fqfn));
+        if remove(client, kind, &name).await? {
+            output::note(&format!("{kind} {name} deleted"));
+        }
     }
     Ok(())
 }

@@ -89,7 +89,16 @@ fn apply_changes_what_differs_and_nothing_else() {
         [("update", "b"), ("delete", "a")]
     );
 
-    assert!(run(&["delete", "mesh.yaml"]).contains("function public/default/b deleted"));
+    // What left the file goes with the mesh, though nobody applied that.
+    write(
+        "mesh.yaml",
+        &format!("{head}{}{}", function("a", "x"), function("b", "z")),
+    );
+    run(&["apply", "mesh.yaml"]);
+    write("mesh.yaml", &format!("{head}{}", function("b", "z")));
+    let printed = run(&["delete", "mesh.yaml"]);
+    assert!(printed.contains("function public/default/b deleted"));
+    assert!(printed.contains("function public/default/a deleted"));
     assert!(run(&["delete", "mesh.yaml"]).contains("was not there"));
     assert_eq!(run(&["list"]).lines().count(), 1);
 }
