@@ -77,6 +77,7 @@ class Server:
         line = self._first_line(began + READY_SECONDS)
         self.ready_seconds = time.monotonic() - began
         told = json.loads(line)
+        self.told = told
         self.service_url, self.admin_url = told["serviceUrl"], told["adminUrl"].rstrip("/")
         self.port = int(self.service_url.rsplit(":", 1)[1])
         self.http_port = int(self.admin_url.rsplit(":", 1)[1])

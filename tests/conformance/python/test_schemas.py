@@ -122,3 +122,56 @@ def test_nested_records(client, topic):
     reader = client.create_reader(topic, pulsar.MessageId.earliest, schema=AvroSchema(Event))
     value = read(reader, 1)[0].value()
     assert (value.place.name, value.place.inhabited, value.count) == ("Milano", True, 3)
+
+
+def test_key_values_are_compared_by_halves(admin, topic):
+    at = f"/admin/v2/schemas/public/default/{topic}/"
+    half = {"int": '{"type":"record","name":"R","fields":[{"name":"x","type":"int"}]}',
+            "string": '{"type":"record","name":"R","fields":[{"name":"x","type":"string"}]}'}
+
+    def given(key, value):
+        return {"type": "KEY_VALUE", "schema": json.dumps({"key": json.loads(half[key]), "value": json.loads(half[value])}),
+                "properties": {"key.schema.name": "k", "key.schema.type": "AVRO", "key.schema.properties": "{}",
+                               "value.schema.name": "v", "value.schema.type": "AVRO", "value.schema.properties": "{}",
+                               "kv.encoding.type": "INLINE"}}
+    assert admin.status("POST", at + "schema", given("int", "int")) == 200
+    assert admin.status("POST", at + "schema", given("int", "int")) == 200
+    assert admin.status("POST", at + "schema", given("string", "int")) == 409
+    assert admin.status("POST", at + "schema", given("int", "string")) == 409
+
+
+def test_a_deletion_is_a_version_and_force_forgets(admin, topic):
+    at = f"/admin/v2/schemas/public/default/{topic}/"
+    schema = {"type": "STRING", "schema": "", "properties": {}}
+    other = {"type": "AVRO", "schema": '{"type":"record","name":"R","fields":[]}', "properties": {}}
+    assert json.loads(admin.call("POST", at + "schema", schema, raw=True)) == {"version": {"version": 0}}
+    assert json.loads(admin.call("DELETE", at + "schema", raw=True)) == {"version": 1}
+    assert admin.status("GET", at + "schema") == 404
+    assert json.loads(admin.call("POST", at + "schema", other, raw=True)) == {"version": {"version": 2}}
+    admin.call("DELETE", at + "schema?force=true")
+    assert json.loads(admin.call("POST", at + "schema", schema, raw=True)) == {"version": {"version": 0}}
+
+
+def test_versions_survive_kill_9(own_server, seed):
+    """Random numbers of versions of some topics; each that was answered is there after the kill."""
+    import random
+
+    from support import Admin
+    chance = random.Random(seed)
+    known = {}
+    for _ in range(4):
+        admin = Admin(own_server.admin_url)
+        for _ in range(chance.randrange(5, 25)):
+            name = f"t{chance.randrange(3)}"
+            versions = known.setdefault(name, [])
+            fields = [{"name": f"f{n}", "type": "int", "default": 0} for n in range(len(versions) + 1)]
+            definition = json.dumps({"type": "record", "name": "R", "fields": fields})
+            answer = admin.call("POST", f"/admin/v2/schemas/public/default/{name}/schema",
+                                {"type": "AVRO", "schema": definition, "properties": {}}, raw=True)
+            assert json.loads(answer) == {"version": {"version": len(versions)}}, (seed, name)
+            versions.append(definition)
+        own_server.restart()
+        admin = Admin(own_server.admin_url)
+        for name, versions in known.items():
+            kept = admin.get(f"/admin/v2/schemas/public/default/{name}/schemas")["getSchemaResponses"]
+            assert [json.loads(one["data"]) for one in kept] == [json.loads(one) for one in versions], (seed, name)

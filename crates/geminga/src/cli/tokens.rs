@@ -24,7 +24,7 @@ enum Command {
     CreateSecretKey {
         /// Write the key to this file, not to stdout; nobody else may read it
         #[arg(short, long, value_name = "FILE")]
-        output: Option<PathBuf>,
+        file: Option<PathBuf>,
         /// Write it as base64
         #[arg(short, long)]
         base64: bool,
@@ -62,7 +62,8 @@ enum Command {
         )]
         algorithm: String,
         /// The token, or `file:PATH` or `env:NAME`
-        token: String,
+        #[arg(value_name = "TOKEN")]
+        given: String,
     },
 }
 
@@ -76,7 +77,7 @@ struct KeyArgs {
 pub(crate) fn run(args: TokensArgs) -> Outcome {
     match args.command {
         Command::CreateSecretKey {
-            output: file,
+            file,
             base64,
         } => create_secret_key(file, base64),
         Command::Create {
@@ -114,7 +115,7 @@ pub(crate) fn run(args: TokensArgs) -> Outcome {
             key,
             public_key,
             algorithm,
-            token,
+            given,
         } => {
             if key.secret_key.is_some() == public_key.is_some() {
                 return Err(usage("give --secret-key or --public-key"));
@@ -125,7 +126,7 @@ pub(crate) fn run(args: TokensArgs) -> Outcome {
                 token_public_alg: algorithm,
                 ..SecurityConfig::default()
             };
-            let token = given_token(&token)?;
+            let token = given_token(&given)?;
             let identity = validate(&config, &token, Clock::system().now_ms());
             let identity = identity.map_err(|error| refused(&error))?;
             let claims = serde_json::json!({
