@@ -76,10 +76,7 @@ struct KeyArgs {
 
 pub(crate) fn run(args: TokensArgs) -> Outcome {
     match args.command {
-        Command::CreateSecretKey {
-            file,
-            base64,
-        } => create_secret_key(file, base64),
+        Command::CreateSecretKey { file, base64 } => create_secret_key(file, base64),
         Command::Create {
             key,
             private_key,

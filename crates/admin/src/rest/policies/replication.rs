@@ -18,10 +18,6 @@ pub(super) fn routes(router: Router<Admin>) -> Router<Admin> {
     let mut router = router
         .route(&at("replication"), get(clusters).post(set_clusters))
         .route(&at("allowedClusters"), get(allowed).post(set_clusters))
-        .route(
-            &at("subscriptionAuthMode"),
-            get(auth_mode).post(set_auth_mode),
-        )
         .route(&at("offloadThreshold"), get(no_offload))
         .route(&at("offloadThresholdInSeconds"), get(no_offload))
         .route(
@@ -145,25 +141,5 @@ async fn remove_clusters_of_topic(
 ) -> Answer {
     which.check()?;
     admin.broker().topic_policies(&topic).await?;
-    done()
-}
-
-async fn auth_mode(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    read(&admin, namespace).await?;
-    document(&"None")
-}
-
-async fn set_auth_mode(
-    State(admin): State<Admin>,
-    namespace: NamespaceInPath,
-    request: Request,
-) -> Answer {
-    let given: String = request::json(request).await?;
-    read(&admin, namespace).await?;
-    if given != "None" {
-        return Err(ApiError::precondition_failed(format!(
-            "subscription auth mode `{given}` cannot be honoured: nobody is asked who they are"
-        )));
-    }
     done()
 }

@@ -58,9 +58,9 @@ async fn every_refusal_has_a_status_and_a_reason() {
         (
             "PUT",
             "/admin/v2/namespaces/public/x",
-            Some(json!({"encryption_required": true})),
+            Some(json!({"offload_threshold": 5})),
             400,
-            "`encryption_required`",
+            "`offload_threshold`",
         ),
         (
             "DELETE",
