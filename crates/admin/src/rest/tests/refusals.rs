@@ -100,9 +100,9 @@ async fn every_refusal_has_a_status_and_a_reason() {
         (
             "PUT",
             "/admin/v2/persistent/public/default/x",
-            Some(json!({"a": "b"})),
+            Some(json!({"a": ["b"]})),
             400,
-            "properties",
+            "not valid",
         ),
         (
             "PUT",
