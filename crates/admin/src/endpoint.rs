@@ -23,7 +23,7 @@ pub(crate) async fn refuse_method(method: Method, uri: Uri) -> ApiError {
 
 fn refusal(method: &Method, path: &str, path_is_served: bool) -> ApiError {
     let methods = methods_of(path);
-    if methods.iter().any(|known| *known == method.as_str()) || path.starts_with("/ws/") {
+    if methods.iter().any(|known| *known == method.as_str()) {
         return ApiError::not_implemented(format!(
             "`{method} {path}` is not implemented by Geminga"
         ));
@@ -65,7 +65,7 @@ mod tests {
             ("DELETE", "/admin/v2/bookies/all", 405),
             ("POST", "/admin/v2/persistent/t/n/x/dispatchRate", 501),
             ("POST", "/admin/v2/non-persistent/t/n/x/dispatchRate", 501),
-            ("GET", "/ws/v2/consumer/persistent/a/b/c/d", 501),
+            ("GET", "/ws/v2/consummer/persistent/a/b/c/d", 404),
             ("GET", "/admin/v2/bookeis/all", 404),
             ("GET", "/", 404),
             ("GET", "/admin/v2/bookies//all", 404),

@@ -24,6 +24,7 @@ mod tenants;
 mod topics;
 mod transactions;
 mod worker;
+mod ws;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use geminga_broker::{Broker, BrokerError, ErrorKind};
+use geminga_client::Client;
 use geminga_functions::Worker;
 use geminga_stdx::Tasks;
 use geminga_stdx::tasks::OnError;
@@ -50,12 +52,15 @@ pub struct Admin {
     pub(crate) inner: Arc<Inner>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Inner {
     broker: Broker,
     /// `http://host:port` of this API.
     http_url: String,
     /// None in a broker without functions.
     worker: Option<Worker>,
+    /// None without WebSockets.
+    sockets: Option<ws::Sockets>,
 }
 
 impl Admin {
@@ -77,6 +82,7 @@ impl Admin {
                 broker,
                 http_url,
                 worker: None,
+                sockets: None,
             }),
         }
     }
@@ -84,17 +90,22 @@ impl Admin {
     /// With functions, sources and sinks.
     #[must_use]
     pub fn with_worker(self, worker: Worker) -> Self {
-        let Inner {
-            broker, http_url, ..
-        } = &*self.inner;
-        let (broker, http_url) = (broker.clone(), http_url.clone());
-        Self {
-            inner: Arc::new(Inner {
-                broker,
-                http_url,
-                worker: Some(worker),
-            }),
-        }
+        self.with(|inner| inner.worker = Some(worker))
+    }
+
+    /// With WebSockets, whose sessions use a client that the broker trusts and end with `tasks`.
+    #[must_use]
+    pub fn with_web_sockets(self, client: Client, tasks: Tasks) -> Self {
+        self.with(|inner| inner.sockets = Some(ws::Sockets::new(client, tasks)))
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        change(Arc::make_mut(&mut self.inner));
+        self
+    }
+
+    pub(crate) fn sockets(&self) -> Option<&ws::Sockets> {
+        self.inner.sockets.as_ref()
     }
 
     /// Pulsar answers 503 where no worker runs.
@@ -133,6 +144,7 @@ impl Admin {
             .merge(worker::router())
             .merge(lookup::router())
             .merge(metrics::router())
+            .merge(ws::router())
             .fallback(endpoint::refuse)
             .method_not_allowed_fallback(endpoint::refuse_method)
             .layer(middleware::from_fn_with_state(Tasks::new(), whole))

@@ -132,7 +132,8 @@ where
         .serve_connection(
             TokioIo::new(Patient::new(stream)),
             TowerToHyperService::new(router),
-        );
+        )
+        .with_upgrades();
     tokio::pin!(serve);
     let ended = tokio::select! {
         ended = &mut serve => ended,

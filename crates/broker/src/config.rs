@@ -52,6 +52,15 @@ pub struct BrokerConfig {
     /// HTTP address given to clients in lookups over HTTP, as `http://host:port`.
     pub web_service_address: Option<String>,
 
+    /// Whether `/ws/` of the HTTP port takes WebSockets. On, as in Pulsar's standalone.
+    pub web_socket_service_enabled: bool,
+    /// Bytes of a text that a WebSocket client sends.
+    pub web_socket_max_text_frame_size: usize,
+    /// A WebSocket on which nothing passed for so long is closed; 0 = never.
+    pub web_socket_session_idle_timeout_millis: u64,
+    /// Seconds between pings to WebSocket clients; 0 or less = none.
+    pub web_socket_ping_duration_seconds: i64,
+
     /// Seconds between PINGs; a peer silent for two of them is closed.
     pub keep_alive_interval_seconds: u64,
     /// How long an old connection has to answer when a new producer or consumer collides with it.
@@ -196,6 +205,10 @@ impl Default for BrokerConfig {
             cluster_name: "standalone".to_owned(),
             advertised_address: None,
             web_service_address: None,
+            web_socket_service_enabled: true,
+            web_socket_max_text_frame_size: 1 << 20,
+            web_socket_session_idle_timeout_millis: 300_000,
+            web_socket_ping_duration_seconds: -1,
             keep_alive_interval_seconds: 30,
             connection_liveness_check_timeout_millis: 5_000,
             max_message_size: geminga_proto::MAX_MESSAGE_SIZE,
@@ -283,6 +296,9 @@ impl BrokerConfig {
         }
         if self.keep_alive_interval_seconds == 0 {
             return bad("keepAliveIntervalSeconds", "must be above 0");
+        }
+        if self.web_socket_max_text_frame_size == 0 {
+            return bad("webSocketMaxTextFrameSize", "must be above 0");
         }
         if self.max_message_size == 0 || self.max_message_size > 1 << 30 {
             return bad("maxMessageSize", "must be between 1 and 1073741824");

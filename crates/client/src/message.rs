@@ -17,6 +17,7 @@ pub struct Message {
     pub(crate) deliver_at: Option<i64>,
     pub(crate) sequence_id: Option<u64>,
     pub(crate) null_value: bool,
+    pub(crate) replicate_to: Vec<String>,
 }
 
 impl Message {
@@ -103,6 +104,13 @@ impl Message {
         self
     }
 
+    /// The clusters that get a copy, instead of those of the namespace; `__local__` alone is none.
+    #[must_use]
+    pub fn replicate_to<S: Into<String>>(mut self, clusters: impl IntoIterator<Item = S>) -> Self {
+        self.replicate_to = clusters.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// The payload's length.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -122,7 +130,8 @@ impl Message {
             .iter()
             .map(|(k, v)| k.len() + v.len() + 6)
             .sum();
-        self.payload.len() + self.key.as_ref().map_or(0, String::len) + properties + 64
+        let clusters: usize = self.replicate_to.iter().map(|name| name.len() + 2).sum();
+        self.payload.len() + self.key.as_ref().map_or(0, String::len) + properties + clusters + 64
     }
 }
 

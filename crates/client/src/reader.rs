@@ -145,6 +145,12 @@ impl Reader {
         self.consumer.last_message_id().await
     }
 
+    /// Whether the topic was terminated and all of it was read.
+    #[must_use]
+    pub fn has_reached_end(&self) -> bool {
+        self.consumer.has_reached_end()
+    }
+
     /// Whether the topic has a broker now.
     #[must_use]
     pub fn is_connected(&self) -> bool {

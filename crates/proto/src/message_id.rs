@@ -4,6 +4,8 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
+use prost::Message as _;
+
 use crate::pb::MessageIdData;
 
 /// The place of a message. Java peers use signed numbers, and so does the order of ids: -1 is
@@ -60,6 +62,17 @@ impl MessageId {
     /// Ledger and entry.
     pub fn position(&self) -> (i64, i64) {
         (self.ledger_id, self.entry_id)
+    }
+
+    /// As clients store it: Java's `MessageId.toByteArray`.
+    pub fn to_bytes(self) -> Vec<u8> {
+        self.to_data().encode_to_vec()
+    }
+
+    /// What [`to_bytes`](Self::to_bytes) or a client wrote; none for other bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let data = MessageIdData::decode(bytes).ok()?;
+        Some(Self::from(&data))
     }
 
     /// For a command: ledger, entry and partition, and the batch index where there is one.
@@ -206,6 +219,13 @@ mod tests {
             ..MessageId::entry(1, 2)
         };
         assert_eq!(MessageId::from(&id.to_data()), id);
+        assert_eq!(MessageId::from_bytes(&id.to_bytes()), Some(id));
+        let java = [0x08, 0x92, 0x12, 0x10, 0x00, 0x30, 0x00];
+        assert_eq!(
+            MessageId::from_bytes(&java),
+            Some(MessageId::entry(2322, 0))
+        );
+        assert_eq!(MessageId::from_bytes(b"nonsense"), None);
         let data = MessageId::EARLIEST.to_data();
         assert_eq!((data.ledger_id, data.partition), (u64::MAX, None));
         assert_eq!(MessageId::from(&data), MessageId::EARLIEST);

@@ -37,11 +37,25 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Params<
             Ok(Query(params)) => Ok(Self(params)),
             Err(error) => {
                 let text = error.body_text();
-                let text = text.rsplit(": ").next().unwrap_or_default().to_owned();
-                Err(ApiError::bad_request(format!(
-                    "a query parameter is not valid: {}",
-                    request::explain_name(&text)
-                )))
+                // "Failed to deserialize query string: NAME: what is wrong".
+                let text = text.split_once(": ").map_or("", |(_, what)| what);
+                let reason = match text.split_once(": ") {
+                    Some((_, what)) if what.starts_with("unknown field") => {
+                        format!(
+                            "a query parameter is not valid: {}",
+                            request::explain_name(what)
+                        )
+                    }
+                    Some((name, what)) => format!(
+                        "the query parameter `{name}` is not valid: {}",
+                        request::explain_name(what)
+                    ),
+                    None => format!(
+                        "a query parameter is not valid: {}",
+                        request::explain_name(text)
+                    ),
+                };
+                Err(ApiError::bad_request(reason))
             }
         }
     }

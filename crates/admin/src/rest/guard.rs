@@ -18,17 +18,26 @@ pub(crate) struct ClientCertificate(pub(crate) Option<String>);
 /// Whom a proxy speaks for.
 const ORIGINAL_PRINCIPAL: &str = "x-original-principal";
 
-pub(super) async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(
+    State(admin): State<Admin>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     match check(&admin, &request) {
-        Ok(()) => next.run(request).await,
+        Ok(session) => {
+            // For endpoints that ask for more than their path says.
+            request.extensions_mut().insert(session);
+            next.run(request).await
+        }
         Err(refusal) => refusal.into_response(),
     }
 }
 
-fn check(admin: &Admin, request: &Request) -> Answer<()> {
+/// Who asks. Where nobody is asked, and for what is open to all: nobody.
+fn check(admin: &Admin, request: &Request) -> Answer<Session> {
     let broker = admin.broker();
     if !broker.asks_who() {
-        return Ok(());
+        return Ok(Session::default());
     }
     let guarded = rule(request.method(), request.uri().path());
     let is_asked = match guarded.rule {
@@ -36,17 +45,20 @@ fn check(admin: &Admin, request: &Request) -> Answer<()> {
         _ => true,
     };
     let Some(need) = guarded.rule.need().filter(|_| is_asked) else {
-        return Ok(());
+        return Ok(Session::default());
     };
     let session = log_in(admin, request).map_err(|reason| {
         tracing::info!(%reason, path = request.uri().path(), "an admin request was not let in");
         // No more than Pulsar says.
         ApiError::unauthorized("Authentication required")
     })?;
-    broker.authorize(&session, &need).map_err(|error| ApiError {
-        status: guarded.refused,
-        reason: error.to_string(),
-    })
+    match broker.authorize(&session, &need) {
+        Ok(()) => Ok(session),
+        Err(error) => Err(ApiError {
+            status: guarded.refused,
+            reason: error.to_string(),
+        }),
+    }
 }
 
 fn log_in(admin: &Admin, request: &Request) -> Result<Session, AuthError> {

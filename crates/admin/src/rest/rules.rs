@@ -48,8 +48,8 @@ impl Rule {
     }
 }
 
-const PRODUCE: &[Action] = &[Action::Produce];
-const CONSUME: &[Action] = &[Action::Consume];
+pub(super) const PRODUCE: &[Action] = &[Action::Produce];
+pub(super) const CONSUME: &[Action] = &[Action::Consume];
 
 /// The rule of a request.
 pub(crate) fn rule(method: &Method, path: &str) -> Guarded {
@@ -78,20 +78,35 @@ pub(crate) fn rule(method: &Method, path: &str) -> Guarded {
         ["topics", domain, t, n, name, ..] => {
             on_topic(domain, t, n, name, |topic| Rule::Topic(topic, PRODUCE))
         }
-        ["ws", "v2", "producer", domain, t, n, name] => {
-            on_topic(domain, t, n, name, |topic| Rule::Topic(topic, PRODUCE))
+        ["ws", version, rest @ ..] => web_socket(version, rest),
+        _ => closed(),
+    }
+}
+
+/// A name with slashes may be written with them.
+fn web_socket(version: &str, path: &[&str]) -> Guarded {
+    let guarded = match (version, path) {
+        ("v2", ["producer", domain, t, n, name @ ..]) => {
+            on_topic(domain, t, n, &name.join("/"), |topic| {
+                Rule::Topic(topic, PRODUCE)
+            })
         }
-        ["ws", "v2", "reader", domain, t, n, name] => {
-            on_topic(domain, t, n, name, |topic| Rule::Topic(topic, CONSUME))
+        ("v2", ["reader", domain, t, n, name @ ..]) => {
+            on_topic(domain, t, n, &name.join("/"), |topic| {
+                Rule::Topic(topic, CONSUME)
+            })
         }
-        ["ws", "v2", "consumer", domain, t, n, name, subscription] => {
+        ("v2", ["consumer", domain, t, n, name @ .., subscription]) => {
             let subscription = (*subscription).to_owned();
-            on_topic(domain, t, n, name, |topic| {
+            on_topic(domain, t, n, &name.join("/"), |topic| {
                 Rule::Subscription(topic, subscription)
             })
         }
-        _ => closed(),
-    }
+        // The endpoint asks for each of the topics in the parameters.
+        ("v3", ["consumer", _]) => forbidden(Rule::Known),
+        _ => forbidden(Rule::SuperUser),
+    };
+    forbidden(guarded.rule)
 }
 
 fn unauthorized(rule: Rule) -> Guarded {
@@ -232,7 +247,7 @@ fn components(method: &Method, path: &[&str]) -> Guarded {
 }
 
 /// A segment of a path, as the router decodes it too; none for what is no text.
-fn decode(segment: &str) -> Option<String> {
+pub(super) fn decode(segment: &str) -> Option<String> {
     let mut out = Vec::with_capacity(segment.len());
     let mut bytes = segment.bytes();
     while let Some(byte) = bytes.next() {

@@ -200,6 +200,7 @@ impl Encoder {
         metadata.ordering_key = message.ordering_key;
         metadata.event_time = message.event_time;
         metadata.deliver_at_time = message.deliver_at;
+        metadata.replicate_to = message.replicate_to;
         metadata.null_value = message.null_value.then_some(true);
         if self.compression != CompressionType::None {
             metadata.compression = Some(self.compression as i32);
@@ -312,6 +313,7 @@ fn clear(metadata: &mut MessageMetadata) {
     metadata.num_messages_in_batch = None;
     metadata.event_time = None;
     metadata.deliver_at_time = None;
+    metadata.replicate_to.clear();
     metadata.highest_sequence_id = None;
     metadata.null_value = None;
     metadata.uuid = None;

@@ -430,6 +430,7 @@ impl State {
             .min(self.encoder.max_message_size.saturating_sub(FRAME_PADDING));
         let batchable = batching.max_messages > 1
             && message.deliver_at.is_none()
+            && message.replicate_to.is_empty()
             && message.payload.len() < max_bytes;
         // An idle producer sends at once; a batch of one would only cost more bytes.
         let idle = self.pending.is_empty()

@@ -132,6 +132,9 @@ impl Standalone {
             None
         };
         let mut admin = geminga_admin::Admin::new(broker.clone(), http);
+        if broker.config().web_socket_service_enabled {
+            admin = admin.with_web_sockets(in_process(&broker), tasks.clone());
+        }
         if let Some(worker) = &worker {
             admin = admin.with_worker(worker.clone());
         }
