@@ -24,6 +24,7 @@ use crate::namespace::{
 };
 use crate::policies::Policies;
 use crate::topic::Topic;
+use crate::topic::compaction::run::CompactionStatus;
 use crate::topic::stats::{TopicInternalStats, TopicStats};
 
 /// Where a new or moved subscription begins.
@@ -319,6 +320,7 @@ impl Broker {
         self.core.unload(&topic).await;
         if name.is_persistent() {
             self.core.ledgers.delete(&ledger_name(name)).await?;
+            self.core.delete_views(name, None).await?;
         }
         self.core.transactions.forget_topic(name).await?;
         // A client may have loaded it again in between.
@@ -387,6 +389,19 @@ impl Broker {
         Ok(last.map_or((Position::EARLIEST, -1), |(position, batch)| {
             (position, batch.map_or(-1, |size| size - 1))
         }))
+    }
+
+    /// Begins a compaction; a conflict while one is under way.
+    pub async fn compact(&self, name: &TopicName) -> Result<(), BrokerError> {
+        self.existing(name).await?.start_compaction()
+    }
+
+    /// What became of the last compaction.
+    pub async fn compaction_status(
+        &self,
+        name: &TopicName,
+    ) -> Result<CompactionStatus, BrokerError> {
+        Ok(self.existing(name).await?.compaction_status())
     }
 
     /// Seals the topic and returns its last position.

@@ -1,6 +1,6 @@
 //! The broker: starts, listens, stops; and what all its connections and topics share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -62,6 +62,8 @@ pub(crate) struct Core {
     pub(crate) transactions: Transactions,
     /// Bytes read ahead for subscriptions.
     pub(crate) ahead_used: Arc<AtomicUsize>,
+    /// Topics that are being compacted, over unloads.
+    pub(crate) compacting: Mutex<HashSet<TopicName>>,
     topics: Mutex<HashMap<TopicName, Arc<OnceCell<Arc<Topic>>>>>,
     pub(crate) empty_ledger: OnceCell<Arc<ManagedLedger>>,
     peers: Mutex<HashMap<u64, Arc<Peer>>>,
@@ -117,6 +119,7 @@ impl Broker {
             watchers: Watchers::default(),
             transactions,
             metrics: Metrics::default(),
+            compacting: Mutex::new(HashSet::new()),
             topics: Mutex::new(HashMap::new()),
             empty_ledger: OnceCell::new(),
             peers: Mutex::new(HashMap::new()),
@@ -510,6 +513,7 @@ impl Core {
         let in_force = self.effective_policies(name).await?;
         let topic = Topic::new(self, name.clone(), ledger, in_force);
         topic.begin_dedup().await?;
+        topic.begin_view().await?;
         self.transactions.restore(&topic).await?;
         Ok(topic)
     }

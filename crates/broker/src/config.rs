@@ -175,6 +175,10 @@ pub struct BrokerConfig {
     pub broker_deduplication_producer_inactivity_timeout_minutes: u64,
     /// Bytes not yet compacted that start a compaction; 0 = none starts by itself.
     pub broker_service_compaction_threshold_in_bytes: u64,
+    /// How often that is looked at.
+    pub broker_service_compaction_monitor_interval_in_seconds: u64,
+    /// Whether messages without a key survive a compaction.
+    pub topic_compaction_retain_null_key: bool,
 
     /// Whether producers may register new schemas.
     #[serde(rename = "isAllowAutoUpdateSchemaEnabled")]
@@ -273,6 +277,8 @@ impl Default for BrokerConfig {
             dispatch_throttling_rate_per_subscription_in_msg: 0,
             dispatch_throttling_rate_per_subscription_in_byte: 0,
             broker_service_compaction_threshold_in_bytes: 0,
+            broker_service_compaction_monitor_interval_in_seconds: 60,
+            topic_compaction_retain_null_key: false,
             is_allow_auto_update_schema_enabled: true,
             schema_compatibility_strategy: SchemaCompatibilityStrategy::Full,
             is_schema_validation_enforced: false,

@@ -45,6 +45,7 @@ pub(crate) struct NewConsumer {
     pub(crate) kind: crate::config::SubscriptionType,
     pub(crate) key_shared: KeySharedPolicy,
     pub(crate) ranges: Vec<(i32, i32)>,
+    pub(crate) read_compacted: bool,
 }
 
 /// What all consumers of a Key_Shared subscription must agree on.

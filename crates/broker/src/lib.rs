@@ -46,6 +46,8 @@ pub use policies::{
 };
 pub use schema::{StoredSchema, type_name as schema_type_name, type_number as schema_type_number};
 pub use tls::Tls;
+pub use topic::compaction::run::{CompactionState, CompactionStats, CompactionStatus};
 pub use topic::stats::{
-    ConsumerStats, CursorStats, PublisherStats, SubscriptionStats, TopicInternalStats, TopicStats,
+    CompactedLedger, ConsumerStats, CursorStats, PublisherStats, SubscriptionStats,
+    TopicInternalStats, TopicStats,
 };

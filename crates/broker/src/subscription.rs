@@ -70,6 +70,12 @@ pub(crate) struct Subscription {
     /// Entries before this may have been acked already.
     acks_until: Position,
     ahead: Ahead,
+    /// Its consumers read the compacted view first.
+    read_compacted: bool,
+    /// The place that a new or moved subscription asked for, and the one in the log that it got.
+    compacted_from: Option<(Position, Position)>,
+    /// Nothing was read since the last rewind.
+    rewound: bool,
     /// A read task runs.
     reading: bool,
     /// Nothing of what was just read for the replay queue could be placed: leave it alone once.
@@ -128,6 +134,9 @@ impl Subscription {
             read,
             acks_until: last.next_in_ledger(),
             ahead: Ahead::default(),
+            read_compacted: false,
+            compacted_from: None,
+            rewound: true,
             reading: false,
             replay_stuck: false,
             generation: 0,
@@ -152,6 +161,15 @@ impl Subscription {
         self.consumers
             .iter_mut()
             .find(|consumer| consumer.key == key)
+    }
+
+    pub(crate) fn reads_compacted(&self) -> bool {
+        self.read_compacted
+    }
+
+    /// The place that was asked for; the cursor stands where the log begins at least.
+    pub(crate) fn begin_at(&mut self, asked: Position, stands: Position) {
+        self.compacted_from = Some((asked, stands));
     }
 
     pub(crate) fn read_position(&self) -> Position {
@@ -183,6 +201,7 @@ impl Subscription {
         self.ahead.clear();
         self.acks_until = self.acks_until.max(self.read);
         self.read = self.cursor.mark_delete().next_in_ledger();
+        self.rewound = true;
         if let Dispatch::Many(many) = &mut self.dispatch {
             many.reset();
         }

@@ -6,6 +6,7 @@
 //!
 //! What must hold: no lock is held over an await; nothing here runs while the topic is idle.
 
+pub(crate) mod compaction;
 pub(crate) mod dedup;
 pub(crate) mod dispatch;
 pub(crate) mod inactive;
@@ -39,6 +40,8 @@ use crate::producer::Producer;
 use crate::subscription::Subscription;
 use crate::transaction::buffer::Buffer;
 
+use compaction::run::{CompactionState, CompactionStatus};
+use compaction::view::View;
 use dedup::Dedup;
 use nonpersistent::Rate;
 use producers::Access;
@@ -85,6 +88,9 @@ pub(crate) struct State {
     quota_left: Option<u64>,
     rates: Option<Box<throttle::Rates>>,
     pub(crate) counters: Counters,
+    /// What readers of the compacted topic read first.
+    pub(crate) view: Option<Arc<View>>,
+    pub(crate) compaction: CompactionStatus,
     /// Messages of a non-persistent topic that a subscription did not get.
     pub(crate) dropped: Rate,
 }
@@ -149,6 +155,7 @@ impl State {
     pub(crate) fn is_idle(&self) -> bool {
         self.producers.is_empty()
             && self.access.is_idle()
+            && self.compaction.status != CompactionState::Running
             && self.runs.is_empty()
             && self
                 .subscriptions

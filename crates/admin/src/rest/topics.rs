@@ -59,6 +59,10 @@ pub(super) fn router() -> Router<Admin> {
                     .put(super::content::put_properties)
                     .delete(super::content::remove_property),
             )
+            .route(
+                &format!("{topic}/compaction"),
+                get(compaction_status).put(compact),
+            )
             .route(&format!("{topic}/terminate"), post(terminate))
             .route(
                 &format!("{topic}/terminate/partitions"),
@@ -516,6 +520,40 @@ async fn terminate_partitions(
         );
     }
     document(&ends)
+}
+
+async fn compact(
+    State(admin): State<Admin>,
+    InPath(topic): InPath,
+    Params(_): Params<Plain>,
+) -> Answer {
+    for topic in targets(&admin, topic).await? {
+        admin.broker().compact(&topic).await?;
+    }
+    done()
+}
+
+/// Of a partitioned topic the worst of its partitions.
+async fn compaction_status(
+    State(admin): State<Admin>,
+    InPath(topic): InPath,
+    Params(_): Params<Plain>,
+) -> Answer {
+    use geminga_broker::CompactionState::{Error, NotRun, Running, Success};
+    let mut worst = geminga_broker::CompactionStatus::default();
+    for topic in targets(&admin, topic).await? {
+        let status = admin.broker().compaction_status(&topic).await?;
+        let rank = |state| match state {
+            NotRun => 0,
+            Success => 1,
+            Error => 2,
+            Running => 3,
+        };
+        if rank(status.status) > rank(worst.status) {
+            worst = status;
+        }
+    }
+    document(&worst)
 }
 
 async fn unload(

@@ -10,7 +10,7 @@ use super::PeekedEntry;
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::namespace::{Partitioned, partitioned_key};
-use crate::topic::inactive::UNUSED_SINCE;
+use crate::topic::inactive::is_ours;
 
 /// Before the name of a property that the user keeps with a topic.
 const USER: &str = "user.";
@@ -134,7 +134,7 @@ impl Broker {
     ) -> Result<BTreeMap<String, String>, BrokerError> {
         let cursor = self.cursor(name, subscription).await?;
         let all = cursor.properties().into_iter();
-        Ok(all.filter(|(key, _)| key != UNUSED_SINCE).collect())
+        Ok(all.filter(|(key, _)| !is_ours(key)).collect())
     }
 
     /// Replaces them.
@@ -146,9 +146,13 @@ impl Broker {
     ) -> Result<(), BrokerError> {
         let cursor = self.cursor(name, subscription).await?;
         let mut new: geminga_storage::managed::Properties = properties.into_iter().collect();
-        if let Some(since) = cursor.properties().get(UNUSED_SINCE) {
-            new.insert(UNUSED_SINCE.to_owned(), since.clone());
-        }
+        new.retain(|key, _| !is_ours(key));
+        new.extend(
+            cursor
+                .properties()
+                .into_iter()
+                .filter(|(key, _)| is_ours(key)),
+        );
         cursor.set_properties(new).await?;
         Ok(())
     }

@@ -253,7 +253,7 @@ async fn last_message_id(
             ..MessageIdData::default()
         }
     });
-    let last = match topic.last_message().await? {
+    let last = match topic.last_message_for(*subscription).await? {
         Some((position, batch)) => id(position, batch.map_or(-1, |size| size - 1)),
         None => id(Position::EARLIEST, -1),
     };

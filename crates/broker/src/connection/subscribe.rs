@@ -212,6 +212,7 @@ async fn subscribe(
             allow_out_of_order: key_shared.allow_out_of_order_delivery.unwrap_or(false),
         },
         ranges,
+        read_compacted: request.read_compacted.unwrap_or(false),
     };
     let rollback = request
         .start_message_rollback_duration_sec

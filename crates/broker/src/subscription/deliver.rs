@@ -14,6 +14,7 @@ use crate::consumer::{Consumer, ConsumerCounters};
 use crate::dispatcher::{Candidate, Chunk, ConsumerKey, Verdict, Want};
 use crate::outbox::Batch;
 use crate::peer::Peer;
+use crate::topic::compaction::view::View;
 use crate::transaction::buffer::Buffer;
 
 /// Passes of one `dispatch` call: it holds the topic's lock.
@@ -37,6 +38,7 @@ pub(crate) struct Source<'a> {
     pub(crate) batch_index_acks: bool,
     /// Bytes that subscriptions keep of what was read ahead.
     pub(crate) ahead_used: &'a Arc<AtomicUsize>,
+    pub(crate) view: Option<&'a Arc<View>>,
     /// Nothing after this may be read yet.
     pub(crate) limit: Position,
     pub(crate) transactions: Option<&'a Buffer>,
@@ -50,13 +52,19 @@ impl Source<'_> {
 }
 
 /// What has to be read from the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(crate) enum ReadPlan {
     Tail {
         from: Position,
         limits: (usize, usize),
     },
     Replay(Vec<Position>),
+    /// From the compacted view.
+    Compacted {
+        from: Position,
+        limits: (usize, usize),
+        view: Arc<View>,
+    },
 }
 
 pub(crate) enum Progress {
@@ -93,7 +101,12 @@ impl Subscription {
                     past_replay = self.deliver_replay(source, &positions, &entries) == 0;
                 }
                 Want::Tail(count) => {
-                    if self.read > source.ledger.durable_position().min(source.limit) {
+                    let view = source.view.filter(|_| self.read_compacted);
+                    self.begin_compacted(view);
+                    let view = view.filter(|view| self.read <= view.horizon);
+                    if view.is_none()
+                        && self.read > source.ledger.durable_position().min(source.limit)
+                    {
                         if source.terminated && self.read <= source.limit {
                             self.announce_end();
                         }
@@ -108,6 +121,17 @@ impl Subscription {
                         self.deliver_tail(source, taken.entries(count));
                         self.ahead.put_back(taken, self.read);
                         continue;
+                    }
+                    if let Some(view) = view {
+                        let plan = ReadPlan::Compacted {
+                            from: self.read,
+                            limits: (count.max(AHEAD_ENTRIES), source.bytes_max.min(AHEAD_BYTES)),
+                            view: view.clone(),
+                        };
+                        return Progress::Read {
+                            plan,
+                            generation: self.generation,
+                        };
                     }
                     let limits = ReadLimits::new(count, source.bytes_max);
                     match source.ledger.read_cached(self.read, limits) {
@@ -149,6 +173,17 @@ impl Subscription {
         }
     }
 
+    /// After a rewind to where the subscription began: that may be a place which only the view has.
+    fn begin_compacted(&mut self, view: Option<&Arc<View>>) {
+        if std::mem::take(&mut self.rewound)
+            && view.is_some()
+            && let Some((asked, stands)) = self.compacted_from
+            && self.read == stands
+        {
+            self.read = self.read.min(asked);
+        }
+    }
+
     pub(crate) fn read_begins(&mut self) {
         self.reading = true;
     }
@@ -180,7 +215,15 @@ impl Subscription {
                 self.deliver_tail(source, &entries);
                 self.ahead.keep(entries, self.read, source.ahead_used);
             }
-            ReadPlan::Tail { .. } => {}
+            ReadPlan::Compacted { from, view, .. } if *from == self.read => {
+                if entries.is_empty() {
+                    // The log goes on where the view ends.
+                    self.read = view.horizon.next_in_ledger();
+                }
+                self.deliver_tail(source, &entries);
+                self.ahead.keep(entries, self.read, source.ahead_used);
+            }
+            ReadPlan::Tail { .. } | ReadPlan::Compacted { .. } => {}
             ReadPlan::Replay(positions) => {
                 self.replay_stuck = self.deliver_replay(source, positions, &entries) == 0;
             }
@@ -229,8 +272,14 @@ impl Subscription {
             acks_until,
             batch_average,
             pending_acks,
+            read_compacted,
             ..
         } = self;
+        // What the compacted view has is not acked because the log no longer has it.
+        let first = match read_compacted {
+            true => source.ledger.first_position(),
+            false => Position::EARLIEST,
+        };
         let mut sender = Sender::new(consumers, source);
         let most = if source.throttled {
             source.entries_max
@@ -243,7 +292,7 @@ impl Subscription {
             if position > source.limit {
                 break;
             }
-            if position < *acks_until && cursor.is_acked(position) {
+            if position < *acks_until && position >= first && cursor.is_acked(position) {
                 *read = next;
                 continue;
             }

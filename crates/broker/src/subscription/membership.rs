@@ -67,6 +67,7 @@ impl Subscription {
             self.kind = Some(new.kind);
             self.key_shared = new.key_shared;
             self.held = false;
+            self.read_compacted = new.read_compacted;
             self.rewind();
         }
         let limit = match new.kind.is_single_active() {

@@ -158,7 +158,7 @@ impl Subscription {
                 .cursor
                 .properties()
                 .into_iter()
-                .filter(|(key, _)| key != crate::topic::inactive::UNUSED_SINCE)
+                .filter(|(key, _)| !crate::topic::inactive::is_ours(key))
                 .collect(),
         }
     }

@@ -12,6 +12,7 @@ use crate::rate::Allowance;
 use crate::subscription::Subscription;
 use crate::subscription::deliver::{Progress, ReadPlan, Source, runs};
 use crate::timers::Alarm;
+use crate::topic::compaction::view::View;
 use crate::transaction::buffer::Buffer;
 
 /// Wait before a failed read is tried again.
@@ -22,6 +23,7 @@ impl Topic {
         &'a self,
         allowance: Allowance,
         transactions: Option<&'a Buffer>,
+        view: Option<&'a Arc<View>>,
     ) -> Source<'a> {
         let config = &self.core.config;
         let now_ms = self.core.clock.now_ms();
@@ -42,6 +44,7 @@ impl Topic {
             ahead_used: &self.core.ahead_used,
             limit: transactions.map_or(Position::LATEST, Buffer::limit),
             transactions,
+            view,
         }
     }
 
@@ -98,9 +101,10 @@ impl Topic {
         let State {
             subscriptions,
             transactions,
+            view,
             ..
         } = &mut *state;
-        let source = self.source(allowance, transactions.as_deref());
+        let source = self.source(allowance, transactions.as_deref(), view.as_ref());
         let subscription = &mut subscriptions[at];
         let before = subscription.counters;
         let progress = subscription.dispatch(&source);
@@ -124,6 +128,11 @@ impl Topic {
                 Err(error) => {
                     tracing::error!(topic = %self.name, %error, "a read for dispatch failed");
                     tokio::time::sleep(RETRY).await;
+                    if matches!(plan, ReadPlan::Compacted { .. })
+                        && let Err(error) = self.begin_view().await
+                    {
+                        tracing::error!(topic = %self.name, %error, "the compacted view is lost");
+                    }
                     None
                 }
             };
@@ -171,9 +180,10 @@ impl Topic {
         let State {
             subscriptions,
             transactions,
+            view,
             ..
         } = &mut *state;
-        let source = self.source(allowance, transactions.as_deref());
+        let source = self.source(allowance, transactions.as_deref(), view.as_ref());
         let subscription = &mut subscriptions[at];
         let before = subscription.counters;
         subscription.read_ends(&source, plan, generation, entries);
@@ -196,6 +206,9 @@ impl Topic {
                 self.ledger
                     .read(*from, ReadLimits::new(limits.0, limits.1))
                     .await
+            }
+            ReadPlan::Compacted { from, limits, view } => {
+                view.read(*from, ReadLimits::new(limits.0, limits.1)).await
             }
             ReadPlan::Replay(positions) => {
                 let mut entries = Vec::with_capacity(positions.len());

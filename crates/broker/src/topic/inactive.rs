@@ -18,6 +18,11 @@ use crate::subscription::Subscription;
 /// The cursor property with the milliseconds since when nobody uses the subscription.
 pub(crate) const UNUSED_SINCE: &str = "geminga.unusedSince";
 
+/// Whether a property of a subscription is ours, not the user's.
+pub(crate) fn is_ours(property: &str) -> bool {
+    property.starts_with("geminga.")
+}
+
 fn is_deletable(state: &State, mode: InactiveTopicDeleteMode) -> bool {
     state.is_idle()
         && match mode {
@@ -111,6 +116,7 @@ impl Topic {
         tracing::info!(topic = %self.name, "deleted: nobody used the topic");
         self.core.unload(self).await;
         self.core.ledgers.delete(&ledger_name(&self.name)).await?;
+        self.core.delete_views(&self.name, None).await?;
         if self.name.partition().is_none() {
             self.core.schemas.forget(&self.name).await?;
             self.core.delete_topic_policies(&self.name).await?;

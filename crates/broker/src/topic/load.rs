@@ -11,6 +11,7 @@ use geminga_storage::StoreError;
 use geminga_storage::managed::{ManagedLedger, TopicObserver};
 use parking_lot::{Mutex, RwLock};
 
+use super::compaction;
 use super::nonpersistent::Rate;
 use super::producers::Access;
 use super::{Counters, Life, State, Topic};
@@ -18,6 +19,9 @@ use crate::broker::Core;
 use crate::error::BrokerError;
 use crate::policies::store::InForce;
 use crate::subscription::Subscription;
+
+/// Cursors that are not subscriptions.
+pub(super) const INTERNAL_CURSORS: [&str; 2] = [super::dedup::CURSOR, compaction::CURSOR];
 
 /// What the store tells about a topic's entries, on its completion thread.
 struct Observer(Weak<Topic>);
@@ -56,10 +60,15 @@ impl Topic {
         let last = ledger.last_position();
         let mut subscriptions = Vec::new();
         let cursors = ledger.cursors().into_iter();
-        let cursors = cursors.filter(|cursor| cursor.name() != super::dedup::CURSOR);
+        let cursors = cursors.filter(|cursor| !INTERNAL_CURSORS.contains(&cursor.name()));
         for (id, cursor) in (0..).zip(cursors) {
             let name = cursor.name().into();
-            subscriptions.push(Subscription::new(id, name, cursor, true, last));
+            let begins = compaction::begin_of(&cursor.properties());
+            let mut subscription = Subscription::new(id, name, cursor, true, last);
+            if let Some((asked, stands)) = begins {
+                subscription.begin_at(asked, stands);
+            }
+            subscriptions.push(subscription);
         }
         let epoch = ledger
             .properties()
@@ -87,6 +96,8 @@ impl Topic {
                 quota_left: None,
                 rates: None,
                 counters: Counters::default(),
+                view: None,
+                compaction: Default::default(),
                 dropped: Rate::default(),
             }),
             ledger,

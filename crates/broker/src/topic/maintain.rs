@@ -26,6 +26,7 @@ struct Due {
     quotas: bool,
     inactive: bool,
     subscriptions: bool,
+    compaction: bool,
 }
 
 impl Due {
@@ -34,6 +35,7 @@ impl Due {
         quotas: true,
         inactive: true,
         subscriptions: true,
+        compaction: true,
     };
 }
 
@@ -87,6 +89,9 @@ impl Core {
         let mut subscriptions = Every::new(minutes(
             config.subscription_expiry_check_interval_in_minutes,
         ));
+        let mut compaction = Every::new(seconds(
+            config.broker_service_compaction_monitor_interval_in_seconds,
+        ));
         let mut loaded = 0;
         loop {
             let crowded = loaded > KEPT_IN_FULL;
@@ -102,6 +107,7 @@ impl Core {
                 quotas: quotas.passes(step_ms),
                 inactive: inactive.passes(step_ms),
                 subscriptions: subscriptions.passes(step_ms),
+                compaction: compaction.passes(step_ms),
             };
             loaded = self.look_at_loaded(due, trim, idle).await;
             if due != Due::default() {
@@ -212,6 +218,9 @@ impl Topic {
                 .expire_subscriptions(policies.subscription_expiration_minutes)
                 .await;
             warn(done, "subscriptions were not expired");
+        }
+        if due.compaction {
+            self.compact_by_threshold();
         }
         if due.inactive && policies.inactive_topic.delete_while_inactive {
             warn(

@@ -104,7 +104,7 @@ impl Topic {
                 data: data.clone(),
             })
             .collect();
-        let source = self.source(Allowance::ANY, None);
+        let source = self.source(Allowance::ANY, None, None);
         let mut dropped = 0;
         for subscription in &mut state.subscriptions {
             dropped += subscription.offer(&source, &entries);

@@ -10,6 +10,7 @@ use geminga_storage::{Entry, ReadLimits};
 use tokio::sync::Notify;
 
 use super::Topic;
+use super::compaction;
 use crate::consumer::Consumer;
 use crate::error::BrokerError;
 
@@ -84,10 +85,17 @@ impl Topic {
             fence,
         };
         let target = self.clamp(position);
+        if let Some(subscription) = self.lock().subscription_mut(id) {
+            subscription.begin_at(position, target);
+        }
         // Not to be applied again after a crash, to the cursor as it stands then.
         let name = cursor.name().to_owned();
         self.core.transactions.settle(&self.name, &name)?;
         cursor.reset(target).await?;
+        let mut properties = cursor.properties();
+        if self.view().is_some() && compaction::remember_begin(&mut properties, position, target) {
+            cursor.set_properties(properties).await?;
+        }
         if let Some(words) = ack_set
             && self.core.config.acknowledgment_at_batch_index_level_enabled
             && words.iter().any(|word| *word != 0)
@@ -99,13 +107,35 @@ impl Topic {
     }
 
     /// Earliest and latest, and what lies outside of what is stored, as real positions.
-    fn clamp(&self, position: Position) -> Position {
+    pub(super) fn clamp(&self, position: Position) -> Position {
         let first = self.ledger.first_position();
         let end = self.ledger.last_position().next_in_ledger();
         if position > self.ledger.last_position() {
             end
         } else {
             position.max(first)
+        }
+    }
+
+    /// As `last_message`, for the consumers of one subscription: what is compacted away does not come.
+    pub(crate) async fn last_message_for(
+        &self,
+        subscription: u32,
+    ) -> Result<Option<(Position, Option<i32>)>, BrokerError> {
+        let last = self.last_message().await?;
+        let compacted = {
+            let state = self.lock();
+            let reads = state
+                .subscription(subscription)
+                .is_some_and(|subscription| subscription.reads_compacted());
+            state.view.clone().filter(|_| reads)
+        };
+        match compacted {
+            Some(view) if last.is_none_or(|(last, _)| last <= view.horizon) => {
+                let max = self.core.config.max_message_size;
+                Ok(view.last(max.max(geminga_proto::MAX_MESSAGE_SIZE)).await?)
+            }
+            _ => Ok(last),
         }
     }
 

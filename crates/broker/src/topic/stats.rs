@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use serde::Serialize;
 
 use super::Topic;
+use super::compaction::run::CompactionStats;
 use super::nonpersistent::Rate;
 use crate::metrics::TopicMetrics;
 pub use crate::subscription::stats::{ConsumerStats, SubscriptionStats};
@@ -29,6 +30,9 @@ pub struct TopicStats {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic_epoch: Option<u64>,
     pub owner_broker: String,
+    /// Of a persistent topic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compaction: Option<CompactionStats>,
     /// Of a non-persistent topic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_drop_rate: Option<f64>,
@@ -59,6 +63,19 @@ pub struct TopicInternalStats {
     pub last_confirmed_entry: String,
     pub state: &'static str,
     pub cursors: BTreeMap<String, CursorStats>,
+    /// What readers of the compacted topic read first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compacted_ledger: Option<CompactedLedger>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CompactedLedger {
+    pub ledger_id: i64,
+    pub entries: u64,
+    pub size: u64,
+    pub offloaded: bool,
+    pub under_replicated: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -116,6 +133,7 @@ impl Topic {
             deduplication_status: state.dedup.as_ref().map_or("Disabled", |d| d.status()),
             topic_epoch: state.access.epoch,
             owner_broker: self.core.broker_id(),
+            compaction: self.is_persistent().then_some(state.compaction.last),
             msg_drop_rate: drop_rate(state.dropped),
         }
     }
@@ -146,6 +164,7 @@ impl Topic {
                 "LedgerOpened"
             },
             cursors: cursors.collect(),
+            compacted_ledger: state.view.as_ref().map(|view| view.figures()),
         }
     }
 

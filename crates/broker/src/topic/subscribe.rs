@@ -8,6 +8,8 @@ use geminga_storage::managed::{Initial, Properties};
 
 use tokio::sync::futures::OwnedNotified;
 
+use super::compaction;
+use super::load::INTERNAL_CURSORS;
 use super::{State, Topic};
 use crate::consumer::NewConsumer;
 use crate::dispatcher::ConsumerKey;
@@ -134,6 +136,12 @@ impl Topic {
                 }
                 return Ok(found.id);
             }
+            if INTERNAL_CURSORS.contains(&&*wanted.name) {
+                return Err(BrokerError::NotAllowed(format!(
+                    "Subscription name {} is reserved",
+                    wanted.name
+                )));
+            }
             if wanted.durable && !wanted.create {
                 return Err(BrokerError::SubscriptionNotFound {
                     topic: self.name.to_string(),
@@ -147,8 +155,17 @@ impl Topic {
                 ));
             }
         }
+        let asked = match wanted.initial {
+            Initial::Earliest => Position::EARLIEST,
+            Initial::At(position) => position,
+            Initial::Latest => Position::LATEST,
+        };
         let cursor = if wanted.durable && self.is_persistent() {
-            let properties = wanted.properties.clone();
+            let mut properties = wanted.properties.clone();
+            if self.view().is_some() {
+                let stands = self.clamp(asked);
+                compaction::remember_begin(&mut properties, asked, stands);
+            }
             self.ledger
                 .open_cursor(&wanted.name, wanted.initial, properties)
                 .await?
@@ -163,7 +180,10 @@ impl Topic {
         }
         let id = state.next_subscription;
         state.next_subscription += 1;
-        let subscription = Subscription::new(id, wanted.name.clone(), cursor, wanted.durable, last);
+        let mut subscription =
+            Subscription::new(id, wanted.name.clone(), cursor, wanted.durable, last);
+        let stands = subscription.read_position();
+        subscription.begin_at(asked, stands);
         state.subscriptions.push(subscription);
         Ok(id)
     }

@@ -95,7 +95,7 @@ impl Topic {
         state.read_limit()
     }
 
-    pub(super) fn is_aborted(&self, position: Position, head: &Peek<'_>) -> bool {
+    pub(crate) fn is_aborted(&self, position: Position, head: &Peek<'_>) -> bool {
         let state = self.lock();
         let buffer = state.transactions.as_ref();
         buffer.is_some_and(|buffer| buffer.is_aborted(position, head))

@@ -4,6 +4,7 @@
 
 mod auth;
 mod bad_input;
+mod compaction;
 mod connect;
 mod consume;
 mod dedup;
