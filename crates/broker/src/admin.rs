@@ -454,7 +454,12 @@ impl Broker {
 
     pub fn metrics(&self) -> MetricsSnapshot {
         let core = &self.core;
+        let storage = core.ledgers.stats();
         let mut snapshot = MetricsSnapshot {
+            cache_bytes: storage.cache_bytes as u64,
+            cache_hits_total: storage.cache_hits,
+            cache_misses_total: storage.cache_misses,
+            storage_read_entries_total: storage.read_entries,
             active_connections: core.peers().len() as u64,
             publish_bytes_in_flight: core.publishing.used() as u64,
             topics: core.loaded().iter().map(|topic| topic.metrics()).collect(),

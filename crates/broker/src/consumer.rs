@@ -1,5 +1,6 @@
 //! A consumer of a subscription: who it is, where its messages go, and its figures.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::dispatcher::ConsumerKey;
@@ -17,7 +18,7 @@ pub(crate) struct Consumer {
     pub(crate) connected_since_ms: u64,
     pub(crate) read_position_when_joining: geminga_model::Position,
     pub(crate) end_told: bool,
-    pub(crate) counters: ConsumerCounters,
+    pub(crate) counters: Cell<ConsumerCounters>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]

@@ -27,6 +27,12 @@ pub struct MetricsSnapshot {
     pub topic_loads_total: u64,
     pub topic_load_failures_total: u64,
     pub publish_bytes_in_flight: u64,
+    /// Bytes of the newest entries in memory, and how reads of them fared.
+    pub cache_bytes: u64,
+    pub cache_hits_total: u64,
+    pub cache_misses_total: u64,
+    /// Entries that were read from the disk.
+    pub storage_read_entries_total: u64,
     /// Topics in memory; idle ones are not.
     pub topics: Vec<TopicMetrics>,
 }
@@ -119,6 +125,21 @@ impl MetricsSnapshot {
             "geminga_publish_bytes_in_flight",
             &[("", self.publish_bytes_in_flight)],
         );
+        let storage: [(&str, u64); 4] = [
+            ("geminga_storage_cache_bytes", self.cache_bytes),
+            ("geminga_storage_cache_hits_total", self.cache_hits_total),
+            (
+                "geminga_storage_cache_misses_total",
+                self.cache_misses_total,
+            ),
+            (
+                "geminga_storage_read_entries_total",
+                self.storage_read_entries_total,
+            ),
+        ];
+        for (name, value) in storage {
+            text.metric(name, &[("", value)]);
+        }
         let groups = if per_topic {
             self.topics.clone()
         } else {

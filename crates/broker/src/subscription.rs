@@ -64,6 +64,7 @@ pub(crate) struct Subscription {
     pub(crate) kind: Option<SubscriptionType>,
     key_shared: KeySharedPolicy,
     dispatch: Dispatch,
+    /// By key, which is nearly their order of arrival.
     consumers: Vec<Consumer>,
     /// The next entry to read.
     read: Position,
@@ -154,13 +155,12 @@ impl Subscription {
     }
 
     pub(crate) fn consumer(&self, key: ConsumerKey) -> Option<&Consumer> {
-        self.consumers.iter().find(|consumer| consumer.key == key)
+        self.consumers.get(place_of(&self.consumers, key)?)
     }
 
     pub(crate) fn consumer_mut(&mut self, key: ConsumerKey) -> Option<&mut Consumer> {
-        self.consumers
-            .iter_mut()
-            .find(|consumer| consumer.key == key)
+        let at = place_of(&self.consumers, key)?;
+        self.consumers.get_mut(at)
     }
 
     pub(crate) fn reads_compacted(&self) -> bool {
@@ -181,7 +181,7 @@ impl Subscription {
         let Some(consumer) = self.consumer_mut(key) else {
             return false;
         };
-        consumer.counters.last_flow_ms = now_ms;
+        consumer.counters.get_mut().last_flow_ms = now_ms;
         self.counters.last_flow_ms = now_ms;
         match &mut self.dispatch {
             Dispatch::None => {}
@@ -257,4 +257,10 @@ impl Subscription {
         self.timer_ms = Some(next);
         Some(next)
     }
+}
+
+fn place_of(consumers: &[Consumer], key: ConsumerKey) -> Option<usize> {
+    consumers
+        .binary_search_by_key(&key, |consumer| consumer.key)
+        .ok()
 }

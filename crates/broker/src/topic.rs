@@ -19,6 +19,7 @@ pub(crate) mod producers;
 pub(crate) mod publish;
 mod quota;
 pub(crate) mod seek;
+mod shared_read;
 pub(crate) mod stats;
 pub(crate) mod subscribe;
 mod throttle;
@@ -46,6 +47,7 @@ use dedup::Dedup;
 use nonpersistent::Rate;
 use producers::Access;
 use publish::{Receipt, Run};
+use shared_read::SharedRead;
 
 pub(crate) struct Topic {
     pub(crate) name: TopicName,
@@ -55,6 +57,7 @@ pub(crate) struct Topic {
     pub(crate) core: Arc<Core>,
     terminated: AtomicBool,
     pub(crate) in_force: RwLock<InForce>,
+    shared_read: SharedRead,
     state: Mutex<State>,
 }
 

@@ -97,7 +97,7 @@ def test_a_threshold_begins_it(quick_server, new_client, level):
     admin, client, topic = Admin(quick_server.admin_url), new_client(quick_server.service_url), "threshold"
     producer = client.create_producer(topic, batching_enabled=False)
     where = "/admin/v2/namespaces/public/default" if level == "namespace" else admin.topic(topic)
-    admin.put(where + "/compactionThreshold", 1000)
+    (admin.put if level == "namespace" else admin.post)(where + "/compactionThreshold", 1000)
     assert admin.get(where + "/compactionThreshold") == 1000
     for number in range(100):
         producer.send(b"%d" % number, partition_key=str(number % 3))

@@ -28,6 +28,33 @@ struct Pending {
     hash: u32,
 }
 
+/// The consumers that take an entry now, and what they take.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Ready {
+    count: usize,
+    permits: i64,
+}
+
+impl Ready {
+    fn add(&mut self, flow: &Flow) {
+        if flow.is_ready() {
+            self.count += 1;
+            self.permits += flow.permits();
+        }
+    }
+
+    fn remove(&mut self, flow: &Flow) {
+        if flow.is_ready() {
+            self.count -= 1;
+            self.permits -= flow.permits();
+        }
+    }
+}
+
+/// Entries that wait to be sent again, above which no delayed ones are added: they come when there
+/// is room. All may be due at once.
+const WAKE_MAX: usize = 20_000;
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     routing: Routing,
@@ -35,6 +62,10 @@ pub(crate) struct Shared {
     /// By priority level, then in order of arrival.
     consumers: Vec<Flow>,
     index: HashMap<ConsumerKey, usize>,
+    /// Kept up to date by `change`, so that no dispatch looks at all consumers.
+    ready: Ready,
+    /// Consumers whose connections took no more when last seen.
+    full: Vec<ConsumerKey>,
     pending: BTreeMap<Position, Pending>,
     replay: Replay,
     redeliveries: HashMap<Position, u32>,
@@ -50,6 +81,8 @@ impl Shared {
             limits,
             consumers: Vec::new(),
             index: HashMap::new(),
+            ready: Ready::default(),
+            full: Vec::new(),
             pending: BTreeMap::new(),
             replay: Replay::default(),
             redeliveries: HashMap::new(),
@@ -72,6 +105,7 @@ impl Shared {
         let at = self
             .consumers
             .partition_point(|other| other.priority <= flow.priority);
+        self.ready.add(&flow);
         self.consumers.insert(at, flow);
         self.consumers_changed(None);
         Ok(())
@@ -84,6 +118,8 @@ impl Shared {
             return;
         };
         let flow = self.consumers.remove(at);
+        self.ready.remove(&flow);
+        self.full.retain(|other| *other != key);
         self.unacked -= flow.unacked();
         let replay = &mut self.replay;
         self.pending.retain(|position, pending| {
@@ -116,20 +152,50 @@ impl Shared {
     }
 
     pub(crate) fn add_permits(&mut self, key: ConsumerKey, messages: u32) {
-        if let Some(at) = self.index.get(&key) {
-            self.consumers[*at].add_permits(messages);
+        if let Some(at) = self.index.get(&key).copied() {
+            self.change(at, |flow| flow.add_permits(messages));
         }
     }
 
     pub(crate) fn set_writable(&mut self, key: ConsumerKey, writable: bool) {
-        if let Some(at) = self.index.get(&key) {
-            self.consumers[*at].writable = writable;
+        let Some(at) = self.index.get(&key).copied() else {
+            return;
+        };
+        if self.consumers[at].writable == writable {
+            return;
+        }
+        self.change(at, |flow| flow.writable = writable);
+        if writable {
+            self.full.retain(|other| *other != key);
+        } else {
+            self.full.push(key);
+        }
+    }
+
+    /// Asks again for those whose connections took no more.
+    pub(crate) fn refresh_writable(&mut self, takes: impl Fn(ConsumerKey) -> bool) {
+        for key in std::mem::take(&mut self.full) {
+            if let Some(at) = self.index.get(&key).copied() {
+                if takes(key) {
+                    self.change(at, |flow| flow.writable = true);
+                } else {
+                    self.full.push(key);
+                }
+            }
         }
     }
 
     /// Whether any consumer takes an entry now.
     pub(crate) fn has_ready(&self) -> bool {
-        !self.blocked && self.consumers.iter().any(Flow::is_ready)
+        !self.blocked && self.ready.count > 0
+    }
+
+    fn change<T>(&mut self, at: usize, change: impl FnOnce(&mut Flow) -> T) -> T {
+        let flow = &mut self.consumers[at];
+        self.ready.remove(flow);
+        let result = change(flow);
+        self.ready.add(flow);
+        result
     }
 
     // Dispatch
@@ -158,12 +224,7 @@ impl Shared {
         if self.blocked {
             return Want::Nothing;
         }
-        let permits: i64 = self
-            .consumers
-            .iter()
-            .filter(|flow| flow.is_ready())
-            .map(Flow::permits)
-            .sum();
+        let permits = self.ready.permits;
         let budget = usize::try_from(permits).unwrap_or(0).min(entries_max);
         if budget == 0 {
             return Want::Nothing;
@@ -192,27 +253,28 @@ impl Shared {
             }
             Routing::Keys(keys) => keys,
         };
-        let mut left: HashMap<ConsumerKey, i64> = self
-            .consumers
-            .iter()
-            .filter(|flow| flow.is_ready())
-            .map(|flow| (flow.key, flow.permits()))
-            .collect();
+        // What those seen so far still take, and how many consumers take anything.
+        let mut left: HashMap<ConsumerKey, i64> = HashMap::new();
+        let mut ready = self.ready.count;
         let mut out = Vec::new();
         for (position, hash) in self.replay.iter() {
-            if out.len() >= budget || left.is_empty() {
+            if out.len() >= budget || ready == 0 {
                 break;
             }
             // A consumer without permits blocks all its hashes, so the order per key holds.
             let Some(owner) = keys.owner(hash) else {
                 continue;
             };
-            let Some(permits) = left.get_mut(&owner) else {
-                continue;
-            };
-            *permits -= 1;
+            let permits = left.entry(owner).or_insert_with(|| {
+                let flow = self.flow(owner).filter(|flow| flow.is_ready());
+                flow.map_or(0, Flow::permits)
+            });
             if *permits <= 0 {
-                left.remove(&owner);
+                continue;
+            }
+            *permits -= 1;
+            if *permits == 0 {
+                ready -= 1;
             }
             out.push(position);
         }
@@ -231,8 +293,19 @@ impl Shared {
         }
     }
 
-    /// Places an entry that was read on request. Offer them in the order of their positions.
+    #[cfg(test)]
     pub(crate) fn place(&mut self, candidate: &Candidate, due_before_ms: u64) -> Verdict {
+        self.place_if(candidate, due_before_ms, |_| true)
+    }
+
+    /// Places an entry that was read on request. Offer them in the order of their positions.
+    /// `takes` tells whether a consumer's connection takes more; only the chosen one is asked.
+    pub(crate) fn place_if(
+        &mut self,
+        candidate: &Candidate,
+        due_before_ms: u64,
+        takes: impl Fn(ConsumerKey) -> bool,
+    ) -> Verdict {
         let Candidate {
             position,
             messages,
@@ -252,16 +325,17 @@ impl Shared {
         let chosen = if self.blocked {
             None
         } else {
-            self.choose(candidate, waiting)
+            self.choose(candidate, waiting, takes)
         };
         let Some(at) = chosen else {
             self.replay.insert(position, hash);
             return Verdict::Later;
         };
-        let flow = &mut self.consumers[at];
-        flow.spend(messages);
-        flow.hold(messages);
-        let holder = flow.key;
+        self.change(at, |flow| {
+            flow.spend(messages);
+            flow.hold(messages);
+        });
+        let holder = self.consumers[at].key;
         self.unacked += u64::from(messages);
         let max = u64::from(self.limits.unacked_per_subscription_max);
         if max > 0 && self.unacked >= max {
@@ -287,20 +361,54 @@ impl Shared {
     }
 
     /// The consumer of an entry that is not kept: it is neither unacked nor ever sent again.
-    pub(crate) fn route(&mut self, candidate: &Candidate) -> Option<ConsumerKey> {
+    pub(crate) fn route(
+        &mut self,
+        candidate: &Candidate,
+        takes: impl Fn(ConsumerKey) -> bool,
+    ) -> Option<ConsumerKey> {
         self.begin();
-        let at = self.choose(candidate, false)?;
-        let flow = &mut self.consumers[at];
-        flow.spend(candidate.messages);
-        Some(flow.key)
+        let at = self.choose(candidate, false, takes)?;
+        self.change(at, |flow| flow.spend(candidate.messages));
+        Some(self.consumers[at].key)
     }
 
-    fn choose(&mut self, candidate: &Candidate, waiting: bool) -> Option<usize> {
+    fn choose(
+        &mut self,
+        candidate: &Candidate,
+        waiting: bool,
+        takes: impl Fn(ConsumerKey) -> bool,
+    ) -> Option<usize> {
+        if candidate.chunk.is_some() {
+            // Once its consumer is chosen, a chunk is not to be given to another.
+            for at in 0..self.consumers.len() {
+                let key = self.consumers[at].key;
+                if !takes(key) {
+                    self.set_writable(key, false);
+                }
+            }
+            return self.choose_ready(candidate, waiting);
+        }
+        loop {
+            let at = self.choose_ready(candidate, waiting)?;
+            let key = self.consumers[at].key;
+            if takes(key) {
+                if let Routing::RoundRobin(turns) = &mut self.routing {
+                    turns.spent(candidate.messages);
+                }
+                return Some(at);
+            }
+            self.set_writable(key, false);
+        }
+    }
+
+    fn choose_ready(&mut self, candidate: &Candidate, waiting: bool) -> Option<usize> {
         match &mut self.routing {
             Routing::RoundRobin(turns) => {
                 let turn_max = self.limits.round_robin_messages_max;
                 let at = turns.choose(&self.consumers, candidate, turn_max)?;
-                turns.spent(candidate.messages);
+                if candidate.chunk.is_some() {
+                    turns.spent(candidate.messages);
+                }
                 Some(at)
             }
             Routing::Keys(keys) => {
@@ -423,15 +531,20 @@ impl Shared {
     /// Moves what is due into the replay queue; true when there was something.
     pub(crate) fn wake_due(&mut self, due_before_ms: u64) -> bool {
         let mut woken = false;
-        while let Some((position, hash)) = self.delayed.pop_due(due_before_ms) {
+        while self.replay.len() < WAKE_MAX
+            && let Some((position, hash)) = self.delayed.pop_due(due_before_ms)
+        {
             self.replay.insert(position, hash);
             woken = true;
         }
         woken
     }
 
+    /// When there is something to wake; nothing while there is no room, since who makes room
+    /// dispatches.
     pub(crate) fn next_due_ms(&self) -> Option<u64> {
-        self.delayed.next_ms()
+        let has_room = self.replay.len() < WAKE_MAX;
+        self.delayed.next_ms().filter(|_| has_room)
     }
 
     // Figures
@@ -481,8 +594,8 @@ impl Shared {
     }
 
     fn release_flow(&mut self, holder: ConsumerKey, messages: u32) -> bool {
-        match self.index.get(&holder) {
-            Some(at) => self.consumers[*at].release(messages),
+        match self.index.get(&holder).copied() {
+            Some(at) => self.change(at, |flow| flow.release(messages)),
             None => false,
         }
     }

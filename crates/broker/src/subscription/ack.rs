@@ -33,7 +33,7 @@ impl Subscription {
         };
         self.counters.last_acked_ms = request.now_ms;
         if let Some(consumer) = self.consumer_mut(key) {
-            consumer.counters.last_acked_ms = request.now_ms;
+            consumer.counters.get_mut().last_acked_ms = request.now_ms;
         }
         if self.cursor.mark_delete() > before {
             self.counters.last_mark_delete_ms = request.now_ms;
@@ -117,7 +117,7 @@ impl Subscription {
         }
         self.counters.acked += acked;
         if let Some(consumer) = self.consumer_mut(key) {
-            consumer.counters.acked += acked;
+            consumer.counters.get_mut().acked += acked;
         }
         Ok(progress)
     }

@@ -9,12 +9,11 @@ use geminga_proto::send::Delivery;
 use geminga_storage::managed::ManagedLedger;
 use geminga_storage::{Entry, ReadLimits};
 
-use super::{Dispatch, Shared, Subscription};
+use super::{Dispatch, Shared, Subscription, place_of};
 use crate::consumer::{Consumer, ConsumerCounters};
 use crate::dispatcher::{Candidate, Chunk, ConsumerKey, Verdict, Want};
 use crate::outbox::Batch;
-use crate::peer::Peer;
-use crate::topic::compaction::view::View;
+use crate::topic::compaction::view::{View, survivors_of};
 use crate::transaction::buffer::Buffer;
 
 /// Passes of one `dispatch` call: it holds the topic's lock.
@@ -39,6 +38,8 @@ pub(crate) struct Source<'a> {
     /// Bytes that subscriptions keep of what was read ahead.
     pub(crate) ahead_used: &'a Arc<AtomicUsize>,
     pub(crate) view: Option<&'a Arc<View>>,
+    /// What a batch may have unpacked.
+    pub(crate) size_max: usize,
     /// Nothing after this may be read yet.
     pub(crate) limit: Position,
     pub(crate) transactions: Option<&'a Buffer>,
@@ -311,6 +312,12 @@ impl Subscription {
                 true => cursor.batch_ack_set(position),
                 false => None,
             };
+            let ack_set = match source.view {
+                Some(view) if *read_compacted && position <= view.horizon => {
+                    both(ack_set, survivors_of(&entry.data, source.size_max))
+                }
+                _ => ack_set,
+            };
             let ack_set = match pending_acks {
                 None => ack_set,
                 Some(pending) => {
@@ -347,7 +354,7 @@ impl Subscription {
                         |key| many.routing_hash(key),
                         many.routes_by_key(),
                     );
-                    many.place(&candidate, source.due_before_ms)
+                    many.place_if(&candidate, source.due_before_ms, |key| sender.takes(key))
                 }
             };
             *read = next;
@@ -447,7 +454,7 @@ impl Subscription {
                 |key| many.routing_hash(key),
                 many.routes_by_key(),
             );
-            let verdict = many.place(&candidate, source.due_before_ms);
+            let verdict = many.place_if(&candidate, source.due_before_ms, |key| sender.takes(key));
             if let Verdict::Deliver {
                 consumer,
                 redelivery_count,
@@ -474,17 +481,21 @@ impl Subscription {
 
     /// Looks which connections take more. One that does not is told to call when it does.
     pub(super) fn refresh_writable(&mut self) {
-        for consumer in &self.consumers {
-            let writable = consumer.peer.check_writable();
-            match &mut self.dispatch {
-                Dispatch::None => {}
-                Dispatch::Single(single) => {
-                    if let Some(flow) = single.flow_mut(consumer.key) {
-                        flow.writable = writable;
-                    }
+        let consumers = &self.consumers;
+        match &mut self.dispatch {
+            Dispatch::None => {}
+            Dispatch::Single(single) => {
+                if let Some(key) = single.active()
+                    && let Some(at) = place_of(consumers, key)
+                    && let Some(flow) = single.flow_mut(key)
+                {
+                    flow.writable = consumers[at].peer.check_writable();
                 }
-                Dispatch::Many(many) => many.set_writable(consumer.key, writable),
             }
+            // Of the others `place_if` asks when it chooses one.
+            Dispatch::Many(many) => many.refresh_writable(|key| {
+                place_of(consumers, key).is_some_and(|at| consumers[at].peer.check_writable())
+            }),
         }
     }
 }
@@ -498,6 +509,19 @@ fn cost(head: &Peek<'_>, ack_set: Option<&[i64]>) -> u32 {
             .sum::<u32>()
             .max(1),
         None => head.message_count(),
+    }
+}
+
+/// What is left where one leaves out some and the other leaves out others.
+fn both(one: Option<Vec<i64>>, other: Option<Vec<i64>>) -> Option<Vec<i64>> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(
+            one.iter()
+                .zip(&other)
+                .map(|(one, other)| one & other)
+                .collect(),
+        ),
+        (one, other) => one.or(other),
     }
 }
 
@@ -581,36 +605,44 @@ pub(super) struct Sent {
 
 /// Queues entries; keeps the outbox of one consumer locked as long as it is the same.
 pub(super) struct Sender<'a> {
-    lanes: Vec<Lane<'a>>,
-    current: Option<(usize, Batch<'a>)>,
+    consumers: &'a [Consumer],
+    current: Option<Lane<'a>>,
     partition: Option<i32>,
     now_ms: u64,
     sent: Sent,
 }
 
+/// The consumer that gets entries now.
 struct Lane<'a> {
-    key: ConsumerKey,
-    id: u64,
-    epoch: Option<u64>,
-    peer: &'a Peer,
-    counters: &'a mut ConsumerCounters,
+    consumer: &'a Consumer,
+    batch: Batch<'a>,
+    counters: ConsumerCounters,
+}
+
+impl Drop for Lane<'_> {
+    fn drop(&mut self) {
+        self.consumer.counters.set(self.counters);
+    }
 }
 
 impl<'a> Sender<'a> {
-    pub(super) fn new(consumers: &'a mut [Consumer], source: &Source<'_>) -> Sender<'a> {
-        let lane = |consumer: &'a mut Consumer| Lane {
-            key: consumer.key,
-            id: consumer.id,
-            epoch: consumer.epoch,
-            peer: &consumer.peer,
-            counters: &mut consumer.counters,
-        };
+    pub(super) fn new(consumers: &'a [Consumer], source: &Source<'_>) -> Sender<'a> {
         Sender {
-            lanes: consumers.iter_mut().map(lane).collect(),
+            consumers,
             current: None,
             partition: source.partition,
             now_ms: source.now_ms,
             sent: Sent::default(),
+        }
+    }
+
+    /// Whether the consumer's connection takes more; if not, it is told to call when it does.
+    pub(super) fn takes(&self, key: ConsumerKey) -> bool {
+        match &self.current {
+            // What `send` said of it holds.
+            Some(lane) if lane.consumer.key == key => true,
+            _ => place_of(self.consumers, key)
+                .is_some_and(|at| self.consumers[at].peer.check_writable()),
         }
     }
 
@@ -623,43 +655,53 @@ impl<'a> Sender<'a> {
         redelivery_count: u32,
         ack_set: &[i64],
     ) -> bool {
-        let at = match &self.current {
-            Some((at, _)) if self.lanes[*at].key == key => *at,
-            _ => {
-                let Some(at) = self.lanes.iter().position(|lane| lane.key == key) else {
-                    return false;
-                };
-                self.current = None;
-                self.current = Some((at, self.lanes[at].peer.outbox.batch()));
-                at
-            }
-        };
-        let lane = &mut self.lanes[at];
-        let Some((_, batch)) = &mut self.current else {
+        if self
+            .current
+            .as_ref()
+            .is_none_or(|lane| lane.consumer.key != key)
+        {
+            // Unlocked before the next one is locked.
+            self.current = None;
+            let Some(at) = place_of(self.consumers, key) else {
+                return false;
+            };
+            let consumer = &self.consumers[at];
+            self.current = Some(Lane {
+                consumer,
+                batch: consumer.peer.outbox.batch(),
+                counters: consumer.counters.get(),
+            });
+        }
+        let Some(lane) = &mut self.current else {
             return false;
         };
+        let Lane {
+            consumer,
+            batch,
+            counters,
+        } = lane;
         let (ledger_id, entry_id) = entry.position.to_wire();
         let delivery = Delivery {
-            consumer_id: lane.id,
+            consumer_id: consumer.id,
             ledger_id,
             entry_id,
             partition: self.partition,
             redelivery_count,
             ack_set,
-            consumer_epoch: lane.epoch,
+            consumer_epoch: consumer.epoch,
         };
         batch.head(|head| delivery.encode_frame(entry.data.len(), head));
         batch.block(&entry.data);
-        lane.counters.messages_out += u64::from(messages);
-        lane.counters.bytes_out += entry.data.len() as u64;
-        lane.counters.entries_out += 1;
-        lane.counters.last_consumed_ms = self.now_ms;
+        counters.messages_out += u64::from(messages);
+        counters.bytes_out += entry.data.len() as u64;
+        counters.entries_out += 1;
+        counters.last_consumed_ms = self.now_ms;
         if redelivery_count > 0 {
-            lane.counters.redelivered += u64::from(messages);
+            counters.redelivered += u64::from(messages);
         }
         self.sent.messages += u64::from(messages);
         self.sent.bytes += entry.data.len() as u64;
-        lane.peer.takes_more(batch.added())
+        consumer.peer.takes_more(batch.added())
     }
 
     pub(super) fn finish(self) -> Sent {

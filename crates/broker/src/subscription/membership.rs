@@ -1,12 +1,13 @@
 //! Consumers that join and leave, and what they are told of each other.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use geminga_proto::pb::{CommandActiveConsumerChange, CommandReachedEndOfTopic};
 
 use super::{Dispatch, Subscription};
 use crate::config::{BrokerConfig, SubscriptionType};
-use crate::consumer::{Consumer, ConsumerCounters, NewConsumer};
+use crate::consumer::{Consumer, NewConsumer};
 use crate::dispatcher::key_range::{AutoSplit, KeyRanges, Ring, Sticky};
 use crate::dispatcher::key_shared::KeyShared;
 use crate::dispatcher::round_robin::RoundRobin;
@@ -90,7 +91,10 @@ impl Subscription {
                 }
             }
         }
-        self.consumers.push(Consumer {
+        let at = self
+            .consumers
+            .partition_point(|consumer| consumer.key < new.key);
+        let consumer = Consumer {
             key: new.key,
             id: new.id,
             name: new.name,
@@ -100,18 +104,15 @@ impl Subscription {
             connected_since_ms: now_ms,
             read_position_when_joining: self.read,
             end_told: false,
-            counters: ConsumerCounters::default(),
-        });
+            counters: Cell::default(),
+        };
+        self.consumers.insert(at, consumer);
         Ok(())
     }
 
     /// Removes a consumer; what it held goes to the others. False where it is not here.
     pub(crate) fn leave(&mut self, key: ConsumerKey, config: &BrokerConfig) -> bool {
-        let Some(at) = self
-            .consumers
-            .iter()
-            .position(|consumer| consumer.key == key)
-        else {
+        let Some(at) = super::place_of(&self.consumers, key) else {
             return false;
         };
         self.consumers.remove(at);

@@ -33,7 +33,7 @@ impl Subscription {
                     let hash = |key: &[u8]| many.routing_hash(key);
                     let by_key = many.routes_by_key();
                     let candidate = candidate(entry.position, &head, messages, hash, by_key);
-                    many.route(&candidate)
+                    many.route(&candidate, |key| sender.takes(key))
                 }
             };
             match consumer {

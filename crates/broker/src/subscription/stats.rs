@@ -165,7 +165,7 @@ impl Subscription {
 
     fn stats_of(&self, consumer: &crate::consumer::Consumer) -> ConsumerStats {
         let flow = self.flow_figures(consumer.key);
-        let counters = &consumer.counters;
+        let counters = consumer.counters.get();
         ConsumerStats {
             bytes_out_counter: counters.bytes_out,
             msg_out_counter: counters.messages_out,

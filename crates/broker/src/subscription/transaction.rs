@@ -93,7 +93,7 @@ impl Subscription {
     ) -> (u64, bool) {
         self.counters.last_acked_ms = now_ms;
         if let Some(consumer) = self.consumer_mut(key) {
-            consumer.counters.last_acked_ms = now_ms;
+            consumer.counters.get_mut().last_acked_ms = now_ms;
         }
         let pending = self.pending_acks.get_or_insert_default();
         let positions: Vec<(Position, u32)> = acks

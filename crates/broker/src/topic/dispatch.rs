@@ -45,7 +45,14 @@ impl Topic {
             limit: transactions.map_or(Position::LATEST, Buffer::limit),
             transactions,
             view,
+            size_max: self.unpacked_max(),
         }
+    }
+
+    /// What a batch may have unpacked.
+    pub(super) fn unpacked_max(&self) -> usize {
+        let max = self.core.config.max_message_size;
+        max.max(geminga_proto::MAX_MESSAGE_SIZE)
     }
 
     pub(crate) fn dispatch_all(self: &Arc<Topic>, state: &mut State) {
@@ -197,15 +204,28 @@ impl Topic {
         );
     }
 
+    /// Whether another subscription may want what one reads.
+    fn is_read_by_several(&self) -> bool {
+        let state = self.lock();
+        let used = state
+            .subscriptions
+            .iter()
+            .filter(|s| !s.consumers().is_empty());
+        used.take(2).count() > 1
+    }
+
     async fn read_plan(
         &self,
         plan: &ReadPlan,
     ) -> Result<Vec<Entry>, geminga_storage::ManagedError> {
         match plan {
             ReadPlan::Tail { from, limits } => {
-                self.ledger
-                    .read(*from, ReadLimits::new(limits.0, limits.1))
-                    .await
+                let limits = ReadLimits::new(limits.0, limits.1);
+                if self.is_read_by_several() {
+                    self.shared_read.read(&self.ledger, *from, limits).await
+                } else {
+                    self.ledger.read(*from, limits).await
+                }
             }
             ReadPlan::Compacted { from, limits, view } => {
                 view.read(*from, ReadLimits::new(limits.0, limits.1)).await

@@ -80,6 +80,7 @@ impl Topic {
             full_name: name.as_str().into(),
             name,
             core: core.clone(),
+            shared_read: Default::default(),
             state: Mutex::new(State {
                 life: Life::Open,
                 producers: HashMap::new(),

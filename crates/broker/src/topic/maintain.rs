@@ -130,6 +130,7 @@ impl Core {
         let idle_ms = idle_limit(idle_ms, loaded);
         for topic in topics {
             topic.work(due).await;
+            topic.shared_read.rest();
             let before_ms = self.clock.now_ms().saturating_sub(idle_ms);
             let leaves = topic.is_idle_since(before_ms) && !topic.waits_for_deletion();
             topic.maintain_dedup(leaves).await;
@@ -137,6 +138,10 @@ impl Core {
                 && let Err(error) = topic.trim().await
             {
                 tracing::warn!(topic = %topic.name, %error, "old ledgers were not deleted");
+            }
+            if leaves {
+                // It may not be looked at again before it is used again.
+                topic.compact_by_threshold();
             }
             if leaves && topic.close_if_idle() {
                 self.unload(&topic).await;

@@ -132,8 +132,7 @@ impl Topic {
         };
         match compacted {
             Some(view) if last.is_none_or(|(last, _)| last <= view.horizon) => {
-                let max = self.core.config.max_message_size;
-                Ok(view.last(max.max(geminga_proto::MAX_MESSAGE_SIZE)).await?)
+                Ok(view.last(self.unpacked_max()).await?)
             }
             _ => Ok(last),
         }

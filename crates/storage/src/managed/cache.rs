@@ -29,6 +29,8 @@ pub(crate) struct TailBudget {
     holders: Mutex<VecDeque<Weak<dyn Evict>>>,
     pub(crate) hits: AtomicU64,
     pub(crate) misses: AtomicU64,
+    /// Entries that came from the store, not from a tail.
+    pub(crate) read_entries: AtomicU64,
     pub(crate) evicted_bytes: AtomicU64,
 }
 
@@ -46,6 +48,7 @@ impl TailBudget {
             holders: Mutex::default(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
+            read_entries: AtomicU64::new(0),
             evicted_bytes: AtomicU64::new(0),
         }
     }

@@ -66,6 +66,8 @@ pub struct Stats {
     pub cache_bytes: usize,
     pub cache_hits: u64,
     pub cache_misses: u64,
+    /// Entries that came from the store, not from the cache.
+    pub read_entries: u64,
     pub cache_evicted_bytes: u64,
 }
 
@@ -242,6 +244,7 @@ impl ManagedLedgers {
             cache_bytes: budget.used(),
             cache_hits: budget.hits.load(Ordering::Relaxed),
             cache_misses: budget.misses.load(Ordering::Relaxed),
+            read_entries: budget.read_entries.load(Ordering::Relaxed),
             cache_evicted_bytes: budget.evicted_bytes.load(Ordering::Relaxed),
         }
     }

@@ -76,6 +76,8 @@ impl ManagedLedger {
                 Err(error) => return Err(error.into()),
             };
             entries.truncate(part.count);
+            let counter = &self.shared.budget.read_entries;
+            counter.fetch_add(entries.len() as u64, Ordering::Relaxed);
             if entries.is_empty() {
                 if found.is_empty() {
                     let ledger = part.ledger;

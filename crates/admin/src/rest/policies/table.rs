@@ -199,6 +199,17 @@ policies! {
         set: |p, v| p.deduplication = v,
         applied: |all| Some(all.deduplication),
     }
+    CompactionThreshold: i64 {
+        namespace: Some("compactionThreshold"),
+        topic: Some("compactionThreshold"),
+        get: |p| p.compaction_threshold.and_then(|n| i64::try_from(n).ok()),
+        set: |p, v| p.compaction_threshold = v.and_then(|n| u64::try_from(n).ok()),
+        applied: |all| i64::try_from(all.compaction_threshold_bytes).ok(),
+        check: |value, _| match *value >= 0 {
+            true => Ok(()),
+            false => Err(ApiError::precondition_failed("Invalid value for compactionThreshold")),
+        },
+    }
     MaxProducers: i64 {
         namespace: Some("maxProducersPerTopic"),
         topic: Some("maxProducers"),

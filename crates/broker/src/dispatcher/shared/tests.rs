@@ -51,6 +51,70 @@ fn taker(verdict: Verdict) -> Option<u64> {
 }
 
 #[test]
+fn only_the_chosen_consumer_is_asked_whether_it_takes_more() {
+    for by_key in [false, true] {
+        let mut shared = if by_key {
+            key_shared(false)
+        } else {
+            shared(LIMITS)
+        };
+        for key in 0..1_000 {
+            shared.add(flow(key, 0), &[]).unwrap();
+            shared.add_permits(ConsumerKey(key), 10);
+        }
+        assert_eq!(shared.want(usize::MAX, false), Want::Tail(10_000));
+        let asked = std::cell::Cell::new(0);
+        let takes = |_| {
+            asked.set(asked.get() + 1);
+            asked.get() > 1
+        };
+        let candidate = Candidate {
+            hash: if by_key { 17 } else { 0 },
+            ..entry(0)
+        };
+        let verdict = shared.place_if(&candidate, 0, takes);
+        // The first one does not; another only where any other will do.
+        assert_eq!(taker(verdict).is_some(), !by_key);
+        assert_eq!(asked.get(), if by_key { 1 } else { 2 });
+        assert_eq!(shared.full.len(), 1);
+        shared.refresh_writable(|_| true);
+        assert!(shared.full.is_empty());
+        assert_eq!(shared.ready.count, 1_000);
+    }
+}
+
+#[test]
+fn many_due_at_once_come_a_part_at_a_time() {
+    let mut shared = shared(LIMITS);
+    shared.add(flow(1, 0), &[]).unwrap();
+    let count = WAKE_MAX as i64 * 2 + 5;
+    for n in 0..count {
+        let delayed = Candidate {
+            deliver_at_ms: 10,
+            ..entry(n)
+        };
+        shared.place(&delayed, 9);
+    }
+    shared.add_permits(ConsumerKey(1), u32::MAX);
+    let mut left = count as usize;
+    for part in [WAKE_MAX, WAKE_MAX, 5] {
+        assert_eq!(shared.next_due_ms(), Some(10));
+        assert!(shared.wake_due(10));
+        left -= part;
+        assert_eq!((shared.replay_len(), shared.delayed_len()), (part, left));
+        assert_eq!(shared.next_due_ms().is_some(), part < WAKE_MAX && left > 0);
+        let Want::Replay(positions) = shared.want(usize::MAX, false) else {
+            panic!("they are wanted");
+        };
+        assert_eq!(positions.len(), part);
+        for position in positions {
+            let candidate = entry(position.entry.0);
+            assert!(taker(shared.place(&candidate, 10)).is_some());
+        }
+    }
+}
+
+#[test]
 fn each_pass_goes_on_to_the_next_consumer() {
     let mut shared = shared(LIMITS);
     for key in 0..3 {
@@ -473,6 +537,14 @@ impl World {
         assert_eq!(self.shared.unacked(), out);
         let held: u64 = self.shared.consumers().iter().map(Flow::unacked).sum();
         assert_eq!(held, out);
+        let mut ready = Ready::default();
+        self.shared
+            .consumers()
+            .iter()
+            .for_each(|flow| ready.add(flow));
+        assert_eq!(self.shared.ready, ready, "kept up to date, not counted");
+        let full: BTreeSet<u64> = self.shared.full.iter().map(|key| key.0).collect();
+        assert_eq!(full, self.unwritable);
     }
 
     fn nth_out(&self, nth: usize) -> Option<i64> {

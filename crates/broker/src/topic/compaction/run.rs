@@ -169,10 +169,8 @@ impl Topic {
             return Ok(0);
         }
         let config = &self.core.config;
-        let mut survivors = Survivors::new(
-            config.topic_compaction_retain_null_key,
-            config.max_message_size.max(geminga_proto::MAX_MESSAGE_SIZE),
-        );
+        let mut survivors =
+            Survivors::new(config.topic_compaction_retain_null_key, self.unpacked_max());
         let mut pass = Pass::new(self, old.as_deref(), end);
         while let Some(entries) = pass.next().await? {
             entries.iter().for_each(|entry| survivors.note(entry));

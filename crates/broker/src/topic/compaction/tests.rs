@@ -201,6 +201,26 @@ fn encrypted_batches_are_left_alone_and_single_messages_go_by_their_key() {
 }
 
 #[test]
+fn what_survives_of_a_batch_is_an_ack_set() {
+    let keys = |keys: &[u8]| -> Vec<Message> {
+        let message = |key: &u8| Message {
+            key: Some(*key),
+            empty: false,
+        };
+        keys.iter().map(message).collect()
+    };
+    let numbers: Vec<u8> = (0..100).collect();
+    let entries = [
+        entry(0, &keys(&numbers), true, CompressionType::Zstd),
+        entry(1, &keys(&numbers[..70]), true, CompressionType::None),
+    ];
+    let kept = survivors(&entries, false);
+    let words = |at: usize| view::survivors_of(&kept[at].data, 1 << 20);
+    assert_eq!(words(0), Some(vec![0, ((1_i64 << 30) - 1) << 6]));
+    assert_eq!(words(1), None, "all of it");
+}
+
+#[test]
 fn what_does_not_survive_is_counted() {
     let message = |key: Option<u8>, empty| Message { key, empty };
     let entries = [

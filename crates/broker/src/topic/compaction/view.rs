@@ -62,6 +62,28 @@ fn decode_entry(mut stored: Bytes) -> Option<Entry> {
     })
 }
 
+/// The places in a batch that survived, as ack sets say it; none where all did. Not every client
+/// passes over what is marked as compacted out, but all leave out what an ack set lacks.
+pub(crate) fn survivors_of(block: &Bytes, size_max: usize) -> Option<Vec<i64>> {
+    let head = peek(block).ok()?;
+    let count = head
+        .num_messages_in_batch
+        .filter(|_| !head.has_encryption_keys)?;
+    let packed = payload(block).ok()?;
+    let size = head.uncompressed_size as usize;
+    let raw = decompress(head.compression, &packed, size, size_max).ok()?;
+    let mut words = vec![0_i64; usize::try_from(count).ok()?.div_ceil(64)];
+    let mut kept = 0;
+    for (index, message) in batch::read(raw, count).enumerate() {
+        let (metadata, _) = message.ok()?;
+        if !metadata.compacted_out() {
+            words[index / 64] |= 1 << (index % 64);
+            kept += 1;
+        }
+    }
+    (kept < count).then_some(words)
+}
+
 impl View {
     pub(super) fn new(number: u64, horizon: Position, ledger: Arc<ManagedLedger>) -> View {
         View {
@@ -120,16 +142,13 @@ impl View {
         };
         let batch = peek(&entry.data).ok().and_then(|head| {
             let count = head.num_messages_in_batch?;
-            let raw = payload(&entry.data).ok().and_then(|packed| {
-                let size = head.uncompressed_size as usize;
-                decompress(head.compression, &packed, size, size_max).ok()
+            let words = survivors_of(&entry.data, size_max);
+            let last = words.and_then(|words| {
+                let at = words.iter().rposition(|word| *word != 0)?;
+                Some(at as i32 * 64 + 63 - words[at].leading_zeros() as i32)
             });
-            let kept = raw.and_then(|raw| {
-                let messages = batch::read(raw, count).map_while(Result::ok).enumerate();
-                let kept = messages.filter(|(_, (message, _))| !message.compacted_out());
-                kept.map(|(index, _)| index as i32).last()
-            });
-            Some(kept.unwrap_or(count - 1))
+            // As the size of a batch that ends with it.
+            Some(last.map_or(count, |last| last + 1))
         });
         Ok(Some((entry.position, batch)))
     }
