@@ -27,6 +27,7 @@ impl ApiError {
     statuses! {
         bad_request = BAD_REQUEST;
         unauthorized = UNAUTHORIZED;
+        forbidden = FORBIDDEN;
         not_found = NOT_FOUND;
         not_allowed = METHOD_NOT_ALLOWED;
         timeout = REQUEST_TIMEOUT;

@@ -211,6 +211,7 @@ impl From<BrokerError> for ApiError {
             ErrorKind::PreconditionFailed => Self::precondition_failed(reason),
             ErrorKind::NotAllowed => Self::not_allowed(reason),
             ErrorKind::NotAuthorized => Self::unauthorized(reason),
+            ErrorKind::NotPermitted => Self::forbidden(reason),
             ErrorKind::Unavailable => Self::unavailable(reason),
             ErrorKind::Internal => Self::internal(reason),
         }

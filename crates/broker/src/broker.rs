@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::namespace::{Catalog, Partitioned, ledger_name, ledger_path, partitioned_key};
 use crate::peer::Peer;
 use crate::policies::store::PolicyCache;
+use crate::replication::remote::Remotes;
 use crate::schema::Schemas;
 use crate::timers::Timers;
 use crate::tls::Tls;
@@ -60,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) metrics: Metrics,
     pub(crate) publishing: Budget,
     pub(crate) transactions: Transactions,
+    /// How other clusters are reached; none in a process that reaches none.
+    pub(crate) remotes: OnceLock<Arc<dyn Remotes>>,
     /// Bytes read ahead for subscriptions.
     pub(crate) ahead_used: Arc<AtomicUsize>,
     /// Topics that are being compacted, over unloads.
@@ -118,6 +121,7 @@ impl Broker {
             catalog,
             watchers: Watchers::default(),
             transactions,
+            remotes: OnceLock::new(),
             metrics: Metrics::default(),
             compacting: Mutex::new(HashSet::new()),
             topics: Mutex::new(HashMap::new()),
@@ -515,6 +519,7 @@ impl Core {
         topic.begin_dedup().await?;
         topic.begin_view().await?;
         self.transactions.restore(&topic).await?;
+        topic.replicate().await?;
         Ok(topic)
     }
 

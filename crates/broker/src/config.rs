@@ -13,6 +13,14 @@ pub enum TopicType {
     NonPartitioned,
 }
 
+/// From where on a topic is sent to a cluster that it is newly to be in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReplicationStart {
+    Latest,
+    Earliest,
+}
+
 /// A subscription type, as Pulsar spells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SubscriptionType {
@@ -188,6 +196,20 @@ pub struct BrokerConfig {
     /// Refuse producers without a schema on topics that have one.
     pub is_schema_validation_enforced: bool,
 
+    /// Messages of one topic on their way to one other cluster.
+    pub replication_producer_queue_size: usize,
+    /// From where on a topic is sent to a cluster that it is newly to be in.
+    pub replication_start_at: ReplicationStart,
+    /// Whether topics that another cluster lacks are made there.
+    pub create_topic_to_remote_cluster_for_replication: bool,
+    /// Whether subscriptions may be kept alike in all clusters of their topic.
+    pub enable_replicated_subscriptions: bool,
+    /// How often clusters tell each other what was acked.
+    pub replicated_subscriptions_snapshot_frequency_millis: u64,
+    pub replicated_subscriptions_snapshot_timeout_seconds: u64,
+    /// Snapshots that a subscription keeps until it gets there.
+    pub replicated_subscriptions_snapshot_max_cached_per_subscription: usize,
+
     /// Offer transactions. Off in Pulsar unless asked for; here they cost nothing while unused.
     pub transaction_coordinator_enabled: bool,
     /// Open transactions of one coordinator; 0 = any number.
@@ -282,6 +304,13 @@ impl Default for BrokerConfig {
             is_allow_auto_update_schema_enabled: true,
             schema_compatibility_strategy: SchemaCompatibilityStrategy::Full,
             is_schema_validation_enforced: false,
+            replication_producer_queue_size: 1_000,
+            replication_start_at: ReplicationStart::Latest,
+            create_topic_to_remote_cluster_for_replication: true,
+            enable_replicated_subscriptions: true,
+            replicated_subscriptions_snapshot_frequency_millis: 1_000,
+            replicated_subscriptions_snapshot_timeout_seconds: 30,
+            replicated_subscriptions_snapshot_max_cached_per_subscription: 10,
             transaction_coordinator_enabled: true,
             max_active_transactions_per_coordinator: 0,
             security: crate::auth::SecurityConfig::default(),
@@ -308,6 +337,9 @@ impl BrokerConfig {
         }
         if self.max_message_size == 0 || self.max_message_size > 1 << 30 {
             return bad("maxMessageSize", "must be between 1 and 1073741824");
+        }
+        if self.replication_producer_queue_size == 0 {
+            return bad("replicationProducerQueueSize", "must be above 0");
         }
         if self.default_num_partitions == 0 {
             return bad("defaultNumPartitions", "must be above 0");

@@ -26,6 +26,11 @@ pub enum BrokerError {
     ConsumerNotFound,
     #[error("Schema not found")]
     SchemaNotFound,
+    #[error("Cluster does not exist")]
+    ClusterNotFound,
+    /// Whoever asks: what is asked for must not be.
+    #[error("{0}")]
+    NotPermitted(String),
     #[error("{0}")]
     AlreadyExists(String),
     /// Not now, because of what is connected or stored.
@@ -93,6 +98,7 @@ pub enum ErrorKind {
     PreconditionFailed,
     NotAllowed,
     NotAuthorized,
+    NotPermitted,
     Unavailable,
     Internal,
 }
@@ -103,6 +109,7 @@ impl BrokerError {
             BrokerError::BadSetting { .. } | BrokerError::InvalidTopicName(_) => ErrorKind::Invalid,
             BrokerError::InvalidSchema(_) => ErrorKind::Unprocessable,
             BrokerError::NotAuthorized(_) => ErrorKind::NotAuthorized,
+            BrokerError::NotPermitted(_) => ErrorKind::NotPermitted,
             BrokerError::TenantNotFound(_)
             | BrokerError::NamespaceNotFound(_)
             | BrokerError::TopicNotFound(_)
@@ -110,6 +117,7 @@ impl BrokerError {
             | BrokerError::ConsumerNotFound
             | BrokerError::CoordinatorNotFound(_)
             | BrokerError::TransactionNotFound(_)
+            | BrokerError::ClusterNotFound
             | BrokerError::SchemaNotFound => ErrorKind::NotFound,
             BrokerError::AlreadyExists(_)
             | BrokerError::ProducerBusy(_)
@@ -167,8 +175,11 @@ impl BrokerError {
             BrokerError::InvalidTransaction(_) => ServerError::InvalidTxnStatus,
             BrokerError::TransactionConflict(_) => ServerError::TransactionConflict,
             BrokerError::TooManyTransactions(_) => ServerError::TooManyRequests,
-            BrokerError::NotAuthorized(_) => ServerError::AuthorizationError,
-            BrokerError::BadSetting { .. }
+            BrokerError::NotAuthorized(_) | BrokerError::NotPermitted(_) => {
+                ServerError::AuthorizationError
+            }
+            BrokerError::ClusterNotFound
+            | BrokerError::BadSetting { .. }
             | BrokerError::Tls(_)
             | BrokerError::AlreadyExists(_)
             | BrokerError::Unknown(_)

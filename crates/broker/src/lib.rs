@@ -23,6 +23,7 @@ mod peer;
 mod policies;
 mod producer;
 mod rate;
+mod replication;
 mod schema;
 mod subscription;
 mod time;
@@ -35,19 +36,22 @@ mod transaction;
 pub use admin::transactions::{CoordinatorStats, TopicTransactions, TransactionInfo};
 pub use admin::{PeekedEntry, SubscribeAt};
 pub use broker::Broker;
-pub use config::{BrokerConfig, SubscriptionType, TopicType};
+pub use config::{BrokerConfig, ReplicationStart, SubscriptionType, TopicType};
 pub use error::{BrokerError, ErrorKind};
-pub use metrics::{MetricsSnapshot, SubscriptionMetrics, TopicMetrics};
+pub use metrics::{MetricsSnapshot, ReplicatorMetrics, SubscriptionMetrics, TopicMetrics};
 pub use namespace::{Partitioned, TenantInfo, stored_topic_name};
 pub use policies::{
     AutoTopicCreation, BacklogQuota, BacklogQuotaAction, BacklogQuotaType, DelayedDelivery,
     DispatchRate, EffectivePolicies, InactiveTopicDeleteMode, InactiveTopicPolicies, Persistence,
     Policies, PublishRate, Retention, SchemaCompatibilityStrategy,
 };
+pub use replication::remote::{
+    ClusterData, Outgoing, Promise, RemoteError, RemoteProducer, RemoteTopic, Remotes,
+};
 pub use schema::{StoredSchema, type_name as schema_type_name, type_number as schema_type_number};
 pub use tls::Tls;
 pub use topic::compaction::run::{CompactionState, CompactionStats, CompactionStatus};
 pub use topic::stats::{
-    CompactedLedger, ConsumerStats, CursorStats, PublisherStats, SubscriptionStats,
-    TopicInternalStats, TopicStats,
+    CompactedLedger, ConsumerStats, CursorStats, PublisherStats, ReplicatorStats,
+    SubscriptionStats, TopicInternalStats, TopicStats,
 };

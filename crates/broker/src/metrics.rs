@@ -51,6 +51,19 @@ pub struct TopicMetrics {
     pub storage_bytes: u64,
     pub backlog_entries: u64,
     pub subscriptions: Vec<SubscriptionMetrics>,
+    pub replicators: Vec<ReplicatorMetrics>,
+}
+
+/// A topic's way to one other cluster.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct ReplicatorMetrics {
+    pub cluster: String,
+    pub backlog_entries: u64,
+    pub connected: bool,
+    pub delay_seconds: u64,
+    pub messages_out_total: u64,
+    pub bytes_out_total: u64,
+    pub expired_total: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -181,8 +194,48 @@ impl MetricsSnapshot {
         }
         if per_topic {
             self.render_subscriptions(&mut text, &labels);
+            self.render_replication(&mut text, &labels);
         }
         text.out
+    }
+
+    fn render_replication(&self, text: &mut Text<'_>, labels: &[String]) {
+        let values: [Series<ReplicatorMetrics>; 7] = [
+            ("pulsar_replication_backlog", |r| r.backlog_entries),
+            ("pulsar_replication_connected_count", |r| {
+                u64::from(r.connected)
+            }),
+            ("pulsar_replication_disconnected_count", |r| {
+                u64::from(!r.connected)
+            }),
+            ("pulsar_replication_delay_in_seconds", |r| r.delay_seconds),
+            ("geminga_replication_messages_out_total", |r| {
+                r.messages_out_total
+            }),
+            ("geminga_replication_bytes_out_total", |r| r.bytes_out_total),
+            ("geminga_replication_expired_total", |r| r.expired_total),
+        ];
+        for (name, value) in values {
+            let samples: Vec<(String, u64)> = labels
+                .iter()
+                .zip(&self.topics)
+                .flat_map(|(label, topic)| {
+                    topic.replicators.iter().map(move |replicator| {
+                        let cluster = escape(&replicator.cluster);
+                        let label = format!("{label},remote_cluster=\"{cluster}\"");
+                        (label, value(replicator))
+                    })
+                })
+                .collect();
+            if samples.is_empty() {
+                continue;
+            }
+            let samples: Vec<(&str, u64)> = samples
+                .iter()
+                .map(|(label, value)| (label.as_str(), *value))
+                .collect();
+            text.metric(name, &samples);
+        }
     }
 
     fn render_subscriptions(&self, text: &mut Text<'_>, labels: &[String]) {
@@ -252,6 +305,7 @@ impl MetricsSnapshot {
             sum.backlog_entries += topic.backlog_entries;
             sum.subscriptions
                 .extend(topic.subscriptions.iter().cloned());
+            sum.replicators.extend(topic.replicators.iter().cloned());
         }
         sums.into_values().collect()
     }

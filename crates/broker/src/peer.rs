@@ -23,6 +23,8 @@ pub(crate) struct Peer {
     pub(crate) outbox: Outbox,
     pub(crate) protocol: AtomicI32,
     pub(crate) client_version: OnceLock<String>,
+    /// Its replicators name the place of each message in their cluster.
+    pub(crate) by_source: AtomicBool,
     /// A dispatcher passed over one of its consumers because the outbox was full.
     pub(crate) starved: AtomicBool,
     outbox_bytes_max: usize,
@@ -54,6 +56,7 @@ impl Peer {
             outbox: Outbox::default(),
             protocol: AtomicI32::new(0),
             client_version: OnceLock::new(),
+            by_source: AtomicBool::new(false),
             starved: AtomicBool::new(false),
             outbox_bytes_max,
             sends: AtomicUsize::new(0),

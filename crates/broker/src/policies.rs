@@ -56,6 +56,8 @@ pub struct EffectivePolicies {
     pub message_size_max: usize,
     pub encryption_required: bool,
     pub auto_subscription_creation: bool,
+    /// This one among them.
+    pub replication_clusters: Vec<String>,
 }
 
 impl EffectivePolicies {
@@ -225,6 +227,12 @@ pub(crate) fn effective(
             auto_subscription_creation,
             config.allow_auto_subscription_creation
         ),
+        replication_clusters: topic
+            .replication_clusters
+            .as_ref()
+            .or(namespace.replication_clusters.as_ref())
+            .cloned()
+            .unwrap_or_else(|| vec![config.cluster_name.clone()]),
     }
 }
 
@@ -294,6 +302,13 @@ mod tests {
                 limit_time: 3,
                 policy: BacklogQuotaAction::ConsumerBacklogEviction,
             },
+        );
+        check(
+            |p, v| p.replication_clusters = Some(v),
+            |e| e.replication_clusters.clone(),
+            vec!["standalone".to_owned()],
+            || vec!["standalone".to_owned(), "b".to_owned()],
+            || vec!["standalone".to_owned(), "c".to_owned()],
         );
         check(
             |p, v| p.subscription_types = v,

@@ -32,6 +32,16 @@ impl AccessMode {
     }
 }
 
+/// Whose messages a producer brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Client,
+    /// Another cluster's. With `by_source` repeats are told by their place there.
+    Replicator {
+        by_source: bool,
+    },
+}
+
 pub(crate) struct Producer {
     /// Never reused; tells a producer from its successor of the same name.
     pub(crate) key: u64,
@@ -41,6 +51,7 @@ pub(crate) struct Producer {
     pub(crate) epoch: u64,
     pub(crate) access: AccessMode,
     pub(crate) encrypted: bool,
+    pub(crate) origin: Origin,
     pub(crate) schema_version: Option<u64>,
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) connected_since_ms: u64,
@@ -57,6 +68,10 @@ impl Producer {
             && self.id == other.id
             && Arc::ptr_eq(&self.peer, &other.peer)
             && self.epoch > other.epoch
+    }
+
+    pub(crate) fn is_replicator(&self) -> bool {
+        self.origin != Origin::Client
     }
 
     pub(crate) fn count(&self, messages: u64, bytes: u64) {

@@ -94,6 +94,8 @@ pub(crate) struct Subscription {
     /// When the timer that is set for delayed entries will fire.
     timer_ms: Option<u64>,
     pub(crate) counters: Counters,
+    /// Of a subscription that is kept alike in other clusters.
+    pub(crate) snapshots: crate::replication::snapshots::Ahead,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -147,6 +149,7 @@ impl Subscription {
             batch_average: 1.0,
             timer_ms: None,
             counters: Counters::default(),
+            snapshots: Default::default(),
         }
     }
 

@@ -38,6 +38,8 @@ use crate::broker::Core;
 use crate::error::BrokerError;
 use crate::policies::store::InForce;
 use crate::producer::Producer;
+use crate::replication::Replicator;
+use crate::replication::snapshots::Snapshots;
 use crate::subscription::Subscription;
 use crate::transaction::buffer::Buffer;
 
@@ -58,6 +60,9 @@ pub(crate) struct Topic {
     terminated: AtomicBool,
     pub(crate) in_force: RwLock<InForce>,
     shared_read: SharedRead,
+    /// Held by whoever begins or ends replicators.
+    pub(crate) replicating: tokio::sync::Mutex<()>,
+    pub(crate) snapshots: Mutex<Snapshots>,
     state: Mutex<State>,
 }
 
@@ -80,6 +85,9 @@ pub(crate) struct State {
     /// Where receipts are encoded.
     scratch: BytesMut,
     pub(crate) subscriptions: Vec<Subscription>,
+    pub(crate) replicators: Vec<Arc<Replicator>>,
+    /// Present while subscriptions are kept alike in other clusters.
+    pub(crate) keeping_alike: Option<geminga_stdx::Tasks>,
     /// None as long as no transaction concerns the topic.
     pub(crate) transactions: Option<Box<Buffer>>,
     next_subscription: u32,
@@ -160,6 +168,7 @@ impl State {
             && self.access.is_idle()
             && self.compaction.status != CompactionState::Running
             && self.runs.is_empty()
+            && !self.replicators.iter().any(|r| r.is_behind())
             && self
                 .subscriptions
                 .iter()

@@ -22,7 +22,6 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::consumer::{Entry, Topic};
 use crate::error::{Error, Result};
-use crate::producer::Core;
 use crate::transport::Io;
 use outbox::{Outbox, Writing};
 
@@ -30,6 +29,18 @@ mod outbox;
 
 /// Room kept free in the read buffer.
 const READ_BYTES: usize = 128 * 1024;
+
+/// Who gets what arrives for a producer.
+pub(crate) trait Producing: Send + Sync {
+    /// Receipts, in order.
+    fn receipts(&self, from: &Connection, receipts: &[SendReceipt]);
+    /// The broker refused a message.
+    fn send_failed(&self, from: &Connection, sequence: u64, error: Error);
+    /// The connection is over.
+    fn disconnected(&self, from: &Connection);
+    /// The broker gives the topic up.
+    fn closed_by_broker(&self, from: &Connection, assigned: Option<String>);
+}
 
 /// What CONNECT says about us.
 #[derive(Debug, Clone)]
@@ -51,6 +62,7 @@ pub(crate) struct Connection {
     routes: Mutex<Routes>,
     request_timeout: Duration,
     max_message_size: usize,
+    goes_by_source_position: bool,
     /// What a challenge of the broker is answered with.
     auth_response: Command,
 }
@@ -61,7 +73,7 @@ struct Routes {
     over: Option<Error>,
     next_request_id: u64,
     requests: HashMap<u64, oneshot::Sender<Result<Command>>>,
-    producers: HashMap<u64, Arc<Core>>,
+    producers: HashMap<u64, Arc<dyn Producing>>,
     consumers: HashMap<u64, Arc<Topic>>,
 }
 
@@ -90,6 +102,9 @@ impl Connection {
             routes: Mutex::default(),
             request_timeout: limit,
             max_message_size,
+            goes_by_source_position: connected
+                .feature_flags
+                .is_some_and(|flags| flags.supports_repl_dedup_by_lid_and_eid()),
             auth_response: auth_response(&hello),
         });
         let running = connection.clone();
@@ -109,6 +124,11 @@ impl Connection {
     /// The largest payload with metadata that the broker takes.
     pub(crate) fn max_message_size(&self) -> usize {
         self.max_message_size
+    }
+
+    /// Whether the broker tells repeats of a replicator by their place in the source.
+    pub(crate) fn goes_by_source_position(&self) -> bool {
+        self.goes_by_source_position
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -182,7 +202,7 @@ impl Connection {
         Ok(answered)
     }
 
-    pub(crate) fn add_producer(&self, id: u64, producer: Arc<Core>) -> Result<()> {
+    pub(crate) fn add_producer(&self, id: u64, producer: Arc<dyn Producing>) -> Result<()> {
         let mut routes = self.routes.lock();
         if let Some(error) = &routes.over {
             return Err(error.clone());
@@ -544,6 +564,8 @@ async fn handshake(
             supports_broker_entry_metadata: Some(true),
             supports_partial_producer: Some(true),
             supports_get_partitioned_metadata_without_auto_creation: Some(true),
+            // Concerns replicators alone, whose names begin with `pulsar.repl.`.
+            supports_repl_dedup_by_lid_and_eid: Some(true),
             ..Default::default()
         }),
         ..Default::default()

@@ -24,6 +24,7 @@ pub mod error;
 pub mod frame;
 pub mod hash;
 pub mod key;
+pub mod marker;
 pub mod message;
 pub mod message_id;
 pub mod send;

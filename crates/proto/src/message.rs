@@ -188,6 +188,30 @@ pub fn with_transaction(block: &[u8], most: u64, least: u64) -> Result<Bytes, Me
     Ok(out.freeze())
 }
 
+/// The value of a property, found without allocating. The first one counts.
+pub fn property<'a>(block: &'a [u8], key: &str) -> Result<Option<&'a str>, MessageError> {
+    let layout = layout(block)?;
+    let mut fields = Fields::new(&block[layout.metadata]);
+    while let Some(field) = fields.next()? {
+        let (4, Value::Bytes(pair)) = field else {
+            continue;
+        };
+        let (mut name, mut value) = (None, None);
+        let mut parts = Fields::new(pair);
+        while let Some(part) = parts.next()? {
+            match part {
+                (1, Value::Bytes(bytes)) => name = Some(text(bytes)?),
+                (2, Value::Bytes(bytes)) => value = Some(text(bytes)?),
+                _ => {}
+            }
+        }
+        if name == Some(key) {
+            return Ok(value);
+        }
+    }
+    Ok(None)
+}
+
 /// What is wanted of a message's metadata, borrowed from its bytes.
 ///
 /// An absent field is `None`, or the protocol's default where that means the same.

@@ -128,7 +128,8 @@ fn taken(name: &str, value: Value, cluster: &str) -> Option<Value> {
 /// Policies given at creation: those of ours pass, defaults of Pulsar mean nothing, any other value
 /// is refused by name.
 fn check_given(given: Map<String, Value>, cluster: &str) -> Answer<geminga_broker::Policies> {
-    const HONOURED: [&str; 26] = [
+    const HONOURED: [&str; 27] = [
+        "replication_clusters",
         "retention_policies",
         "message_ttl_in_seconds",
         "backlog_quota_map",
@@ -208,6 +209,12 @@ async fn create(
         &admin.broker().config().cluster_name,
     )?;
     super::policies::check_all(&policies, &admin)?;
+    if let Some(clusters) = &policies.replication_clusters {
+        admin
+            .broker()
+            .check_replication(&namespace, clusters)
+            .await?;
+    }
     admin
         .broker()
         .create_namespace(&namespace, policies)
@@ -346,8 +353,8 @@ mod tests {
         for (json, word) in [
             (json!({"offload_threshold": 5}), "`offload_threshold`"),
             (
-                json!({"replication_clusters": ["elsewhere"]}),
-                "`replication_clusters`",
+                json!({"replication_clusters": "elsewhere"}),
+                "expected a sequence",
             ),
             (
                 json!({"retention_polices": {"a": 1}}),

@@ -145,11 +145,6 @@ async fn create(
     Params(params): Params<Creation>,
     request: Request,
 ) -> Answer {
-    if params.replicated {
-        return Err(ApiError::bad_request(
-            "`replicated` subscriptions are not supported",
-        ));
-    }
     let place: Option<Place> = request::json_or_none(request).await?;
     let at = match &place {
         None => SubscribeAt::Latest,
@@ -162,6 +157,10 @@ async fn create(
             .broker()
             .create_subscription(&topic, &subscription, at, properties.clone())
             .await?;
+        if params.replicated {
+            let broker = admin.broker();
+            broker.set_replicated(&topic, &subscription, true).await?;
+        }
     }
     done()
 }
@@ -391,11 +390,8 @@ async fn replicated(
     let mut all = std::collections::BTreeMap::new();
     for topic in having(&admin, topic, &subscription).await? {
         // 404 where it is not there.
-        admin
-            .broker()
-            .subscription_properties(&topic, &subscription)
-            .await?;
-        all.insert(topic.as_str().to_owned(), false);
+        let is_replicated = admin.broker().is_replicated(&topic, &subscription).await?;
+        all.insert(topic.as_str().to_owned(), is_replicated);
     }
     document(&all)
 }
@@ -407,11 +403,10 @@ async fn set_replicated(
     Params(_): Params<Plain>,
     request: Request,
 ) -> Answer {
-    if request::json::<bool>(request).await? {
-        return Err(ApiError::precondition_failed(
-            "replicated subscriptions cannot be honoured: there is one cluster",
-        ));
+    let on = request::json::<bool>(request).await?;
+    for topic in having(&admin, topic, &subscription).await? {
+        let broker = admin.broker();
+        broker.set_replicated(&topic, &subscription, on).await?;
     }
-    having(&admin, topic, &subscription).await?;
     done()
 }

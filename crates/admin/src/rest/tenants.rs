@@ -28,12 +28,13 @@ struct Given {
 }
 
 impl Given {
-    fn check(self, cluster: &str) -> Answer<TenantInfo> {
+    async fn check(self, admin: &Admin) -> Answer<TenantInfo> {
+        let known = admin.broker().clusters().await?;
         let allowed_clusters = self.allowed_clusters.unwrap_or_default();
         if allowed_clusters.is_empty() {
             return Err(ApiError::precondition_failed("Clusters can not be empty"));
         }
-        if let Some(unknown) = allowed_clusters.iter().find(|name| *name != cluster) {
+        if let Some(unknown) = allowed_clusters.iter().find(|name| !known.contains(name)) {
             return Err(ApiError::precondition_failed(format!(
                 "Cluster `{unknown}` does not exist"
             )));
@@ -59,9 +60,7 @@ async fn create(
     request: Request,
 ) -> Answer {
     let given: Option<Given> = request::json_or_none(request).await?;
-    let info = given
-        .unwrap_or_default()
-        .check(&admin.broker().config().cluster_name)?;
+    let info = given.unwrap_or_default().check(&admin).await?;
     admin.broker().create_tenant(&tenant, info).await?;
     done()
 }
@@ -72,7 +71,7 @@ async fn update(
     request: Request,
 ) -> Answer {
     let given: Given = request::json(request).await?;
-    let info = given.check(&admin.broker().config().cluster_name)?;
+    let info = given.check(&admin).await?;
     admin.broker().update_tenant(&tenant, info).await?;
     done()
 }

@@ -57,6 +57,29 @@ impl Broker {
         topic.ensure_subscription(&wanted).await.map(drop)
     }
 
+    /// Whether a subscription is kept alike in the other clusters of its topic.
+    pub async fn is_replicated(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+    ) -> Result<bool, BrokerError> {
+        let topic = self.existing(name).await?;
+        let id = subscription_id(&topic, subscription)?;
+        let state = topic.open()?;
+        Ok(state.subscription(id).is_some_and(|s| s.is_replicated()))
+    }
+
+    pub async fn set_replicated(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        on: bool,
+    ) -> Result<(), BrokerError> {
+        let topic = self.existing(name).await?;
+        topic.require_persistent("Replicated subscriptions")?;
+        topic.set_replicated(subscription, on).await
+    }
+
     pub async fn delete_subscription(
         &self,
         name: &TopicName,

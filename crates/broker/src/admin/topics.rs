@@ -27,6 +27,11 @@ impl Broker {
         for subscription in self.subscriptions(name).await? {
             self.skip_all(name, &subscription).await?;
         }
+        let last = topic.ledger.durable_position();
+        let now_ms = self.core.clock.now_ms();
+        for replicator in &topic.lock().replicators {
+            replicator.expire_through(last, now_ms)?;
+        }
         // The deduplication's own cursor holds data back too.
         topic.maintain_dedup(true).await;
         topic.ledger.truncate().await?;

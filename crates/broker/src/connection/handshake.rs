@@ -195,6 +195,9 @@ impl Connection {
             .map_err(|reason| self.not_let_in(reason))?;
         let version = connect.protocol_version().clamp(0, PROTOCOL_VERSION);
         self.peer.protocol.store(version, Ordering::Relaxed);
+        let flags = connect.feature_flags.as_ref();
+        let by_source = flags.is_some_and(FeatureFlags::supports_repl_dedup_by_lid_and_eid);
+        self.peer.by_source.store(by_source, Ordering::Relaxed);
         // Set once: a second CONNECT is refused.
         drop(self.peer.client_version.set(connect.client_version.clone()));
         self.ready = true;
@@ -214,8 +217,7 @@ impl Connection {
                         .enable_broker_side_subscription_pattern_evaluation,
                 ),
                 supports_get_partitioned_metadata_without_auto_creation: Some(true),
-                // Tells what it says: deduplication by source position needs deduplication.
-                supports_repl_dedup_by_lid_and_eid: Some(false),
+                supports_repl_dedup_by_lid_and_eid: Some(true),
                 ..FeatureFlags::default()
             }),
         });

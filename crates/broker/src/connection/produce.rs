@@ -1,10 +1,11 @@
 //! PRODUCER, SEND and CLOSE_PRODUCER.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use geminga_proto::frame::Frame;
+use geminga_proto::marker::Marker;
 use geminga_proto::message::{peek, verify_checksum, with_transaction};
 use geminga_proto::pb::{
     CommandCloseProducer, CommandProducer, CommandSendError, CommandSuccess, ProducerAccessMode,
@@ -19,11 +20,12 @@ use super::{Closed, Connection};
 use crate::broker::Core;
 use crate::error::BrokerError;
 use crate::peer::Peer;
-use crate::producer::{AccessMode, Producer};
+use crate::producer::{AccessMode, Origin, Producer};
+use crate::replication::{is_replicator, source_position};
 use crate::topic::Topic;
 use crate::topic::policy::SendLimits;
 use crate::topic::producers::{AttachError, Attached};
-use crate::topic::publish::Receipt;
+use crate::topic::publish::{Batch, Counts, Receipt};
 use crate::topic::subscribe::Wanted;
 use crate::transaction::TxnId;
 
@@ -232,21 +234,34 @@ impl Connection {
         {
             block = named;
         }
+        let receipt = match receipt_of(&self.batch, send, &block, counts) {
+            Ok(receipt) => receipt,
+            Err(text) => {
+                self.publish_batch();
+                self.peer.outbox.send(CommandSendError {
+                    producer_id: send.producer_id,
+                    sequence_id: send.sequence_id,
+                    error: ServerError::PersistenceError as i32,
+                    message: text.to_owned(),
+                });
+                return Ok(());
+            }
+        };
         let batch = &mut self.batch;
         batch.bytes += block.len();
-        batch.messages += u64::from(send.num_messages.max(1).unsigned_abs());
+        // What clusters tell each other is no message.
+        let is_marker = send.marker && batch.producer.as_ref().is_some_and(|p| p.is_replicator());
+        if !is_marker {
+            batch.messages += u64::from(send.num_messages.max(1).unsigned_abs());
+        }
         batch.chunks += u64::from(send.is_chunk);
         batch.entries.push(block);
-        batch.receipts.push(Receipt {
-            sequence_id: send.sequence_id,
-            highest_sequence_id: send.highest_sequence_id,
-            counts,
-        });
+        batch.receipts.push(receipt);
         Ok(())
     }
 
     /// Whether deduplication counts the message, unless it must be refused.
-    fn check_send(&self, send: &Send, block: &[u8]) -> Result<bool, (ServerError, String)> {
+    fn check_send(&self, send: &Send, block: &[u8]) -> Result<Counts, (ServerError, String)> {
         if verify_checksum(block).is_err() {
             return Err((
                 ServerError::ChecksumError,
@@ -273,17 +288,16 @@ impl Connection {
             size_max,
             encryption_required,
         } = self.send_limits;
-        if block.len() > size_max {
+        let producer = self.batch.producer.as_ref();
+        // What another cluster took is taken here too: refused, it would hold up all behind it.
+        let is_replicator = producer.is_some_and(|producer| producer.is_replicator());
+        if block.len() > size_max && !is_replicator {
             return Err((
                 ServerError::NotAllowedError,
                 format!("Message size exceeds the topic's limit of {size_max} bytes"),
             ));
         }
-        let encrypted = self
-            .batch
-            .producer
-            .as_ref()
-            .is_some_and(|producer| producer.encrypted);
+        let encrypted = producer.is_some_and(|producer| producer.encrypted);
         // What every consumer could not read is refused here; that also reads the delay.
         let Ok(head) = peek(block) else {
             return Err((
@@ -301,20 +315,25 @@ impl Connection {
             }
         }
         if max_delay_ms > 0
+            && !is_replicator
             && let Some(at) = head.deliver_at_time.and_then(|at| u64::try_from(at).ok())
             && at > self.core.clock.now_ms().saturating_add(max_delay_ms)
         {
             let text = format!("Exceeds max allowed delivery delay of {max_delay_ms} milliseconds");
             return Err((ServerError::NotAllowedError, text));
         }
-        if (encrypted || encryption_required) && !head.has_encryption_keys {
+        let is_marker = head.marker_type.is_some();
+        if (encrypted || encryption_required) && !head.has_encryption_keys && !is_marker {
             return Err((
                 ServerError::MetadataError,
                 "Messages must be encrypted".to_owned(),
             ));
         }
         let is_part = head.is_chunk() && !head.is_last_chunk();
-        Ok(!is_part && head.marker_type.is_none())
+        Ok(match is_part || is_marker {
+            true => Counts::No,
+            false => Counts::BySequence,
+        })
     }
 
     pub(crate) fn publish_batch(&mut self) {
@@ -337,6 +356,47 @@ impl Connection {
                 topic.detach_gone(&producer);
             }
         }
+    }
+}
+
+/// What a message is answered with. A replicator that names the place of each message in its own
+/// cluster is answered with that place, and a marker with a number that no message has.
+fn receipt_of(
+    batch: &Batch,
+    send: &Send,
+    block: &[u8],
+    counts: Counts,
+) -> Result<Receipt, &'static str> {
+    let plain = Receipt {
+        sequence_id: send.sequence_id,
+        highest_sequence_id: send.highest_sequence_id,
+        counts,
+    };
+    let by_source = match batch.producer.as_ref().map(|producer| producer.origin) {
+        None | Some(Origin::Client) => return Ok(plain),
+        Some(Origin::Replicator { by_source }) => by_source,
+    };
+    if !by_source {
+        // Its numbers are those of many producers.
+        return Ok(Receipt {
+            counts: Counts::No,
+            ..plain
+        });
+    }
+    if peek(block).is_ok_and(|head| head.marker_type.is_some_and(Marker::is_one)) {
+        return Ok(Receipt {
+            highest_sequence_id: Some(i64::MIN as u64),
+            counts: Counts::No,
+            ..plain
+        });
+    }
+    match source_position(block) {
+        Some((ledger, entry)) => Ok(Receipt {
+            sequence_id: ledger,
+            highest_sequence_id: Some(entry),
+            counts: Counts::BySource,
+        }),
+        None => Err("A replicated message must name its position in its cluster"),
     }
 }
 
@@ -364,13 +424,22 @@ async fn open_producer(
 ) -> Result<Opened, BrokerError> {
     let name = core.parse_topic(&request.topic)?;
     let topic = core.topic(&name, true).await?;
+    let given = request.producer_name.as_deref().unwrap_or_default();
+    let origin = match is_replicator(given) {
+        true => Origin::Replicator {
+            by_source: topic.is_persistent() && peer.by_source.load(Ordering::Relaxed),
+        },
+        false => Origin::Client,
+    };
     let access = match request.producer_access_mode() {
         ProducerAccessMode::Shared => AccessMode::Shared,
         ProducerAccessMode::Exclusive => AccessMode::Exclusive,
         ProducerAccessMode::WaitForExclusive => AccessMode::WaitForExclusive,
         ProducerAccessMode::ExclusiveWithFencing => AccessMode::ExclusiveWithFencing,
     };
-    if topic.policies().encryption_required && !request.encrypted.unwrap_or(false) {
+    let encrypted = request.encrypted.unwrap_or(false);
+    // What a replicator brings is looked at message by message.
+    if topic.policies().encryption_required && !encrypted && origin == Origin::Client {
         return Err(BrokerError::Metadata(format!(
             "Encryption is required in {name}"
         )));
@@ -421,7 +490,8 @@ async fn open_producer(
         peer: peer.clone(),
         epoch: request.epoch.unwrap_or(0),
         access,
-        encrypted: request.encrypted.unwrap_or(false),
+        encrypted,
+        origin,
         schema_version,
         metadata: request
             .metadata

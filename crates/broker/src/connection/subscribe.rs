@@ -219,6 +219,10 @@ async fn subscribe(
         .filter(|seconds| *seconds > 0)
         .map(Duration::from_secs);
     let subscription = topic.subscribe(&wanted, consumer, rollback).await?;
+    // It is switched on by a client, and off by an operator alone.
+    if durable && request.replicate_subscription_state() && topic.is_persistent() {
+        topic.set_replicated(&wanted.name, true).await?;
+    }
     let open = OpenConsumer {
         topic,
         subscription,

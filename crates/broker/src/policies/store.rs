@@ -143,6 +143,7 @@ impl Topic {
         if changed {
             self.policies_changed();
             self.switch_dedup().await?;
+            self.replicate().await?;
         }
         Ok(())
     }

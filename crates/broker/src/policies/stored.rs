@@ -269,6 +269,9 @@ pub struct Policies {
     /// Of a topic only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_message_size: Option<u32>,
+    /// The clusters that topics are in; unset = this one alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication_clusters: Option<Vec<String>>,
     /// Of a namespace only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption_required: Option<bool>,

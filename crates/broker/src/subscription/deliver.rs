@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicUsize;
 
 use geminga_model::Position;
 use geminga_proto::message::{Peek, peek};
+use geminga_proto::pb::MarkerType;
 use geminga_proto::send::Delivery;
 use geminga_storage::managed::ManagedLedger;
 use geminga_storage::{Entry, ReadLimits};
@@ -13,11 +14,14 @@ use super::{Dispatch, Shared, Subscription, place_of};
 use crate::consumer::{Consumer, ConsumerCounters};
 use crate::dispatcher::{Candidate, Chunk, ConsumerKey, Verdict, Want};
 use crate::outbox::Batch;
+use crate::replication::subscriptions::snapshot_in;
 use crate::topic::compaction::view::{View, survivors_of};
 use crate::transaction::buffer::Buffer;
 
 /// Passes of one `dispatch` call: it holds the topic's lock.
 const PASSES_MAX: usize = 64;
+/// The marker that says which places in several clusters are the same.
+const SNAPSHOT: i32 = MarkerType::ReplicatedSubscriptionSnapshot as i32;
 /// What one read of the store brings at least, if there is so much: see `ahead`.
 const AHEAD_ENTRIES: usize = 4_096;
 const AHEAD_BYTES: usize = 1 << 20;
@@ -40,6 +44,8 @@ pub(crate) struct Source<'a> {
     pub(crate) view: Option<&'a Arc<View>>,
     /// What a batch may have unpacked.
     pub(crate) size_max: usize,
+    /// Snapshots of other clusters that a subscription keeps.
+    pub(crate) snapshots_max: usize,
     /// Nothing after this may be read yet.
     pub(crate) limit: Position,
     pub(crate) transactions: Option<&'a Buffer>,
@@ -274,6 +280,7 @@ impl Subscription {
             batch_average,
             pending_acks,
             read_compacted,
+            snapshots,
             ..
         } = self;
         // What the compacted view has is not acked because the log no longer has it.
@@ -305,6 +312,11 @@ impl Subscription {
             };
             if head.marker_type.is_some() || source.is_aborted(position, &head) {
                 acked_markers.push(position);
+                if head.marker_type == Some(SNAPSHOT)
+                    && let Some(snapshot) = snapshot_in(&entry.data)
+                {
+                    snapshots.add(snapshot, source.snapshots_max);
+                }
                 *read = next;
                 continue;
             }

@@ -146,9 +146,9 @@ impl Subscription {
                 .map(|consumer| self.stats_of(consumer))
                 .collect(),
             is_durable: self.durable,
-            is_replicated: false,
+            is_replicated: self.is_replicated(),
             durable: self.durable,
-            replicated: false,
+            replicated: self.is_replicated(),
             allow_out_of_order_delivery: self.key_shared.allow_out_of_order,
             key_shared_mode: is_key_shared.then(|| sticky.to_owned()),
             draining_hashes_count: figures.draining.0,

@@ -15,6 +15,9 @@
 //! - a sequence id is a duplicate only when its entry is durable. One that is merely on its way is an
 //!   error, since nobody knows yet what will become of it.
 //!
+//! Messages that another cluster sends on are told by their place there, and not by the names and
+//! numbers of their producers: the replicator is their producer, (ledger, entry) is their sequence.
+//!
 //! This file is the table, without I/O; `recovery` is the shell around it.
 
 mod recovery;
@@ -28,7 +31,8 @@ use geminga_proto::message::Peek;
 use geminga_storage::managed::Properties;
 use tokio::sync::Notify;
 
-use super::publish::Receipt;
+use super::publish::{Counts, Receipt};
+use crate::replication::producer_name;
 
 /// The cursor that holds the snapshot. Not a subscription.
 pub(crate) const CURSOR: &str = "pulsar.dedup";
@@ -43,16 +47,25 @@ pub(crate) enum Verdict {
     InFlight,
 }
 
+/// A sequence id, or the place of an entry in another cluster.
+pub(crate) type Sequence = i128;
+
+fn place(ledger: u64, entry: u64) -> Sequence {
+    Sequence::from(ledger) << 64 | Sequence::from(entry)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Track {
     /// The highest sequence id that was appended.
-    pushed: i64,
+    pushed: Sequence,
     /// The highest one that is durable.
-    persisted: i64,
+    persisted: Sequence,
     seen_ms: u64,
 }
 
 pub(crate) struct Dedup {
+    /// The name of this cluster.
+    cluster: Arc<str>,
     producers: HashMap<Arc<str>, Track>,
     producers_max: usize,
     /// The table covers every entry of the topic.
@@ -70,8 +83,9 @@ pub(crate) struct Dedup {
 }
 
 impl Dedup {
-    pub(crate) fn new(producers_max: usize, now_ms: u64) -> Dedup {
+    pub(crate) fn new(cluster: &str, producers_max: usize, now_ms: u64) -> Dedup {
         Dedup {
+            cluster: cluster.into(),
             producers: HashMap::new(),
             producers_max,
             ready: false,
@@ -90,7 +104,9 @@ impl Dedup {
 
     /// The sequence id that a producer of this name goes on from, or -1.
     pub(crate) fn last_sequence_id(&self, name: &str) -> i64 {
-        self.producers.get(name).map_or(-1, |track| track.pushed)
+        let known = self.producers.get(name).map(|track| track.pushed);
+        // A replicator goes on from its own cursor.
+        known.and_then(|last| last.try_into().ok()).unwrap_or(-1)
     }
 
     /// Whether entries of this producer wait for the disk.
@@ -102,11 +118,11 @@ impl Dedup {
 
     /// When every message of a run is new: its highest sequence id, `None` where none of it counts.
     /// An error when they have to be judged one by one.
-    pub(crate) fn check(&self, name: &str, run: &[Receipt]) -> Result<Option<i64>, NotAllNew> {
+    pub(crate) fn check(&self, name: &str, run: &[Receipt]) -> Result<Option<Sequence>, NotAllNew> {
         let track = self.producers.get(name);
         let mut last = track.map(|track| track.pushed);
         let mut highest = None;
-        for receipt in run.iter().filter(|receipt| receipt.counts) {
+        for receipt in run.iter().filter(|receipt| receipt.counts != Counts::No) {
             let (first, end) = receipt.sequence_ids();
             if last.is_some_and(|last| first <= last) {
                 return Err(NotAllNew);
@@ -120,7 +136,7 @@ impl Dedup {
     pub(crate) fn judge(&self, name: &str, receipt: &Receipt) -> Verdict {
         let (first, _) = receipt.sequence_ids();
         match self.producers.get(name) {
-            _ if !receipt.counts => Verdict::New,
+            _ if receipt.counts == Counts::No => Verdict::New,
             Some(track) if first <= track.persisted => Verdict::Duplicate,
             Some(track) if first <= track.pushed => Verdict::InFlight,
             _ => Verdict::New,
@@ -128,7 +144,7 @@ impl Dedup {
     }
 
     /// Entries up to this sequence id were appended.
-    pub(crate) fn pushed(&mut self, name: &Arc<str>, sequence_id: i64, now_ms: u64) {
+    pub(crate) fn pushed(&mut self, name: &Arc<str>, sequence_id: Sequence, now_ms: u64) {
         if let Some(track) = self.producers.get_mut(name) {
             track.pushed = track.pushed.max(sequence_id);
             track.seen_ms = now_ms;
@@ -138,14 +154,14 @@ impl Dedup {
             name.clone(),
             Track {
                 pushed: sequence_id,
-                persisted: i64::MIN,
+                persisted: Sequence::MIN,
                 seen_ms: now_ms,
             },
         );
     }
 
     /// They are durable.
-    pub(crate) fn persisted(&mut self, name: &str, sequence_id: i64) {
+    pub(crate) fn persisted(&mut self, name: &str, sequence_id: Sequence) {
         if let Some(track) = self.producers.get_mut(name) {
             track.persisted = track.persisted.max(sequence_id);
         }
@@ -160,20 +176,25 @@ impl Dedup {
         interval > 0 && self.unsaved >= interval && self.may_save()
     }
 
-    /// An entry that was found in the topic.
-    fn replay(&mut self, head: &Peek<'_>, now_ms: u64) {
+    /// An entry that was found in the topic, and its place in the cluster that it came from.
+    fn replay(&mut self, head: &Peek<'_>, source: Option<(u64, u64)>, now_ms: u64) {
         let is_part = head.is_chunk() && !head.is_last_chunk();
         if is_part || head.marker_type.is_some() {
             return;
         }
-        let sequence_id =
-            (head.sequence_id as i64).max(head.highest_sequence_id.unwrap_or(0) as i64);
         // Not the publish time: a client's clock may be anything.
-        self.restore(head.producer_name, sequence_id, now_ms);
+        if let (Some(from), Some((ledger, entry))) = (head.replicated_from, source) {
+            let name = producer_name(from, &self.cluster);
+            self.restore(&name, place(ledger, entry), now_ms);
+        } else {
+            let sequence_id =
+                (head.sequence_id as i64).max(head.highest_sequence_id.unwrap_or(0) as i64);
+            self.restore(head.producer_name, sequence_id.into(), now_ms);
+        }
         self.unsaved += 1;
     }
 
-    fn restore(&mut self, name: &str, sequence_id: i64, seen_ms: u64) {
+    fn restore(&mut self, name: &str, sequence_id: Sequence, seen_ms: u64) {
         let found = Track {
             pushed: sequence_id,
             persisted: sequence_id,
@@ -233,7 +254,7 @@ impl Dedup {
         let durable = self
             .producers
             .iter()
-            .filter(|(_, track)| track.persisted > i64::MIN);
+            .filter(|(_, track)| track.persisted > Sequence::MIN);
         durable
             .map(|(name, track)| {
                 let value = format!("{} {}", track.persisted, track.seen_ms);
@@ -244,9 +265,9 @@ impl Dedup {
 
     fn load(&mut self, properties: &Properties) {
         for (name, value) in properties {
-            let mut parts = value.split(' ').map(str::parse::<i64>);
+            let mut parts = value.split(' ').map(str::parse::<Sequence>);
             if let (Some(Ok(sequence_id)), Some(Ok(seen_ms))) = (parts.next(), parts.next()) {
-                self.restore(name, sequence_id, seen_ms.max(0).unsigned_abs());
+                self.restore(name, sequence_id, seen_ms.try_into().unwrap_or(0));
             } else {
                 tracing::error!(producer = %name, value, "a saved sequence id cannot be read");
             }
@@ -271,9 +292,13 @@ pub(crate) struct NotAllNew;
 
 impl Receipt {
     /// The first and the last of the entry.
-    pub(super) fn sequence_ids(&self) -> (i64, i64) {
+    pub(super) fn sequence_ids(&self) -> (Sequence, Sequence) {
+        if self.counts == Counts::BySource {
+            let place = place(self.sequence_id, self.highest_sequence_id.unwrap_or(0));
+            return (place, place);
+        }
         let first = self.sequence_id as i64;
         let highest = self.highest_sequence_id.map_or(first, |id| id as i64);
-        (first, first.max(highest))
+        (first.into(), first.max(highest).into())
     }
 }

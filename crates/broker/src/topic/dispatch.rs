@@ -42,6 +42,7 @@ impl Topic {
             throttled: allowance.is_limited(),
             batch_index_acks: config.acknowledgment_at_batch_index_level_enabled,
             ahead_used: &self.core.ahead_used,
+            snapshots_max: config.replicated_subscriptions_snapshot_max_cached_per_subscription,
             limit: transactions.map_or(Position::LATEST, Buffer::limit),
             transactions,
             view,
@@ -59,6 +60,7 @@ impl Topic {
         for at in 0..state.subscriptions.len() {
             self.dispatch_at(state, at);
         }
+        state.wake_replicators();
     }
 
     pub(crate) fn dispatch(self: &Arc<Topic>, state: &mut State, id: u32) {

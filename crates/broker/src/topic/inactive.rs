@@ -47,6 +47,20 @@ fn wait_ms(policies: &EffectivePolicies, has_data: bool) -> Option<u64> {
 impl Core {
     /// The topics that are to be looked at though nobody uses them.
     pub(super) async fn timed_topics(&self) -> Result<Vec<TopicName>, BrokerError> {
+        let is_timed = |own: &Policies, namespace: &Policies| {
+            effective(own, namespace, &self.config).is_timed()
+        };
+        self.topics_where(|all| is_timed(&Policies::default(), all), is_timed)
+            .await
+    }
+
+    /// The stored topics of namespaces of which `all` holds, and those of which it holds with
+    /// policies of their own.
+    pub(crate) async fn topics_where(
+        &self,
+        in_all: impl Fn(&Policies) -> bool + Send,
+        in_one: impl Fn(&Policies, &Policies) -> bool + Send,
+    ) -> Result<Vec<TopicName>, BrokerError> {
         let mut names = Vec::new();
         let namespaces = self.catalog.scan::<Policies>("/namespaces").await?;
         for (key, policies) in namespaces {
@@ -54,7 +68,7 @@ impl Core {
             let Ok(namespace) = self.parse_namespace(name) else {
                 continue;
             };
-            let all = effective(&Policies::default(), &policies, &self.config).is_timed();
+            let all = in_all(&policies);
             let own = self
                 .catalog
                 .scan::<Policies>(&topic_policies_path(&namespace))
@@ -64,7 +78,7 @@ impl Core {
             }
             let own: Vec<String> = own
                 .iter()
-                .filter(|(_, own)| effective(own, &policies, &self.config).is_timed())
+                .filter(|(_, own)| in_one(own, &policies))
                 .filter_map(|(key, _)| decode(key.rsplit('/').next()?))
                 .collect();
             if !all && own.is_empty() {
@@ -136,6 +150,8 @@ impl Topic {
             .subscriptions
             .iter()
             .filter(|s| s.durable && s.consumers().is_empty() && s.fence.is_none())
+            // It may be in use in another cluster.
+            .filter(|s| !s.is_replicated())
             .map(|s| (s.name.clone(), s.cursor.clone()))
             .collect();
         for (name, cursor) in unused {

@@ -18,6 +18,7 @@ use super::{Counters, Life, State, Topic};
 use crate::broker::Core;
 use crate::error::BrokerError;
 use crate::policies::store::InForce;
+use crate::replication::is_replicator;
 use crate::subscription::Subscription;
 
 /// Cursors that are not subscriptions.
@@ -60,7 +61,9 @@ impl Topic {
         let last = ledger.last_position();
         let mut subscriptions = Vec::new();
         let cursors = ledger.cursors().into_iter();
-        let cursors = cursors.filter(|cursor| !INTERNAL_CURSORS.contains(&cursor.name()));
+        let cursors = cursors.filter(|cursor| {
+            !INTERNAL_CURSORS.contains(&cursor.name()) && !is_replicator(cursor.name())
+        });
         for (id, cursor) in (0..).zip(cursors) {
             let name = cursor.name().into();
             let begins = compaction::begin_of(&cursor.properties());
@@ -77,6 +80,8 @@ impl Topic {
         let topic = Arc::new(Topic {
             terminated: AtomicBool::new(ledger.is_terminated()),
             in_force: RwLock::new(in_force),
+            replicating: tokio::sync::Mutex::new(()),
+            snapshots: Mutex::default(),
             full_name: name.as_str().into(),
             name,
             core: core.clone(),
@@ -91,6 +96,8 @@ impl Topic {
                 scratch: BytesMut::new(),
                 next_subscription: subscriptions.len() as u32,
                 subscriptions,
+                replicators: Vec::new(),
+                keeping_alike: None,
                 transactions: None,
                 idle_since_ms: now_ms,
                 inactive_since_ms: now_ms,
@@ -131,6 +138,7 @@ impl Topic {
     pub(crate) fn close(self: &Arc<Topic>) {
         let mut state = self.lock();
         state.life = Life::Closed;
+        state.stop_replicators();
         let producers: Vec<_> = state.producers.values().cloned().collect();
         for producer in producers {
             self.drop_producer(&mut state, &producer);
@@ -156,6 +164,7 @@ impl Topic {
         let idle = state.is_idle();
         if idle {
             state.life = Life::Closed;
+            state.stop_replicators();
         }
         idle
     }

@@ -247,6 +247,15 @@ impl Topic {
         for name in names {
             self.expire(&name, seconds).await?;
         }
+        let Some(through) = self.last_older_than(seconds).await? else {
+            return Ok(());
+        };
+        let now_ms = self.core.clock.now_ms();
+        let state = self.open()?;
+        let through = through.min(state.read_limit());
+        for replicator in &state.replicators {
+            replicator.expire_through(through, now_ms)?;
+        }
         Ok(())
     }
 
@@ -257,18 +266,20 @@ impl Topic {
         seconds: u64,
     ) -> Result<bool, BrokerError> {
         self.require_persistent("Expire messages")?;
-        let now_ms = self.core.clock.now_ms();
-        let before_ms = now_ms.saturating_sub(seconds.saturating_mul(1_000));
-        let first_kept = self.position_of_time(before_ms).await?;
-        let through = match first_kept {
-            Position::LATEST => self.ledger.durable_position(),
-            kept => match self.ledger.previous(kept) {
-                Some(before) => before,
-                None => return Ok(false),
-            },
+        let Some(through) = self.last_older_than(seconds).await? else {
+            return Ok(false);
         };
         let mut state = self.open()?;
         self.skip_through(&mut state, name, through)
+    }
+
+    async fn last_older_than(&self, seconds: u64) -> Result<Option<Position>, BrokerError> {
+        let now_ms = self.core.clock.now_ms();
+        let before_ms = now_ms.saturating_sub(seconds.saturating_mul(1_000));
+        Ok(match self.position_of_time(before_ms).await? {
+            Position::LATEST => Some(self.ledger.durable_position()),
+            kept => self.ledger.previous(kept),
+        })
     }
 
     /// Acks everything up to an entry for a subscription, as expired; false when it was acked.

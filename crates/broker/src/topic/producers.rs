@@ -73,7 +73,10 @@ impl Topic {
             return refused(BrokerError::Terminated(self.name.to_string()));
         }
         let max = self.policies().producers_max;
-        if max > 0 && state.producers.len() >= max && !state.producers.contains_key(&producer.name)
+        if max > 0
+            && !producer.is_replicator()
+            && state.producers.len() >= max
+            && !state.producers.contains_key(&producer.name)
         {
             return refused(BrokerError::ProducerBusy(format!(
                 "Topic '{}' reached max producers limit",

@@ -9,7 +9,7 @@ use geminga_proto::pb::{CommandCloseProducer, CommandSendError, CommandSuccess};
 use geminga_proto::send::SendReceipt;
 use geminga_storage::error::AppendError;
 
-use super::dedup::{NotAllNew, Verdict};
+use super::dedup::{NotAllNew, Sequence, Verdict};
 use super::{Life, State, Topic};
 use crate::error::BrokerError;
 use crate::peer::Peer;
@@ -24,8 +24,17 @@ const SCRATCH_KEPT: usize = 64 << 10;
 pub(crate) struct Receipt {
     pub(crate) sequence_id: u64,
     pub(crate) highest_sequence_id: Option<u64>,
-    /// False for what deduplication passes over: markers, and all chunks of a message but its last.
-    pub(crate) counts: bool,
+    pub(crate) counts: Counts,
+}
+
+/// What deduplication goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counts {
+    /// It passes over markers, and all chunks of a message but its last.
+    No,
+    BySequence,
+    /// The ids are a ledger and an entry of another cluster.
+    BySource,
 }
 
 /// Consecutive entries of one producer that wait for the disk.
@@ -36,7 +45,7 @@ pub(crate) struct Run {
     count: usize,
     bytes: usize,
     /// The highest sequence id in it, where deduplication is on.
-    sequence_id: Option<i64>,
+    sequence_id: Option<Sequence>,
 }
 
 /// Entries that are to become one run.
@@ -138,7 +147,7 @@ impl Topic {
         state: &mut State,
         producer: &Arc<Producer>,
         part: &Part<'_>,
-        sequence_id: Option<i64>,
+        sequence_id: Option<Sequence>,
     ) -> bool {
         match self.ledger.append(part.entries) {
             Ok(first) => {
@@ -223,8 +232,9 @@ impl Topic {
                         "Cannot determine whether the message is a duplicate at this time"
                             .to_owned(),
                     );
-                    let (_, highest) = receipt.sequence_ids();
-                    let error = send_error(producer, highest as u64, &error);
+                    let highest = receipt.highest_sequence_id.unwrap_or(0);
+                    let highest = highest.max(receipt.sequence_id);
+                    let error = send_error(producer, highest, &error);
                     producer.peer.outbox.send(error);
                 }
             }

@@ -21,12 +21,13 @@ impl Topic {
     /// The first entry that some durable subscription has not acked.
     fn oldest_unacked(&self) -> Option<Position> {
         let state = self.lock();
-        let first = |s: &crate::subscription::Subscription| {
-            s.cursor
-                .next_unacked(s.cursor.mark_delete().next_in_ledger())
-        };
         let durable = state.subscriptions.iter().filter(|s| s.durable);
-        let oldest = durable.map(first).min()?;
+        // Another cluster that lags holds data back as a subscription does.
+        let remote = state.replicators.iter().map(|r| &r.cursor);
+        let cursors = durable.map(|s| &s.cursor).chain(remote);
+        let oldest = cursors
+            .map(|cursor| cursor.next_unacked(cursor.mark_delete().next_in_ledger()))
+            .min()?;
         (oldest <= self.ledger.durable_position()).then_some(oldest)
     }
 
@@ -173,6 +174,10 @@ impl Topic {
             .collect();
         for name in names {
             self.skip_through(&mut state, &name, through)?;
+        }
+        let (through, now_ms) = (through.min(state.read_limit()), self.core.clock.now_ms());
+        for replicator in &state.replicators {
+            replicator.expire_through(through, now_ms)?;
         }
         Ok(())
     }

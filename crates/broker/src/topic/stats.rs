@@ -9,6 +9,7 @@ use super::Topic;
 use super::compaction::run::CompactionStats;
 use super::nonpersistent::Rate;
 use crate::metrics::TopicMetrics;
+pub use crate::replication::stats::ReplicatorStats;
 pub use crate::subscription::stats::{ConsumerStats, SubscriptionStats};
 use crate::time::iso;
 
@@ -25,7 +26,7 @@ pub struct TopicStats {
     pub publishers: Vec<PublisherStats>,
     pub waiting_publishers: usize,
     pub subscriptions: BTreeMap<String, SubscriptionStats>,
-    pub replication: BTreeMap<String, ()>,
+    pub replication: BTreeMap<String, ReplicatorStats>,
     pub deduplication_status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic_epoch: Option<u64>,
@@ -129,7 +130,7 @@ impl Topic {
                     (subscription.name.to_string(), stats)
                 })
                 .collect(),
-            replication: BTreeMap::new(),
+            replication: state.replication_stats(now_ms),
             deduplication_status: state.dedup.as_ref().map_or("Disabled", |d| d.status()),
             topic_epoch: state.access.epoch,
             owner_broker: self.core.broker_id(),
@@ -183,6 +184,7 @@ impl Topic {
             bytes_out_total: bytes_out,
             storage_bytes: self.ledger.size_bytes(),
             backlog_entries: subscriptions.iter().map(|s| s.backlog_entries).sum(),
+            replicators: state.replication_metrics(self.core.clock.now_ms()),
             subscriptions,
         }
     }

@@ -15,6 +15,7 @@ use crate::consumer::NewConsumer;
 use crate::dispatcher::ConsumerKey;
 use crate::error::BrokerError;
 use crate::peer::Peer;
+use crate::replication::is_replicator;
 use crate::subscription::{JoinError, Subscription};
 use crate::timers::Alarm;
 
@@ -136,7 +137,7 @@ impl Topic {
                 }
                 return Ok(found.id);
             }
-            if INTERNAL_CURSORS.contains(&&*wanted.name) {
+            if INTERNAL_CURSORS.contains(&&*wanted.name) || is_replicator(&wanted.name) {
                 return Err(BrokerError::NotAllowed(format!(
                     "Subscription name {} is reserved",
                     wanted.name

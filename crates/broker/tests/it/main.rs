@@ -12,6 +12,7 @@ mod lookup;
 mod nonpersistent;
 mod policies;
 mod produce;
+mod replication;
 mod restart;
 mod server;
 mod subscriptions;

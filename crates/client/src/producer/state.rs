@@ -22,7 +22,7 @@ use super::Options;
 use super::encode::{Batch, Encoder, Frame, Receipts};
 use super::slots::{NO_SLOT, Slots};
 use crate::client::Shared;
-use crate::connection::Connection;
+use crate::connection::{Connection, Producing};
 use crate::error::{Error, Result};
 use crate::message::Message;
 
@@ -194,98 +194,6 @@ impl Core {
         Poll::Pending
     }
 
-    /// Receipts from the broker, in order.
-    pub(crate) fn receipts(&self, from: &Connection, receipts: &[SendReceipt]) {
-        let mut wakers = Vec::new();
-        let mut out_of_step = None;
-        {
-            let mut state = self.state.lock();
-            if !state.is_linked_to(from) {
-                return;
-            }
-            for receipt in receipts {
-                match state.pending.front() {
-                    Some(frame) if frame.first_sequence == receipt.sequence_id => {
-                        state.complete_front(receipt, self.partition, &mut wakers);
-                    }
-                    Some(frame) if frame.first_sequence < receipt.sequence_id => {
-                        out_of_step = Some((frame.first_sequence, receipt.sequence_id));
-                        break;
-                    }
-                    // Of a message that has timed out, or that was sent twice.
-                    _ => {}
-                }
-            }
-            if state.pending.is_empty() && self.options.batching.max_delay.is_none() {
-                state.flush_batch(self.shared.clock.now_ms());
-            }
-            state.after_completion(&self.options, &mut wakers);
-        }
-        wakers.into_iter().for_each(Waker::wake);
-        if let Some((waiting, got)) = out_of_step {
-            // Only a new link brings both sides in step again; everything unanswered is sent anew.
-            from.fail(Error::Disconnected {
-                address: from.address().to_owned(),
-                reason: format!("receipt for `{got}` while `{waiting}` waits"),
-            });
-        }
-    }
-
-    /// The broker refused a message.
-    pub(crate) fn send_failed(&self, from: &Connection, sequence: u64, error: Error) {
-        let fatal = matches!(
-            error.server_error(),
-            Some(pb::ServerError::TopicTerminatedError | pb::ServerError::ProducerFenced)
-        );
-        let only_this = matches!(
-            error.server_error(),
-            Some(pb::ServerError::NotAllowedError | pb::ServerError::ChecksumError)
-        );
-        if fatal {
-            self.over(error);
-        } else if only_this {
-            let mut wakers = Vec::new();
-            {
-                let mut state = self.state.lock();
-                if state.is_linked_to(from) {
-                    state.fail_while(&error, &mut wakers, |frame| {
-                        frame.first_sequence == sequence
-                    });
-                    if state.pending.is_empty() {
-                        state.flush_batch(self.shared.clock.now_ms());
-                    }
-                    state.after_completion(&self.options, &mut wakers);
-                }
-            }
-            wakers.into_iter().for_each(Waker::wake);
-        } else {
-            // What follows the failed message is already on its way. A new connection keeps the
-            // order: the broker drops what is left on the old one.
-            from.fail(Error::Disconnected {
-                address: from.address().to_owned(),
-                reason: error.to_string(),
-            });
-        }
-    }
-
-    /// The connection is over; the driver makes a new link.
-    pub(crate) fn disconnected(&self, from: &Connection) {
-        let mut state = self.state.lock();
-        if state.is_linked_to(from) {
-            state.link = Link::Connecting;
-            drop(state);
-            self.changed.notify_one();
-        }
-    }
-
-    /// The broker gives the topic up.
-    pub(crate) fn closed_by_broker(&self, from: &Connection, assigned: Option<String>) {
-        let mut state = self.state.lock();
-        state.assigned = assigned;
-        drop(state);
-        self.disconnected(from);
-    }
-
     /// Ends the producer for good: everything unanswered gets `error`.
     pub(super) fn over(&self, error: Error) -> Option<Arc<Connection>> {
         let mut wakers = Vec::new();
@@ -400,6 +308,100 @@ impl Core {
 
     pub(super) fn is_connected(&self) -> bool {
         matches!(self.state.lock().link, Link::Open(_))
+    }
+}
+
+impl Producing for Core {
+    /// Receipts from the broker, in order.
+    fn receipts(&self, from: &Connection, receipts: &[SendReceipt]) {
+        let mut wakers = Vec::new();
+        let mut out_of_step = None;
+        {
+            let mut state = self.state.lock();
+            if !state.is_linked_to(from) {
+                return;
+            }
+            for receipt in receipts {
+                match state.pending.front() {
+                    Some(frame) if frame.first_sequence == receipt.sequence_id => {
+                        state.complete_front(receipt, self.partition, &mut wakers);
+                    }
+                    Some(frame) if frame.first_sequence < receipt.sequence_id => {
+                        out_of_step = Some((frame.first_sequence, receipt.sequence_id));
+                        break;
+                    }
+                    // Of a message that has timed out, or that was sent twice.
+                    _ => {}
+                }
+            }
+            if state.pending.is_empty() && self.options.batching.max_delay.is_none() {
+                state.flush_batch(self.shared.clock.now_ms());
+            }
+            state.after_completion(&self.options, &mut wakers);
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        if let Some((waiting, got)) = out_of_step {
+            // Only a new link brings both sides in step again; everything unanswered is sent anew.
+            from.fail(Error::Disconnected {
+                address: from.address().to_owned(),
+                reason: format!("receipt for `{got}` while `{waiting}` waits"),
+            });
+        }
+    }
+
+    /// The broker refused a message.
+    fn send_failed(&self, from: &Connection, sequence: u64, error: Error) {
+        let fatal = matches!(
+            error.server_error(),
+            Some(pb::ServerError::TopicTerminatedError | pb::ServerError::ProducerFenced)
+        );
+        let only_this = matches!(
+            error.server_error(),
+            Some(pb::ServerError::NotAllowedError | pb::ServerError::ChecksumError)
+        );
+        if fatal {
+            self.over(error);
+        } else if only_this {
+            let mut wakers = Vec::new();
+            {
+                let mut state = self.state.lock();
+                if state.is_linked_to(from) {
+                    state.fail_while(&error, &mut wakers, |frame| {
+                        frame.first_sequence == sequence
+                    });
+                    if state.pending.is_empty() {
+                        state.flush_batch(self.shared.clock.now_ms());
+                    }
+                    state.after_completion(&self.options, &mut wakers);
+                }
+            }
+            wakers.into_iter().for_each(Waker::wake);
+        } else {
+            // What follows the failed message is already on its way. A new connection keeps the
+            // order: the broker drops what is left on the old one.
+            from.fail(Error::Disconnected {
+                address: from.address().to_owned(),
+                reason: error.to_string(),
+            });
+        }
+    }
+
+    /// The connection is over; the driver makes a new link.
+    fn disconnected(&self, from: &Connection) {
+        let mut state = self.state.lock();
+        if state.is_linked_to(from) {
+            state.link = Link::Connecting;
+            drop(state);
+            self.changed.notify_one();
+        }
+    }
+
+    /// The broker gives the topic up.
+    fn closed_by_broker(&self, from: &Connection, assigned: Option<String>) {
+        let mut state = self.state.lock();
+        state.assigned = assigned;
+        drop(state);
+        self.disconnected(from);
     }
 }
 

@@ -15,6 +15,7 @@ use geminga_storage::{EmbeddedConfig, ManagedConfig, ManagedError, Storage, Stor
 
 use crate::config::{DATA_DIR_DEFAULT, DataArgs, Durability};
 use crate::failure::{Exit, Failure, Outcome, with_sources};
+use crate::serve::remotes::OtherClusters;
 
 /// What a stop may take in all.
 const STOP_GRACE: Duration = Duration::from_millis(1500);
@@ -113,6 +114,7 @@ impl Standalone {
                 };
                 port_failure(reason, "--port", options.port)
             })?;
+        broker.replicate_through(std::sync::Arc::new(OtherClusters::default()));
         let mut service_tls = None;
         if let Some(port) = security.broker_service_port_tls {
             let local = broker.listen_tls((options.bind, port).into()).await;

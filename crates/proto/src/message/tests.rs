@@ -179,3 +179,16 @@ fn a_block_gets_a_transaction_and_a_checksum_that_fits() {
     }
     assert!(with_transaction(b"no", 1, 1).is_err());
 }
+
+#[test]
+fn a_property_is_found_by_its_key() {
+    let metadata = MessageMetadata {
+        producer_name: "p".to_owned(),
+        properties: key_values([("a", "1"), ("b", "2"), ("b", "3")]),
+        ..MessageMetadata::default()
+    };
+    let block = encode_headers(&metadata, b"").freeze();
+    for (key, value) in [("a", Some("1")), ("b", Some("2")), ("c", None)] {
+        assert_eq!(property(&block, key), Ok(value), "{key}");
+    }
+}

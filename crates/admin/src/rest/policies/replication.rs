@@ -1,5 +1,5 @@
-//! Policies that one cluster on one machine has one answer to. They can be read; another value is
-//! refused by name.
+//! In which clusters topics are; and the policies that one machine has one answer to: they can be
+//! read, and another value is refused by name.
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
 
-use super::{NAMESPACE, TOPIC, Which, read};
+use super::{NAMESPACE, TOPIC, Which, change_topic, read};
 use crate::error::{Answer, ApiError};
 use crate::request;
 use crate::rest::extract::{InPath, NamespaceInPath, Params};
@@ -17,7 +17,7 @@ pub(super) fn routes(router: Router<Admin>) -> Router<Admin> {
     let at = |rest: &str| format!("{NAMESPACE}/{rest}");
     let mut router = router
         .route(&at("replication"), get(clusters).post(set_clusters))
-        .route(&at("allowedClusters"), get(allowed).post(set_clusters))
+        .route(&at("allowedClusters"), get(allowed).post(set_allowed))
         .route(&at("offloadThreshold"), get(no_offload))
         .route(&at("offloadThresholdInSeconds"), get(no_offload))
         .route(
@@ -74,8 +74,9 @@ async fn no_offload(State(admin): State<Admin>, namespace: NamespaceInPath) -> A
 }
 
 async fn clusters(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    read(&admin, namespace).await?;
-    document(&[&admin.broker().config().cluster_name])
+    let set = read(&admin, namespace).await?.replication_clusters;
+    let own = || vec![admin.broker().config().cluster_name.clone()];
+    document(&set.unwrap_or_else(own))
 }
 
 /// None is named: those of the tenant are allowed.
@@ -84,27 +85,35 @@ async fn allowed(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answ
     document(&[""; 0])
 }
 
-fn only_ours(admin: &Admin, given: &[String]) -> Answer<()> {
-    let own = &admin.broker().config().cluster_name;
-    match given.iter().find(|name| *name != own) {
-        Some(other) => Err(ApiError::precondition_failed(format!(
-            "cluster `{other}` does not exist: this server is the only one of `{own}`"
-        ))),
-        None if given.is_empty() => Err(ApiError::precondition_failed(
-            "ClusterIds should not be null or empty",
-        )),
-        None => Ok(()),
-    }
-}
-
-async fn set_clusters(
+async fn set_allowed(
     State(admin): State<Admin>,
     namespace: NamespaceInPath,
     request: Request,
 ) -> Answer {
     let given: Vec<String> = request::json(request).await?;
     read(&admin, namespace).await?;
-    only_ours(&admin, &given)?;
+    match given.is_empty() {
+        true => done(),
+        false => Err(ApiError::precondition_failed(
+            "`allowed_clusters` cannot be honoured: the tenant's allowed clusters decide",
+        )),
+    }
+}
+
+async fn set_clusters(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+    request: Request,
+) -> Answer {
+    let given: Vec<String> = request::json(request).await?;
+    let broker = admin.broker();
+    broker.check_replication(&namespace, &given).await?;
+    broker
+        .update_policies(&namespace, |policies| {
+            policies.replication_clusters = Some(given.clone());
+            Ok(())
+        })
+        .await?;
     done()
 }
 
@@ -114,11 +123,15 @@ async fn clusters_of_topic(
     Params(which): Params<Which>,
 ) -> Answer {
     which.check()?;
-    admin.broker().topic_policies(&topic).await?;
-    if !which.applied {
-        return Ok(StatusCode::OK.into_response());
+    let set = admin.broker().topic_policies(&topic).await?;
+    match set.replication_clusters {
+        Some(set) => document(&set),
+        None if which.applied => {
+            let all = admin.broker().effective_policies(&topic).await?;
+            document(&all.replication_clusters)
+        }
+        None => Ok(StatusCode::OK.into_response()),
     }
-    document(&[&admin.broker().config().cluster_name])
 }
 
 async fn set_clusters_of_topic(
@@ -129,17 +142,23 @@ async fn set_clusters_of_topic(
 ) -> Answer {
     which.check()?;
     let given: Vec<String> = request::json(request).await?;
-    admin.broker().topic_policies(&topic).await?;
-    only_ours(&admin, &given)?;
-    done()
+    let broker = admin.broker();
+    broker.check_replication(&topic.namespace(), &given).await?;
+    change_topic(&admin, InPath(topic), &which, move |policies| {
+        policies.replication_clusters = Some(given.clone());
+        Ok(())
+    })
+    .await
 }
 
 async fn remove_clusters_of_topic(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
+    topic: InPath,
     Params(which): Params<Which>,
 ) -> Answer {
-    which.check()?;
-    admin.broker().topic_policies(&topic).await?;
-    done()
+    change_topic(&admin, topic, &which, |policies| {
+        policies.replication_clusters = None;
+        Ok(())
+    })
+    .await
 }

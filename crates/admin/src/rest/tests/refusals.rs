@@ -37,9 +37,16 @@ async fn every_refusal_has_a_status_and_a_reason() {
         (
             "PUT",
             "/admin/v2/clusters/x",
-            None,
-            501,
-            "`PUT /admin/v2/clusters/x`",
+            Some(json!({"brokerClientTlsEnabled": true})),
+            400,
+            "`brokerClientTlsEnabled`",
+        ),
+        (
+            "POST",
+            "/admin/v2/namespaces/public/default/replication",
+            Some(json!(["standalone", "elsewhere"])),
+            403,
+            "Invalid cluster id: elsewhere",
         ),
         (
             "PUT",

@@ -10,6 +10,7 @@ use tokio::sync::futures::OwnedNotified;
 
 use super::{CURSOR, Dedup};
 use crate::error::BrokerError;
+use crate::replication::source_position;
 use crate::topic::{Life, State, Topic};
 
 /// One read of the replay.
@@ -43,7 +44,11 @@ impl Topic {
             .core
             .config
             .broker_deduplication_max_number_of_producers;
-        Dedup::new(max, self.core.clock.now_ms())
+        Dedup::new(
+            &self.core.config.cluster_name,
+            max,
+            self.core.clock.now_ms(),
+        )
     }
 
     /// Switches a loaded topic as its policies say. What is published from then on counts.
@@ -138,7 +143,10 @@ impl Topic {
             *from = entry.position.next_in_ledger();
             // One that cannot be read is never delivered either.
             if let Ok(head) = peek(&entry.data) {
-                dedup.replay(&head, now_ms);
+                let source = head
+                    .replicated_from
+                    .and_then(|_| source_position(&entry.data));
+                dedup.replay(&head, source, now_ms);
             }
         }
         if !entries.is_empty() {

@@ -6,12 +6,12 @@ fn receipt(first: u64, highest: Option<u64>) -> Receipt {
     Receipt {
         sequence_id: first,
         highest_sequence_id: highest,
-        counts: true,
+        counts: Counts::BySequence,
     }
 }
 
 fn dedup(max: usize) -> Dedup {
-    let mut dedup = Dedup::new(max, 0);
+    let mut dedup = Dedup::new("here", max, 0);
     dedup.ready = true;
     dedup
 }
@@ -63,7 +63,7 @@ fn ids_that_repeat_within_a_run_are_seen() {
 fn of_a_chunked_message_only_the_last_chunk_counts() {
     let mut dedup = dedup(10);
     let part = Receipt {
-        counts: false,
+        counts: Counts::No,
         ..receipt(7, None)
     };
     assert_eq!(dedup.check("p", &[part]), Ok(None));
@@ -86,7 +86,7 @@ fn a_snapshot_has_what_is_durable_and_nothing_else() {
     dedup.persisted("all of it", 8);
     let snapshot = dedup.begin_save(100);
     assert!(!dedup.may_save());
-    let mut again = Dedup::new(10, 0);
+    let mut again = Dedup::new("here", 10, 0);
     again.load(&snapshot);
     assert_eq!(again.last_sequence_id("half"), 2);
     assert_eq!(again.last_sequence_id("not"), -1);
@@ -98,7 +98,7 @@ fn a_snapshot_has_what_is_durable_and_nothing_else() {
         sequence_id: 6,
         ..Peek::default()
     };
-    again.replay(&head, 9);
+    again.replay(&head, None, 9);
     assert_eq!(again.last_sequence_id("all of it"), 8);
 }
 
@@ -121,4 +121,40 @@ fn idle_producers_are_forgotten_and_never_more_than_the_limit_kept() {
     left.sort_unstable();
     assert_eq!(left.len(), 12, "{left:?}");
     assert!(left.contains(&"p3") && left.contains(&"p980") && left.contains(&"p990"));
+}
+
+#[test]
+fn a_replicator_goes_by_places_in_its_source_also_after_a_restart() {
+    let at = |ledger, entry| Receipt {
+        sequence_id: ledger,
+        highest_sequence_id: Some(entry),
+        counts: Counts::BySource,
+    };
+    let replicator = "pulsar.repl.there-->here";
+    let mut dedup = dedup(10);
+    let run = [at(3, 900), at(4, 0), at(4, 1)];
+    let last = dedup.check(replicator, &run).unwrap().unwrap();
+    dedup.pushed(&name(replicator), last, 1);
+    assert_eq!(dedup.judge(replicator, &at(4, 1)), Verdict::InFlight);
+    dedup.persisted(replicator, last);
+    assert_eq!(dedup.last_sequence_id(replicator), -1, "no number of ours");
+    let mut again = Dedup::new("here", 10, 0);
+    again.load(&dedup.begin_save(2));
+    // The message's own producer has nothing to do with it.
+    let head = Peek {
+        producer_name: "p",
+        sequence_id: 70,
+        replicated_from: Some("there"),
+        ..Peek::default()
+    };
+    again.replay(&head, Some((4, 2)), 3);
+    assert_eq!(again.last_sequence_id("p"), -1);
+    for (receipt, verdict) in [
+        (at(3, 1_000), Verdict::Duplicate),
+        (at(4, 2), Verdict::Duplicate),
+        (at(4, 3), Verdict::New),
+        (at(5, 0), Verdict::New),
+    ] {
+        assert_eq!(again.judge(replicator, &receipt), verdict, "{receipt:?}");
+    }
 }
