@@ -205,7 +205,7 @@ def versions():
 
     class Value(Record):
         a = Integer()
-        b = String(default="none")
+        b = String(required_default=True)
     return one, Value
 
 
@@ -250,7 +250,11 @@ def test_a_cut_way_is_seen_and_made_good(pair):
                     if line.startswith("pulsar_replication_backlog{") and f'remote_cluster="{pair.east.name}"' in line)
         assert line.endswith(" 20"), line
     pair.east.server.start()
-    assert [int(m.data()) for m in receive(consumer, 20, timeout=60_000)] == list(range(1, 21))
+    first = receive(consumer, 1, timeout=60_000)
+    if first[0].data() == b"0":
+        first = []  # its ack asked for no receipt, and was lost with the server
+    got = first + receive(consumer, 20 - len(first))
+    assert [int(message.data()) for message in got] == list(range(1, 21))
     nothing_more(consumer)
     eventually(lambda: pair.west.replication(topic, pair.east)["replicationBacklog"] == 0, what="caught up")
 
