@@ -210,6 +210,10 @@ async fn seek(
         subscription,
         ..
     } = open;
+    if !topic.is_persistent() {
+        // As Pulsar does: there is no position to move, and that is no error.
+        return Ok(());
+    }
     match (id, time_ms) {
         (Some(id), _) => {
             let position = Position::from_wire(id.ledger_id, id.entry_id);

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::hash::murmur3;
+use super::hash::{murmur3, sticky};
 use super::{ConsumerKey, Flow};
 
 const POINTS_PER_CONSUMER: u32 = 100;
@@ -27,6 +27,8 @@ pub(crate) struct SingleActive {
     /// By priority, then by name.
     consumers: Vec<Flow>,
     active: Option<ConsumerKey>,
+    /// The hashes that a reader of hash ranges asked for, inclusive; empty where it wants all.
+    ranges: Vec<(i32, i32)>,
 }
 
 /// What a consumer that joins or leaves does.
@@ -46,7 +48,25 @@ impl SingleActive {
             choice,
             consumers: Vec::new(),
             active: None,
+            ranges: Vec::new(),
         }
+    }
+
+    /// Only entries whose key falls into one of these are for the consumer.
+    pub(crate) fn set_ranges(&mut self, ranges: &[(i32, i32)]) {
+        self.ranges = ranges.to_vec();
+    }
+
+    pub(crate) fn takes_all(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// Whether an entry with this key is for the consumer of hash ranges.
+    pub(crate) fn takes(&self, key: &[u8]) -> bool {
+        let hash = i64::from(sticky(key, 0, u32::from(u16::MAX)));
+        let holds =
+            |(first, last): &(i32, i32)| (i64::from(*first)..=i64::from(*last)).contains(&hash);
+        self.takes_all() || self.ranges.iter().any(holds)
     }
 
     /// Adds a consumer. An Exclusive subscription must have none (the caller has checked).
@@ -150,6 +170,20 @@ mod tests {
 
     fn to(key: u64) -> Option<ConsumerKey> {
         Some(ConsumerKey(key))
+    }
+
+    #[test]
+    fn a_reader_of_hash_ranges_takes_what_falls_into_them() {
+        let mut low = SingleActive::new(Choice::Exclusive);
+        let mut high = SingleActive::new(Choice::Exclusive);
+        low.set_ranges(&[(0, 100), (200, 32_767)]);
+        high.set_ranges(&[(101, 199), (32_768, 65_535)]);
+        for key in 0..10_000u32 {
+            let key = key.to_be_bytes();
+            assert!(low.takes(&key) != high.takes(&key));
+        }
+        let all = SingleActive::new(Choice::Exclusive);
+        assert!(all.takes_all() && all.takes(b"any"));
     }
 
     #[test]

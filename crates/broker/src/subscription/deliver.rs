@@ -347,6 +347,13 @@ impl Subscription {
             *batch_average = *batch_average * 0.9 + messages as f32 * 0.1;
             let verdict = match dispatch {
                 Dispatch::None => break,
+                Dispatch::Single(single)
+                    if !single.takes_all()
+                        && !single.takes(&geminga_proto::key::sticky_key(&head)) =>
+                {
+                    *read = next;
+                    continue;
+                }
                 Dispatch::Single(single) => {
                     let Some(flow) = single.ready() else { break };
                     flow.spend(messages);

@@ -79,6 +79,8 @@ impl Subscription {
         match &mut self.dispatch {
             Dispatch::None => {}
             Dispatch::Single(single) => {
+                let reads_ranges = single.is_exclusive() && new.key_shared.sticky;
+                single.set_ranges(if reads_ranges { &new.ranges } else { &[] });
                 let change = single.add(flow);
                 self.changed(change, config);
             }

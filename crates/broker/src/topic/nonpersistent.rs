@@ -4,7 +4,7 @@
 //! figures are the same), with a ledger that stays empty: one in memory, shared by all of them, of
 //! which nothing is ever stored. A SEND is offered to each subscription under the topic's lock and
 //! confirmed at once with the id -1:-1. Every delivered message has the id 0:0, acks mean nothing, and
-//! what would need stored entries (seek, last message id, terminate) is refused.
+//! what would need stored entries (last message id, terminate) is refused.
 //!
 //! What must hold: nothing is kept of a message after `publish_now`; a consumer without permits or
 //! with a full connection costs nobody else anything.
