@@ -17,6 +17,7 @@ use geminga_storage::metadata::Expected;
 
 use crate::broker::Broker;
 use crate::error::BrokerError;
+use crate::lookup::ServiceUrls;
 use crate::metrics::MetricsSnapshot;
 use crate::namespace::{
     Partitioned, TenantInfo, decode, ledger_name, namespace_key, partitioned_key, partitioned_path,
@@ -424,9 +425,13 @@ impl Broker {
         self.existing(name).await?.trim().await
     }
 
-    /// The broker URL for a topic.
-    pub async fn lookup(&self, name: &TopicName) -> Result<String, BrokerError> {
-        self.core.lookup_url(name).await
+    /// The addresses for a topic: those of a listener where one is named.
+    pub async fn lookup(
+        &self,
+        name: &TopicName,
+        listener: Option<&str>,
+    ) -> Result<ServiceUrls, BrokerError> {
+        self.core.lookup_urls(name, listener).await
     }
 
     /// The entry at a position.

@@ -23,6 +23,7 @@ use crate::budget::Budget;
 use crate::config::{BrokerConfig, TopicType};
 use crate::connection::serve;
 use crate::error::BrokerError;
+use crate::lookup::{BindAddress, Listeners, Scheme, ServiceUrls};
 use crate::metrics::Metrics;
 use crate::namespace::{Catalog, Partitioned, ledger_name, ledger_path, partitioned_key};
 use crate::peer::Peer;
@@ -78,6 +79,7 @@ pub(crate) struct Core {
     service_url_tls: OnceLock<String>,
     pub(crate) security: Security,
     tls: Option<Arc<Tls>>,
+    listeners: Listeners,
     stopping: AtomicBool,
 }
 
@@ -93,6 +95,7 @@ impl Broker {
         clock: Clock,
     ) -> Result<Broker, BrokerError> {
         config.check()?;
+        let listeners = Listeners::new(&config)?;
         let catalog = Catalog {
             store: storage.metadata,
         };
@@ -132,6 +135,7 @@ impl Broker {
             next_producer: AtomicU64::new(0),
             service_url: OnceLock::new(),
             service_url_tls: OnceLock::new(),
+            listeners,
             stopping: AtomicBool::new(false),
         });
         core.tasks
@@ -169,20 +173,40 @@ impl Broker {
     /// Listens for clients and returns the address (port 0 = a free one). The first listener's
     /// address is what lookups answer, unless `advertisedAddress` says otherwise.
     pub async fn listen(&self, address: SocketAddr) -> Result<SocketAddr, BrokerError> {
-        self.listen_with(address, None).await
+        self.listen_with(address, None, None).await
+    }
+
+    /// Listens on the address of `bindAddresses` that has Pulsar's protocol.
+    pub async fn listen_bound(&self, bound: &BindAddress) -> Result<SocketAddr, BrokerError> {
+        let tls = match bound.scheme {
+            Scheme::PulsarSsl => Some(self.certificates()?),
+            _ => None,
+        };
+        let listener = Arc::from(bound.listener.as_str());
+        self.listen_with(bound.address, tls, Some(listener)).await
+    }
+
+    /// Further addresses to listen on.
+    pub fn bind_addresses(&self) -> &[BindAddress] {
+        &self.core.listeners.bind
     }
 
     /// As [`Broker::listen`], with TLS.
     pub async fn listen_tls(&self, address: SocketAddr) -> Result<SocketAddr, BrokerError> {
+        self.listen_with(address, Some(self.certificates()?), None)
+            .await
+    }
+
+    fn certificates(&self) -> Result<Arc<Tls>, BrokerError> {
         let tls = self.core.tls.clone();
-        let tls = tls.ok_or_else(|| BrokerError::Tls("no certificate is set".to_owned()))?;
-        self.listen_with(address, Some(tls)).await
+        tls.ok_or_else(|| BrokerError::Tls("no certificate is set".to_owned()))
     }
 
     async fn listen_with(
         &self,
         address: SocketAddr,
         tls: Option<Arc<Tls>>,
+        bound: Option<Arc<str>>,
     ) -> Result<SocketAddr, BrokerError> {
         let failed = |error: std::io::Error| BrokerError::Listen {
             address: address.to_string(),
@@ -190,10 +214,12 @@ impl Broker {
         };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
-        self.advertise(local, tls.is_some());
+        if bound.is_none() {
+            self.advertise(local, tls.is_some());
+        }
         let broker = self.clone();
         self.core.tasks.spawn_cancellable("listener", async move {
-            broker.accept(listener, tls).await;
+            broker.accept(listener, tls, bound).await;
         });
         Ok(local)
     }
@@ -230,12 +256,12 @@ impl Broker {
 
     /// The URL that lookups answer, once the broker listens.
     pub fn service_url(&self) -> Option<String> {
-        self.core.service_url.get().cloned()
+        self.core.urls().pulsar
     }
 
     /// The same for clients with TLS.
     pub fn service_url_tls(&self) -> Option<String> {
-        self.core.service_url_tls.get().cloned()
+        self.core.urls().pulsar_ssl
     }
 
     pub fn config(&self) -> &BrokerConfig {
@@ -245,7 +271,7 @@ impl Broker {
     /// A connection without a socket, for clients in the same process.
     pub fn connect_in_process(&self) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-        self.serve(ours, None, "in-process".to_owned(), true);
+        self.serve(ours, (None, None), "in-process".to_owned(), true);
         theirs
     }
 
@@ -254,7 +280,7 @@ impl Broker {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        self.serve(stream, None, address, false);
+        self.serve(stream, (None, None), address, false);
     }
 
     /// Closes everything: producers and consumers are told, what waits for the disk is confirmed,
@@ -299,7 +325,7 @@ impl Broker {
         });
     }
 
-    async fn accept(&self, listener: TcpListener, tls: Option<Arc<Tls>>) {
+    async fn accept(&self, listener: TcpListener, tls: Option<Arc<Tls>>, bound: Option<Arc<str>>) {
         loop {
             let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -317,28 +343,40 @@ impl Broker {
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%address, %error, "TCP_NODELAY was not set");
             }
-            self.serve_socket(stream, tls.clone(), format!("/{address}"));
+            self.serve_socket(stream, tls.clone(), format!("/{address}"), bound.clone());
         }
     }
 
-    fn serve_socket(&self, stream: TcpStream, tls: Option<Arc<Tls>>, address: String) {
+    fn serve_socket(
+        &self,
+        stream: TcpStream,
+        tls: Option<Arc<Tls>>,
+        address: String,
+        bound: Option<Arc<str>>,
+    ) {
         let Some(tls) = tls else {
-            return self.serve(stream, None, address, false);
+            return self.serve(stream, (None, bound), address, false);
         };
         let broker = self.clone();
         self.connections
             .spawn("TLS handshake", OnError::Log, async move {
                 match tls.accept(stream).await {
-                    Ok((stream, name)) => broker.serve(stream, name, address, false),
+                    Ok((stream, name)) => broker.serve(stream, (name, bound), address, false),
                     Err(error) => tracing::info!(address, %error, "no TLS connection was made"),
                 }
                 Ok::<(), std::convert::Infallible>(())
             });
     }
 
-    /// `certificate` is the name in the certificate that the client showed.
-    fn serve<S>(&self, stream: S, certificate: Option<String>, address: String, is_internal: bool)
-    where
+    /// `certificate` is the name in the certificate that the client showed, `bound` the listener that
+    /// it came by.
+    fn serve<S>(
+        &self,
+        stream: S,
+        (certificate, bound): (Option<String>, Option<Arc<str>>),
+        address: String,
+        is_internal: bool,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let core = self.core.clone();
@@ -357,6 +395,9 @@ impl Broker {
         if let Some(name) = certificate {
             // Set here alone.
             drop(peer.certificate.set(name));
+        }
+        if let Some(name) = bound {
+            drop(peer.listener.set(name));
         }
         core.peers.lock().insert(id, peer.clone());
         core.metrics
@@ -619,18 +660,18 @@ impl Core {
 
     // Lookups
 
-    pub(crate) async fn lookup(&self, request: &CommandLookupTopic) -> Result<String, BrokerError> {
+    /// `bound` is the listener that the client came by.
+    pub(crate) async fn lookup(
+        &self,
+        request: &CommandLookupTopic,
+        bound: Option<&str>,
+    ) -> Result<ServiceUrls, BrokerError> {
         self.metrics.lookups.fetch_add(1, Ordering::Relaxed);
         let result = async {
             let name = self.parse_topic(&request.topic)?;
-            if let Some(listener) = request.advertised_listener_name.as_deref()
-                && !listener.is_empty()
-            {
-                return Err(BrokerError::NotReady(format!(
-                    "the broker does not have the {listener} listener"
-                )));
-            }
-            self.lookup_url(&name).await
+            let named = request.advertised_listener_name.as_deref();
+            let named = named.filter(|name| !name.is_empty());
+            self.lookup_urls(&name, named.or(bound)).await
         };
         let result = result.await;
         if result.is_err() {
@@ -639,36 +680,42 @@ impl Core {
         result
     }
 
-    /// What lookups answer to clients with TLS.
-    pub(crate) fn tls_url(&self) -> Option<String> {
-        self.service_url_tls.get().cloned()
-    }
-
-    pub(crate) async fn lookup_url(&self, name: &TopicName) -> Result<String, BrokerError> {
+    pub(crate) async fn lookup_urls(
+        &self,
+        name: &TopicName,
+        listener: Option<&str>,
+    ) -> Result<ServiceUrls, BrokerError> {
+        let urls = match listener {
+            Some(listener) => self.listeners.of(listener).ok_or_else(|| {
+                BrokerError::NotReady(format!("the broker does not have the {listener} listener"))
+            })?,
+            None => &self.urls(),
+        };
         if self.catalog.policies(name.namespace_str()).await?.is_none() {
             return Err(BrokerError::NamespaceNotFound(
                 name.namespace_str().to_owned(),
             ));
         }
-        // In-process clients need none; the name is only their key for the connection.
-        Ok(self
-            .service_url
-            .get()
-            .or(self.service_url_tls.get())
-            .cloned()
-            .unwrap_or_else(|| "pulsar://localhost:6650".to_owned()))
+        Ok(urls.clone())
     }
 
-    /// Whether only clients on this machine could use the URL: then they are to use the one that
-    /// they came by.
-    pub(crate) fn is_loopback(&self, url: &str) -> bool {
-        let host = url.split_once("://").map_or(url, |(_, host)| host);
-        let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost"
-            || host
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback())
+    /// The addresses for those who name no listener.
+    pub(crate) fn urls(&self) -> ServiceUrls {
+        match self.listeners.internal() {
+            Some(urls) => urls.clone(),
+            None => ServiceUrls {
+                pulsar: self.service_url.get().cloned(),
+                pulsar_ssl: self.service_url_tls.get().cloned(),
+                ..ServiceUrls::default()
+            },
+        }
+    }
+
+    /// Whether clients are to use the address that they came by: when only clients on this machine
+    /// could use the one that we know. An operator's listener is meant as it stands.
+    pub(crate) fn is_proxied(&self, urls: &ServiceUrls) -> bool {
+        let url = urls.pulsar.as_ref().or(urls.pulsar_ssl.as_ref());
+        !urls.is_listener && url.is_some_and(|url| is_loopback(url))
     }
 
     /// Whether the topic (or partition) itself exists; a non-persistent one does while it is in use.
@@ -821,4 +868,14 @@ impl Core {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
+}
+
+fn is_loopback(url: &str) -> bool {
+    let host = url.split_once("://").map_or(url, |(_, host)| host);
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }

@@ -57,6 +57,12 @@ pub struct BrokerConfig {
     pub cluster_name: String,
     /// Host given to clients in lookups; unset = the address they reach the listener at.
     pub advertised_address: Option<String>,
+    /// Named addresses given to clients in lookups, as `name:scheme://host:port` with commas between.
+    pub advertised_listeners: Option<String>,
+    /// The listener of those who name none; unset = the first.
+    pub internal_listener_name: Option<String>,
+    /// Further addresses to listen on, as `name:scheme://ip:port`: who comes by one uses its listener.
+    pub bind_addresses: Option<String>,
     /// HTTP address given to clients in lookups over HTTP, as `http://host:port`.
     pub web_service_address: Option<String>,
 
@@ -230,6 +236,9 @@ impl Default for BrokerConfig {
         BrokerConfig {
             cluster_name: "standalone".to_owned(),
             advertised_address: None,
+            advertised_listeners: None,
+            internal_listener_name: None,
+            bind_addresses: None,
             web_service_address: None,
             web_socket_service_enabled: true,
             web_socket_max_text_frame_size: 1 << 20,

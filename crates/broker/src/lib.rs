@@ -16,6 +16,7 @@ mod connection;
 mod consumer;
 mod dispatcher;
 mod error;
+mod lookup;
 mod metrics;
 mod namespace;
 mod outbox;
@@ -38,6 +39,7 @@ pub use admin::{PeekedEntry, SubscribeAt};
 pub use broker::Broker;
 pub use config::{BrokerConfig, ReplicationStart, SubscriptionType, TopicType};
 pub use error::{BrokerError, ErrorKind};
+pub use lookup::{BindAddress, Scheme, ServiceUrls};
 pub use metrics::{MetricsSnapshot, ReplicatorMetrics, SubscriptionMetrics, TopicMetrics};
 pub use namespace::{Partitioned, TenantInfo, stored_topic_name};
 pub use policies::{

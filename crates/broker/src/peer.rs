@@ -20,6 +20,8 @@ pub(crate) struct Peer {
     pub(crate) is_internal: bool,
     /// The name in the certificate that it showed.
     pub(crate) certificate: OnceLock<String>,
+    /// The listener that it came by, of `bindAddresses`.
+    pub(crate) listener: OnceLock<Arc<str>>,
     pub(crate) outbox: Outbox,
     pub(crate) protocol: AtomicI32,
     pub(crate) client_version: OnceLock<String>,
@@ -53,6 +55,7 @@ impl Peer {
             address,
             is_internal,
             certificate: OnceLock::new(),
+            listener: OnceLock::new(),
             outbox: Outbox::default(),
             protocol: AtomicI32::new(0),
             client_version: OnceLock::new(),

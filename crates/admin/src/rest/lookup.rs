@@ -2,7 +2,9 @@
 
 use axum::Router;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::routing::get;
+use geminga_broker::ErrorKind;
 use geminga_model::TopicDomain;
 use serde_json::json;
 
@@ -10,6 +12,9 @@ use super::extract::{Params, Segments};
 use super::{Admin, document, text};
 use crate::error::{Answer, ApiError};
 use crate::request;
+
+/// By which clients ask for the addresses of a listener.
+const LISTENER_NAME: &str = "X-Pulsar-ListenerName";
 
 pub(super) fn router() -> Router<Admin> {
     let topic = "/lookup/v2/topic/{domain}/{tenant}/{namespace}/{topic}";
@@ -52,20 +57,42 @@ async fn lookup(
     State(admin): State<Admin>,
     Segments(named): Segments<Named>,
     Params(params): Params<LookupParams>,
+    headers: HeaderMap,
 ) -> Answer {
-    if let Some(listener) = params.listener_name.filter(|name| !name.is_empty()) {
-        return Err(ApiError::bad_request(format!(
-            "`listenerName` {listener} is not configured"
-        )));
-    }
+    let header = match headers.get(LISTENER_NAME).map(|value| value.to_str()) {
+        Some(Ok(name)) => Some(name.to_owned()),
+        Some(Err(_)) => {
+            return Err(ApiError::bad_request(format!(
+                "`{LISTENER_NAME}` is not text"
+            )));
+        }
+        None => None,
+    };
+    let listener = params.listener_name.filter(|name| !name.is_empty());
+    let listener = listener.or(header).filter(|name| !name.is_empty());
     let topic = check(&named)?;
-    let url = admin.broker().lookup(&topic).await?;
-    document(&json!({
-        "brokerUrl": url,
-        "httpUrl": admin.http_url(),
-        "nativeUrl": url,
+    let urls = admin.broker().lookup(&topic, listener.as_deref()).await;
+    let urls = urls.map_err(|error| match &listener {
+        Some(name) if error.kind() == ErrorKind::Unavailable => {
+            ApiError::bad_request(format!("`listenerName` {name} is not configured: {error}"))
+        }
+        _ => error.into(),
+    })?;
+    let mut answer = json!({
+        "httpUrl": urls.http.unwrap_or_else(|| admin.http_url().to_owned()),
         "brokerUrlSsl": "",
-    }))
+    });
+    for (name, url) in [
+        ("brokerUrl", &urls.pulsar),
+        ("nativeUrl", &urls.pulsar),
+        ("brokerUrlTls", &urls.pulsar_ssl),
+        ("httpUrlTls", &urls.https),
+    ] {
+        if let Some(url) = url {
+            answer[name] = json!(url);
+        }
+    }
+    document(&answer)
 }
 
 /// The range of the hash that the topic's name falls into, of the four that clients are shown.

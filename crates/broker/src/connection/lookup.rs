@@ -17,14 +17,24 @@ impl Connection {
     pub(super) fn handle_lookup(&mut self, request: CommandLookupTopic) {
         let request_id = request.request_id;
         let core = self.core.clone();
+        let bound = self.peer.listener.get().cloned();
         self.request("look up a topic", async move {
-            let result = core.lookup(&request).await;
+            let result = core.lookup(&request, bound.as_deref()).await;
             move |connection: &mut Connection| {
                 let response = match result {
-                    Ok(url) => CommandLookupTopicResponse {
-                        proxy_through_service_url: Some(connection.core.is_loopback(&url)),
-                        broker_service_url_tls: connection.core.tls_url(),
-                        broker_service_url: Some(url),
+                    // Its connector ignores addresses: one that it can parse is enough.
+                    Ok(_) if connection.peer.is_internal => CommandLookupTopicResponse {
+                        proxy_through_service_url: Some(true),
+                        broker_service_url: Some("pulsar://localhost:6650".to_owned()),
+                        response: Some(LookupType::Connect as i32),
+                        request_id,
+                        authoritative: Some(true),
+                        ..CommandLookupTopicResponse::default()
+                    },
+                    Ok(urls) => CommandLookupTopicResponse {
+                        proxy_through_service_url: Some(connection.core.is_proxied(&urls)),
+                        broker_service_url_tls: urls.pulsar_ssl,
+                        broker_service_url: urls.pulsar,
                         response: Some(LookupType::Connect as i32),
                         request_id,
                         authoritative: Some(true),

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use geminga_broker::{Broker, BrokerConfig, BrokerError};
+use geminga_broker::{Broker, BrokerConfig, BrokerError, Scheme};
 use geminga_client::{Client, Connector};
 use geminga_functions::{Worker, WorkerConfig};
 use geminga_stdx::{Clock, Diagnostic, Tasks};
@@ -147,6 +147,30 @@ impl Standalone {
                 .map_err(|error| listen_failure(&error, "webServicePortTls", port))?;
             http_tls = Some(server.address());
             server.spawn_tls(&tasks, admin.clone().router(), tls);
+        }
+        for bound in broker.bind_addresses() {
+            let failed = |reason: String| -> Failure {
+                let what = format!("can't listen on {} of `bindAddresses`", bound.address);
+                Failure::new(
+                    Exit::Conflict,
+                    Diagnostic::error("G0101", what).cause(reason),
+                )
+            };
+            match bound.scheme {
+                Scheme::Pulsar | Scheme::PulsarSsl => {
+                    let listened = broker.listen_bound(bound).await;
+                    listened.map_err(|error| failed(error.to_string()))?;
+                }
+                Scheme::Http | Scheme::Https => {
+                    let server = geminga_admin::Server::bind(bound.address).await;
+                    let server = server.map_err(|error| failed(error.to_string()))?;
+                    let tls = broker.tls().filter(|_| bound.scheme == Scheme::Https);
+                    match tls {
+                        Some(tls) => server.spawn_tls(&tasks, admin.clone().router(), tls),
+                        None => server.spawn(&tasks, admin.clone().router()),
+                    }
+                }
+            }
         }
         http_server.spawn(&tasks, admin.router());
         Ok(Self {
