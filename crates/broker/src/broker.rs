@@ -560,7 +560,11 @@ impl Core {
         topic.begin_dedup().await?;
         topic.begin_view().await?;
         self.transactions.restore(&topic).await?;
-        topic.replicate().await?;
+        if let Err(error) = topic.replicate().await {
+            // What was begun has a hold of the topic.
+            topic.close();
+            return Err(error);
+        }
         Ok(topic)
     }
 

@@ -347,6 +347,12 @@ impl BrokerConfig {
         if self.max_message_size == 0 || self.max_message_size > 1 << 30 {
             return bad("maxMessageSize", "must be between 1 and 1073741824");
         }
+        if self.replicated_subscriptions_snapshot_frequency_millis < 10 {
+            return bad(
+                "replicatedSubscriptionsSnapshotFrequencyMillis",
+                "must be at least 10",
+            );
+        }
         if self.replication_producer_queue_size == 0 {
             return bad("replicationProducerQueueSize", "must be above 0");
         }

@@ -175,6 +175,11 @@ impl State {
                 .all(|s| s.consumers().is_empty() && s.fence.is_none())
     }
 
+    /// Whether nobody but other clusters uses the topic.
+    pub(crate) fn is_for_replicators_only(&self) -> bool {
+        self.producers.values().all(|p| p.is_replicator()) && self.consumers() == 0
+    }
+
     pub(crate) fn consumers(&self) -> usize {
         self.subscriptions
             .iter()

@@ -40,6 +40,9 @@ fn is_unset(name: &str, value: &Value) -> Option<bool> {
         | "migrated" => value == &Value::Bool(false),
         // The type of a store that is not there.
         "brokerClientTlsTrustStoreType" | "brokerClientTlsKeyStoreType" => true,
+        "brokerClientSslFactoryPlugin" => value.as_str().is_some_and(|name| {
+            name.is_empty() || name == "org.apache.pulsar.common.util.DefaultPulsarSslFactory"
+        }),
         "proxyServiceUrl"
         | "proxyProtocol"
         | "brokerClientTlsTrustStore"
@@ -49,7 +52,6 @@ fn is_unset(name: &str, value: &Value) -> Option<bool> {
         | "brokerClientTrustCertsFilePath"
         | "brokerClientKeyFilePath"
         | "brokerClientCertificateFilePath"
-        | "brokerClientSslFactoryPlugin"
         | "brokerClientSslFactoryPluginParams"
         | "migratedClusterUrl" => value.as_str() == Some(""),
         _ => return None,
@@ -205,7 +207,9 @@ mod tests {
             "serviceUrl": "http://b:8080", "brokerServiceUrl": "pulsar://b:6650",
             "peerClusterNames": null, "brokerClientTlsEnabled": false,
             "tlsAllowInsecureConnection": false, "brokerClientTlsTrustStoreType": "JKS",
-            "migrated": false
+            "brokerClientSslFactoryPlugin":
+                "org.apache.pulsar.common.util.DefaultPulsarSslFactory",
+            "brokerClientSslFactoryPluginParams": "", "migrated": false
         });
         let data = given(sent).unwrap();
         assert_eq!(data.broker_service_url.as_deref(), Some("pulsar://b:6650"));

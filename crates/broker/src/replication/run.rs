@@ -49,17 +49,24 @@ impl Replicator {
             if progress {
                 backoff.reset();
             }
-            let delay = backoff.next_delay();
             let cluster = &*self.cluster;
-            if let Err(error) = result {
-                tracing::warn!(topic = %topic.name, cluster, %error, ?delay, "replication waits");
-            }
+            let Err(error) = result else {
+                // Without a use of its own the topic may leave memory, here and there.
+                tracing::debug!(topic = %topic.name, cluster, "replication is idle");
+                while !self.is_behind() && topic.lock().is_for_replicators_only() {
+                    self.wake.notified().await;
+                }
+                backoff.reset();
+                continue;
+            };
+            let delay = backoff.next_delay();
+            tracing::warn!(topic = %topic.name, cluster, %error, ?delay, "replication waits");
             self.note_oldest(&topic).await;
             tokio::time::sleep(delay).await;
         }
     }
 
-    /// Until the way there ends. `progress`: the other side confirmed something.
+    /// Until the way there ends, or nobody needs it. `progress`: the other side confirmed something.
     async fn once(&self, topic: &Arc<Topic>, progress: &mut bool) -> Result<(), RemoteError> {
         let to = self.destination(topic).await?;
         let Some(remotes) = topic.core.remotes.get() else {
@@ -77,6 +84,7 @@ impl Replicator {
             read: self.cursor.mark_delete().next_in_ledger(),
             schemas: HashMap::new(),
         };
+        let idle = Duration::from_millis(topic.core.config.geminga_topic_idle_millis.max(100));
         loop {
             // Before it is read: what comes afterwards wakes.
             let more = self.wake.notified();
@@ -86,6 +94,11 @@ impl Replicator {
                 // The other side may still end the way.
                 tokio::select! {
                     () = more => {}
+                    () = tokio::time::sleep(idle) => {
+                        if topic.lock().is_for_replicators_only() {
+                            return Ok(());
+                        }
+                    }
                     ended = stream.remote.confirmed() => {
                         ended?;
                         return Err(own("a receipt for nothing"));

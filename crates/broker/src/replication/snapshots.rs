@@ -118,7 +118,9 @@ impl Ahead {
         if self.kept.iter().any(|kept| kept.local == snapshot.local) {
             return;
         }
-        self.kept.push_back(snapshot);
+        // A subscription that was moved back comes by older ones again.
+        let at = self.kept.partition_point(|s| s.local < snapshot.local);
+        self.kept.insert(at, snapshot);
         if self.kept.len() > max.max(1) {
             // From the middle: the next one to be reached and the newest are worth most.
             self.kept.remove(self.kept.len() / 2);
@@ -200,7 +202,7 @@ mod tests {
             clusters: BTreeMap::new(),
         };
         let mut ahead = Ahead::default();
-        for entry in [10, 10, 20, 30, 40] {
+        for entry in [20, 10, 10, 30, 40] {
             ahead.add(snapshot(entry), 3);
         }
         let kept: Vec<i64> = ahead.kept.iter().map(|s| s.local.entry.0).collect();

@@ -59,9 +59,7 @@ impl Topic {
     /// The task of a topic that is in other clusters too.
     pub(super) async fn keep_subscriptions_alike(self: Arc<Topic>) {
         let config = &self.core.config;
-        let every = config
-            .replicated_subscriptions_snapshot_frequency_millis
-            .max(10);
+        let every = config.replicated_subscriptions_snapshot_frequency_millis;
         let mut names = Random::from_entropy();
         loop {
             tokio::time::sleep(Duration::from_millis(every)).await;

@@ -151,6 +151,7 @@ impl Topic {
         state
             .producers
             .insert(producer.name.clone(), producer.clone());
+        state.wake_replicators();
         if !producer.access.is_exclusive() {
             return None;
         }

@@ -95,7 +95,9 @@ impl Topic {
         let drop_rate = |rate: Rate| (!self.is_persistent()).then(|| rate.per_second(now_ms));
         let state = self.lock();
         let counters = &state.counters;
-        let publishers = state.producers.values().map(|producer| {
+        // Those of other clusters are in `replication`.
+        let own = state.producers.values().filter(|p| !p.is_replicator());
+        let publishers = own.map(|producer| {
             let messages = producer.messages_in.load(Ordering::Relaxed);
             let bytes = producer.bytes_in.load(Ordering::Relaxed);
             PublisherStats {

@@ -93,6 +93,7 @@ impl Topic {
             Ok(()) => {
                 self.note_use(subscription);
                 self.arm_failover(&state, id);
+                state.wake_replicators();
                 Ok(Join::Done)
             }
             Err(JoinError::Refused(error)) => Err(error),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use geminga_broker::{
     BrokerConfig, ClusterData, Outgoing, Policies, Promise, RemoteError, RemoteProducer,
-    RemoteTopic, Remotes, TenantInfo,
+    RemoteTopic, Remotes, SubscribeAt, TenantInfo,
 };
 use geminga_model::TopicName;
 use geminga_proto::Command;
@@ -358,4 +358,130 @@ async fn schemas_are_registered_once_and_named_as_they_are_there() {
     let came = there.came.lock();
     let versions: Vec<_> = came.iter().map(|(_, m)| m.schema_version.clone()).collect();
     assert_eq!(versions, [theirs.clone(), theirs, None]);
+}
+
+#[tokio::test]
+async fn of_transactions_only_what_was_committed_is_sent_on() {
+    let there = Arc::new(There::default());
+    let server = Server::new().await;
+    replicated(&server, &there).await;
+    let mut wire = server.connect().await;
+    wire.producer(TOPIC, 1, Some("p")).await;
+    let (committed, aborted) = (wire.begin(60_000).await, wire.begin(60_000).await);
+    for txn in [committed, aborted] {
+        wire.add_partition(txn, TOPIC).await.unwrap();
+    }
+    wire.publish(1, 0, "before").await;
+    wire.receipt().await;
+    wire.send_in(committed, 1, 1, "committed").await.unwrap();
+    wire.send_in(aborted, 1, 2, "aborted").await.unwrap();
+    wire.publish(1, 3, "after").await;
+    wire.receipt().await;
+    eventually("what is before the transactions came", async || {
+        (there.texts() == ["before"]).then_some(())
+    })
+    .await;
+    assert_eq!(backlog(&server).await, 3);
+    wire.abort(aborted).await;
+    wire.commit(committed).await;
+    eventually("the rest came", async || {
+        (backlog(&server).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(there.texts(), ["before", "committed", "after"]);
+    let came = there.came.lock();
+    assert!(came.iter().all(|(_, m)| m.txnid_least_bits.is_none()));
+}
+
+#[tokio::test]
+async fn what_another_cluster_lacks_is_kept_until_it_expires() {
+    let there = Arc::new(There::default());
+    there.lives.lock().extend([0; 1_000]);
+    let server = Server::new().await;
+    replicated(&server, &there).await;
+    let mut wire = server.connect().await;
+    wire.producer(TOPIC, 1, Some("p")).await;
+    // Published long ago, as far as their clock says.
+    wire.publish_all(1, &["a", "b", "c"]).await;
+    server.broker.run_checks().await;
+    assert_eq!(backlog(&server).await, 3, "no subscription, and yet kept");
+    let namespace = "public/default".parse().unwrap();
+    server
+        .broker
+        .update_policies(&namespace, |policies: &mut Policies| {
+            policies.message_ttl_seconds = Some(60);
+            Ok(())
+        })
+        .await
+        .unwrap();
+    server.broker.run_checks().await;
+    assert_eq!(backlog(&server).await, 0);
+    let topic: TopicName = TOPIC.parse().unwrap();
+    let stats = server.broker.topic_stats(&topic).await.unwrap();
+    assert_eq!(stats.replication["there"].msg_expired_count, 3);
+    assert!(there.came.lock().is_empty());
+}
+
+#[tokio::test]
+async fn the_cursor_of_another_cluster_is_nobodys_subscription() {
+    let there = Arc::new(There::default());
+    let server = Server::new().await;
+    replicated(&server, &there).await;
+    let mut wire = server.connect().await;
+    wire.producer(TOPIC, 1, Some("p")).await;
+    let topic: TopicName = TOPIC.parse().unwrap();
+    for _ in 0..2 {
+        let names = server.broker.subscriptions(&topic).await.unwrap();
+        assert!(names.is_empty(), "{names:?}");
+        let taken = server.broker.create_subscription(
+            &topic,
+            "pulsar.repl.there",
+            SubscribeAt::Earliest,
+            Default::default(),
+        );
+        let error = taken.await.unwrap_err().to_string();
+        assert!(error.contains("reserved"), "{error}");
+        // Loaded again, its cursors are found in the store.
+        server.broker.unload(&topic).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_topic_that_nobody_uses_gives_up_its_way_and_takes_it_up_again() {
+    let there = Arc::new(There::default());
+    let config = BrokerConfig {
+        geminga_topic_idle_millis: 100,
+        ..BrokerConfig::default()
+    };
+    let server = Server::with(config).await;
+    replicated(&server, &there).await;
+    let mut wire = server.connect().await;
+    wire.producer(TOPIC, 1, Some("p")).await;
+    // What another cluster's replicator holds open is no use of its own.
+    let mut other = connect(&server, true).await;
+    other.producer(TOPIC, 1, Some(REPLICATOR)).await;
+    let is_connected = async || {
+        let topic: TopicName = TOPIC.parse().unwrap();
+        let stats = server.broker.topic_stats(&topic).await.unwrap();
+        stats.replication["there"].connected
+    };
+    eventually("there is a way", async || {
+        is_connected().await.then_some(())
+    })
+    .await;
+    let ways = there.opened.lock().len();
+    drop(wire);
+    eventually("it is given up", async || {
+        (!is_connected().await).then_some(())
+    })
+    .await;
+    let mut wire = server.connect().await;
+    wire.producer(TOPIC, 1, Some("p")).await;
+    wire.publish(1, 0, "again").await;
+    wire.receipt().await;
+    eventually("it came", async || {
+        (there.texts() == ["again"]).then_some(())
+    })
+    .await;
+    assert!(there.opened.lock().len() > ways);
 }
