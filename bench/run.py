@@ -111,9 +111,9 @@ def wait_until_quiet(options):
             return
         if attempt == 0:
             log(f"others use {busy} cores, waiting")
-        if options.busy == "warn":
-            log("going on all the same: --busy warn")
-            return
+    if options.busy == "warn":
+        log("going on all the same: --busy warn")
+        return
     raise SystemExit(f"others use {busy} cores for a minute now. Wait, or say --busy warn.")
 
 

@@ -15,6 +15,7 @@ mod directory;
 mod files;
 mod index;
 mod open;
+mod pace;
 mod read;
 mod recover;
 mod repair;

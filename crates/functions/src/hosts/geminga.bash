@@ -18,7 +18,7 @@
 exec {_gmg_in}<&0 {_gmg_to}>&1 </dev/null
 _gmg_mark=$GMG_HOST_TOKEN
 unset GMG_HOST_TOKEN GMG_HOST_BINDING GMG_HOST_FD
-_gmg_id='' _gmg_headers='' _gmg_depth=0 _gmg_manual=0 _gmg_bytes=0 _gmg_plain=0
+_gmg_id='' _gmg_headers='' _gmg_depth=0 _gmg_manual=0 _gmg_bytes=0 _gmg_call=process
 _gmg_later=() _gmg_held=0 _gmg_kept=''
 declare -A _gmg_conf=() _gmg_secret=()
 MSG='' MSG_ENCODING='' REPLY=''
@@ -93,10 +93,13 @@ secret() {
 emit() {
   # The common call: one text, no options. It is kept until its message ends, so that both are one
   # write; a subshell can keep nothing.
-  if (($# == 1 && BASH_SUBSHELL == 0 && _gmg_held == 0)) && [[ $1 != -* ]]; then
-    _gmg_held=1 _gmg_kept=$1
-    return
-  fi
+  case $#$BASH_SUBSHELL$_gmg_held$1 in
+    100-*) ;;
+    100*)
+      _gmg_held=1 _gmg_kept=$1
+      return
+      ;;
+  esac
   local headers='' option OPTIND=1 OPTARG='' text
   while getopts t:k:p:e:d: option; do
     _gmg_escape "$OPTARG"
@@ -217,7 +220,7 @@ _gmg_subshell() {
 
 _gmg_batch() {
   local -a _gmg_fields
-  local _gmg_index _gmg_count _gmg_text
+  local _gmg_index _gmg_count _gmg_text _gmg_said
   _gmg_split "$1"
   _gmg_count=${#_gmg_fields[@]}
   for ((_gmg_index = 0; _gmg_index < _gmg_count; _gmg_index += 3)); do
@@ -231,8 +234,17 @@ _gmg_batch() {
       *) _gmg_text=0 MSG_ENCODING= ;;
     esac
     # A plain call, so that a script's `set -e` keeps its meaning; the exit trap tells the rest.
-    if ((_gmg_plain)); then _gmg_subshell; else process; fi
-    _gmg_done $?
+    "$_gmg_call"
+    _gmg_said=$?
+    # The common end, here and not in a function, since a call costs as much as the rest of it.
+    case $_gmg_said$_gmg_manual$_gmg_held in
+      001)
+        _gmg_held=0
+        printf '%s\0' '' "$_gmg_mark E 0 2" '' "$_gmg_kept" '' "$_gmg_mark O $_gmg_id 2" 0 '' >&"$_gmg_to"
+        _gmg_id=
+        ;;
+      *) _gmg_done "$_gmg_said" ;;
+    esac
   done
 }
 
@@ -292,7 +304,7 @@ if [[ $_gmg_source =~ $'\n'[[:blank:]]*(function[[:blank:]]+process([[:blank:]]|
   source "$_gmg_code" && _gmg_ok=1
   declare -F process >/dev/null || _gmg_fatal "\`$_gmg_code\` did not define process: see its standard error"
 else
-  _gmg_plain=1
+  _gmg_call=_gmg_subshell
   "$BASH" -n "$_gmg_code" || _gmg_fatal "\`$_gmg_code\` has a syntax error: see its standard error"
 fi
 unset _gmg_source _gmg_ok

@@ -7,13 +7,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
 use super::checkpoint::checkpoint_number;
 use super::completion::Event;
+use super::pace::Pace;
 use super::sort::Content;
 use crate::StoreError;
 use crate::wal::log_segment::{LogSegment, Preparation, create_zeroed, prepare};
@@ -36,6 +37,9 @@ pub(super) struct Background {
 #[derive(Default)]
 pub(super) struct Todo {
     full: VecDeque<Arc<LogSegment>>,
+    /// When a segment became full last, and how long the one before had been so by then.
+    last_full: Option<Instant>,
+    filled: (u64, Option<Duration>),
     requested: u64,
     done: u64,
     last_result: Option<StoreError>,
@@ -59,8 +63,34 @@ pub(super) struct Sorter {
 
 impl Background {
     pub(super) fn full(&self, segment: Arc<LogSegment>) {
-        self.todo.lock().full.push_back(segment);
+        let mut todo = self.todo.lock();
+        let now = Instant::now();
+        let before = todo.last_full.replace(now);
+        todo.filled = (segment.end(), before.map(|before| now - before));
+        todo.full.push_back(segment);
+        drop(todo);
         self.changed.notify_all();
+    }
+
+    /// For work on as much as one log segment.
+    pub(super) fn pace(&self) -> Pace {
+        let (filled, took) = self.todo.lock().filled;
+        Pace::new(filled, took)
+    }
+
+    /// Takes the time that sorting has: none when something else waits for the sorting thread.
+    pub(super) fn linger(&self, pace: &mut Pace, bytes: u64) {
+        if let Some(wait) = pace.after(bytes) {
+            let mut todo = self.todo.lock();
+            let waited_for =
+                |todo: &Todo| todo.closed || !todo.full.is_empty() || todo.done < todo.requested;
+            if !waited_for(&todo) {
+                self.changed.wait_for(&mut todo, wait);
+            }
+            if waited_for(&todo) {
+                pace.hurry();
+            }
+        }
     }
 
     pub(super) fn wake(&self) {
@@ -153,7 +183,14 @@ impl Shared {
         size: u64,
         generation: u64,
     ) -> io::Result<LogSegment> {
-        create_zeroed(self.disk.as_ref(), name, size, self.durable())?;
+        let mut pace = self.background.pace();
+        create_zeroed(self.disk.as_ref(), name, size, self.durable(), |bytes| {
+            if let Some(wait) = pace.after(bytes)
+                && self.pool.linger(wait)
+            {
+                pace.hurry();
+            }
+        })?;
         let segment = prepare(self.disk.as_ref(), name, size, generation, self.durable())?;
         self.disk.sync_dir()?;
         self.count_added(size);

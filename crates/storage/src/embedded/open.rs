@@ -207,7 +207,7 @@ fn first_segment(
     recovered.last_log_file += 1;
     let name = log_file_name(recovered.last_log_file);
     let create = || {
-        create_zeroed(disk, &name, size, durable)?;
+        create_zeroed(disk, &name, size, durable, |_| {})?;
         let segment = prepare(disk, &name, size, next, durable)?;
         if durable {
             disk.sync_dir()?;

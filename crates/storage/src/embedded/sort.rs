@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::background::{RETRY, Sorter};
 use super::checkpoint::{self, Begin, CheckpointWriter, End, Item, checkpoint_name};
 use super::index::SortedRange;
+use super::pace::{PIECE_BYTES, Pace};
 use crate::StoreError;
 use crate::disk::AlignedBuf;
 use crate::segment::writer::{SegmentWriter, WrittenRange, segment_file_name};
@@ -41,8 +42,9 @@ impl Sorter {
         let mut runs = Vec::new();
         let mut log_end = None;
         let mut contents = Vec::with_capacity(segments.len());
+        let mut pace = self.shared.background.pace();
         for (source, segment) in segments.iter().enumerate() {
-            let content = self.load(segment)?;
+            let content = self.load(segment, &mut pace)?;
             let loaded = content.get(segment);
             let end = self.find_runs(segment, loaded, source, &mut runs)?;
             log_end = end.or(log_end);
@@ -50,7 +52,7 @@ impl Sorter {
         }
         runs.sort_unstable_by_key(|run| (run.header.ledger, run.header.first));
         if !runs.is_empty() {
-            let (file, ranges) = self.write_file(segments, &contents, &runs)?;
+            let (file, ranges) = self.write_file(segments, &contents, &runs, &mut pace)?;
             self.publish(segments, file, &ranges);
         }
         self.buffers.extend(contents);
@@ -72,17 +74,22 @@ impl Sorter {
     }
 
     /// Reads a segment's commits; they are not in the page cache.
-    fn load(&mut self, segment: &LogSegment) -> Result<Content, StoreError> {
+    fn load(&mut self, segment: &LogSegment, pace: &mut Pace) -> Result<Content, StoreError> {
         let mut content = self.buffers.pop().unwrap_or_default();
         let bytes = commits_bytes(segment);
         if content.0.len() < bytes {
             content.0.resize(bytes);
         }
         let buf = &mut content.0.as_mut_slice()[..bytes];
-        match segment.file.read_at(buf, SEGMENT_START) {
-            Ok(()) => Ok(content),
-            Err(error) => Err(self.shared.io_error("read", &segment.name, error)),
+        let mut at = SEGMENT_START;
+        for piece in buf.chunks_mut(PIECE_BYTES) {
+            if let Err(error) = segment.file.read_at(piece, at) {
+                return Err(self.shared.io_error("read", &segment.name, error));
+            }
+            at += piece.len() as u64;
+            self.shared.background.linger(pace, piece.len() as u64);
         }
+        Ok(content)
     }
 
     /// Verifies a segment and lists its runs of ledgers that still exist.
@@ -138,18 +145,20 @@ impl Sorter {
         segments: &[Arc<LogSegment>],
         contents: &[Content],
         runs: &[Run],
+        pace: &mut Pace,
     ) -> Result<(u32, Vec<WrittenRange>), StoreError> {
         let shared = &self.shared;
         let file = shared.files.next_number();
         let name = segment_file_name(file);
         let failed = |error| shared.io_error("write", &name, error);
-        let write = || {
+        let mut write = || {
             let mut writer = SegmentWriter::create(shared.disk.as_ref(), file)?;
             for run in runs {
                 let body = (run.offset - SEGMENT_START) as usize + RECORD_HEADER_BYTES;
                 let content = contents[run.source].get(&segments[run.source]);
                 let body = &content[body..body + run.header.body_bytes as usize];
                 writer.push_run(&run.header, body)?;
+                shared.background.linger(pace, body.len() as u64);
             }
             let written = writer.finish()?;
             shared.disk.sync_dir()?;

@@ -77,8 +77,15 @@ pub fn log_file_number(name: &str) -> Option<u64> {
     name.strip_prefix("log-")?.parse().ok()
 }
 
-/// Creates a file full of zeros; its name is durable after the next `sync_dir`.
-pub fn create_zeroed(disk: &dyn Disk, name: &str, size: u64, durable: bool) -> io::Result<()> {
+/// Creates a file full of zeros; its name is durable after the next `sync_dir`. `written` is told of each
+/// write, and may take its time.
+pub fn create_zeroed(
+    disk: &dyn Disk,
+    name: &str,
+    size: u64,
+    durable: bool,
+    mut written: impl FnMut(u64),
+) -> io::Result<()> {
     let file = disk.open(name, Open::Create)?;
     let mut zeros = AlignedBuf::default();
     zeros.resize(ZERO_WRITE_BYTES.min(size as usize));
@@ -87,6 +94,7 @@ pub fn create_zeroed(disk: &dyn Disk, name: &str, size: u64, durable: bool) -> i
         let bytes = zeros.len().min((size - at) as usize);
         file.write_at(&zeros.as_slice()[..bytes], at)?;
         at += bytes as u64;
+        written(bytes as u64);
     }
     if durable { file.sync() } else { Ok(()) }
 }
@@ -233,6 +241,16 @@ impl Pool {
             }
             self.work.wait(&mut inner);
         }
+    }
+
+    /// Takes some time over a preparation, unless the writer waits for it. True: it does.
+    pub fn linger(&self, time: Duration) -> bool {
+        let mut inner = self.inner.lock();
+        let waited_for = |inner: &PoolInner| inner.closed || inner.wanted_bytes.is_some();
+        if !waited_for(&inner) {
+            self.work.wait_for(&mut inner, time);
+        }
+        waited_for(&inner)
     }
 
     /// After a failed preparation: waits a while, or for a reason to try again.

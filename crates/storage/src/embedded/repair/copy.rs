@@ -88,7 +88,7 @@ impl<'a> Target<'a> {
         reserved_ledgers: i64,
     ) -> Result<(), std::io::Error> {
         let log = log_file_name(1);
-        create_zeroed(self.disk, &log, SEGMENT_BYTES_FIRST, true)?;
+        create_zeroed(self.disk, &log, SEGMENT_BYTES_FIRST, true, |_| {})?;
         prepare(self.disk, &log, SEGMENT_BYTES_FIRST, 1, true)?;
         let mut writer = CheckpointWriter::create(self.disk)?;
         let begin = Begin {
