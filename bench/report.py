@@ -37,6 +37,8 @@ ROWS = [
     ("Idle processor", "idle", "cpu_percent", "% of a core", at_most(0.5)),
     ("pulsar-perf produce, 1 KB batched", "produce_batched", "rate", "msg/s", times_pulsar(1.7)),
     ("… server CPU per million", "produce_batched", "server_cpu_s_per_million", "s", part_of_pulsar(6)),
+    ("pulsar-perf produce, 1 KB batched, the client's queue unbounded", "produce_unbounded", "rate", "msg/s", NONE),
+    ("… server CPU per million", "produce_unbounded", "server_cpu_s_per_million", "s", NONE),
     ("pulsar-perf produce, 1 KB unbatched", "produce_unbatched", "rate", "msg/s", times_pulsar(2.5)),
     ("… server CPU per million", "produce_unbatched", "server_cpu_s_per_million", "s", part_of_pulsar(6)),
     ("geminga perf produce, 100 B, one message a frame, window 1,000", "own_produce_single", "rate", "msg/s", at_least(400_000)),

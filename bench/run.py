@@ -35,6 +35,7 @@ PLAN = [
     ("start", ("pulsar", "geminga"), True),
     ("idle", ("pulsar", "geminga"), True),
     ("produce_batched", ("pulsar", "geminga", "geminga-os"), True),
+    ("produce_unbounded", ("pulsar", "geminga"), True),
     ("produce_unbatched", ("pulsar", "geminga", "geminga-os"), False),
     ("own_produce_single", ("pulsar", "geminga", "geminga-os"), False),
     ("own_produce_batched", ("pulsar", "geminga", "geminga-os"), False),

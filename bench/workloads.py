@@ -157,6 +157,11 @@ def _produce(context, system, arguments):
 
 
 def produce_batched(context, system):
+    # Bounded, since a client that makes messages faster than it can send them fills its heap and then only collects garbage
+    return _produce(context, system, ["-o", 5000])
+
+
+def produce_unbounded(context, system):
     return _produce(context, system, [])
 
 

@@ -24,6 +24,7 @@ pub(crate) mod guard;
 pub(crate) mod headers;
 pub mod java;
 pub mod options;
+mod pipe;
 pub(crate) mod process;
 pub mod python;
 pub(crate) mod stderr;

@@ -99,6 +99,10 @@ impl Launch for Shells {
         ) else {
             return Err(super::no_pipes());
         };
+        let stdout = stdout
+            .into_owned_fd()
+            .and_then(super::pipe::Patient::new)
+            .map_err(|error| start_error(&program, &error))?;
         Ok(Launched {
             process,
             reader: Box::new(stdout),
