@@ -217,6 +217,7 @@ class PulsarPerf:
     """One run of pulsar-perf, the load generator that both systems get."""
 
     REPORT = re.compile(r"Throughput .*?---\s*([\d.]+) +msg/s")
+    INTERVAL = re.compile(r"Throughput received.*?--- Latency: (.*)")
     LATENCY = re.compile(r"(?:mean|avg):\s*([\d.]+)\s*ms\s*-\s*med:\s*([\d.]+)\s*-\s*95pct:\s*([\d.]+)\s*-\s*99pct:\s*([\d.]+)"
                          r"\s*-\s*99\.9pct:\s*([\d.]+).*?Max:\s*([\d.]+)", re.I)
     COUNT = re.compile(r"Aggregated throughput.*?---\s*(\d+)\s*records")
@@ -244,12 +245,14 @@ class PulsarPerf:
             raise SystemExit(f"pulsar-perf did not end, see {self.log}") from None
 
     def result(self):
-        """Messages in all, and the latency of the whole run (ms)."""
-        result = {"messages": None, "latency_ms": None}
+        """Messages in all, the latency of the whole run, and that of each ten seconds after the first (ms)."""
+        result = {"messages": None, "latency_ms": None, "intervals_ms": []}
         with open(self.log, errors="replace") as log:
             for line in log:
                 if found := self.COUNT.search(line):
                     result["messages"] = int(found[1])
+                if (found := self.INTERVAL.search(line)) and (found := self.LATENCY.search(found[1])):
+                    result["intervals_ms"].append(dict(zip(("mean", "p50", "p95", "p99", "p999", "max"), map(float, found.groups()))))
                 if "Aggregated latency" in line and (found := self.LATENCY.search(line)):
                     result["latency_ms"] = dict(zip(("mean", "p50", "p95", "p99", "p999", "max"), map(float, found.groups())))
         return result

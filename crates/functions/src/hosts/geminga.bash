@@ -19,24 +19,31 @@ exec {_gmg_in}<&0 {_gmg_to}>&1 </dev/null
 _gmg_mark=$GMG_HOST_TOKEN
 unset GMG_HOST_TOKEN GMG_HOST_BINDING GMG_HOST_FD
 _gmg_id='' _gmg_headers='' _gmg_depth=0 _gmg_manual=0 _gmg_bytes=0 _gmg_call=process
-_gmg_later=() _gmg_held=0 _gmg_kept=''
+_gmg_later=() _gmg_fields=() _gmg_held=0 _gmg_kept=''
 declare -A _gmg_conf=() _gmg_secret=()
 MSG='' MSG_ENCODING='' REPLY=''
 
 # _gmg_say HEAD FIELD...: one record. The head names the kind, a number, and the count of fields.
 _gmg_say() { printf '%s\0' '' "$_gmg_mark $1" "${@:2}" >&"$_gmg_to"; }
 
-# Reads one frame into _gmg_kind and _gmg_body. Lengths count bytes, hence the C locale.
+# Reads one frame into _gmg_kind and _gmg_body, and with an argument splits a batch at 0x1F into
+# _gmg_fields. Lengths count bytes, hence the C locale; a change of locale costs as much as a message.
 _gmg_frame() {
-  local LC_ALL=C IFS=
+  local LC_ALL=C IFS= -
   read -r -N 12 -u "$_gmg_in" _gmg_body || return 1
   _gmg_kind=${_gmg_body:0:1}
   local size=$((10#${_gmg_body:2:9}))
   _gmg_body=''
   ((size == 0)) || read -r -N "$size" -u "$_gmg_in" _gmg_body
+  if [[ $# == 1 && $_gmg_kind == B ]]; then
+    IFS=$'\x1f'
+    set -f
+    # shellcheck disable=SC2206
+    _gmg_fields=($_gmg_body)
+  fi
 }
 
-# Splits a body at 0x1F into _gmg_fields.
+# The same for a batch that came while an answer was waited for.
 _gmg_split() {
   local LC_ALL=C IFS=$'\x1f' -
   set -f
@@ -219,13 +226,11 @@ _gmg_subshell() {
 }
 
 _gmg_batch() {
-  local -a _gmg_fields
-  local _gmg_index _gmg_count _gmg_text _gmg_said
-  _gmg_split "$1"
-  _gmg_count=${#_gmg_fields[@]}
-  for ((_gmg_index = 0; _gmg_index < _gmg_count; _gmg_index += 3)); do
+  local _gmg_text _gmg_said
+  while [[ $# != 0 ]]; do
     # The number keeps its flag: the worker knows it so, and cutting it off costs time.
-    _gmg_id=${_gmg_fields[_gmg_index]} _gmg_headers=${_gmg_fields[_gmg_index + 1]} MSG=${_gmg_fields[_gmg_index + 2]-}
+    _gmg_id=$1 _gmg_headers=$2 MSG=${3-}
+    shift 3 || set --
     case $_gmg_id in
       r*) _gmg_text=1 MSG_ENCODING= ;;
       e*) _gmg_text=1 MSG_ENCODING=; printf -v MSG %b "$MSG" ;;
@@ -316,14 +321,15 @@ trap _gmg_exit EXIT
 _gmg_say 'R 0 2' 1 "bash $BASH_VERSION"
 
 while :; do
-  if ((${#_gmg_later[@]} > 0)); then
-    _gmg_body=${_gmg_later[0]} _gmg_kind=B
+  if [[ ${_gmg_later+set} ]]; then
+    _gmg_kind=B
+    _gmg_split "${_gmg_later[0]}"
     _gmg_later=("${_gmg_later[@]:1}")
-  elif ! _gmg_frame; then
+  elif ! _gmg_frame split; then
     break
   fi
   case $_gmg_kind in
-    B) _gmg_batch "$_gmg_body" ;;
+    B) _gmg_batch "${_gmg_fields[@]}" ;;
     P) _gmg_say 'G 0 0' ;;
     D) break ;;
   esac

@@ -117,6 +117,6 @@ impl Launch for Shells {
     }
 
     fn frame(&self) -> usize {
-        32
+        64
     }
 }
