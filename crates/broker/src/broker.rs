@@ -15,7 +15,7 @@ use geminga_storage::managed::{ManagedLedger, ManagedLedgers, OpenOptions};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::auth::grants::Grants;
 use crate::auth::{AuthError, Credentials, Need, Security, Session};
@@ -38,6 +38,8 @@ use crate::transaction::Transactions;
 
 /// Bytes in each direction of an in-process connection.
 const PIPE_BYTES: usize = 1 << 20;
+/// Topics loaded at one time: more than that share no more of a sync, and take memory.
+const LOADS_MAX: usize = 1_024;
 /// Wait after a failed accept (out of file descriptors, for example).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -66,6 +68,8 @@ pub(crate) struct Core {
     pub(crate) remotes: OnceLock<Arc<dyn Remotes>>,
     /// Bytes read ahead for subscriptions.
     pub(crate) ahead_used: Arc<AtomicUsize>,
+    /// Turns to load a topic.
+    loading: Semaphore,
     /// Topics that are being compacted, over unloads.
     pub(crate) compacting: Mutex<HashSet<TopicName>>,
     topics: Mutex<HashMap<TopicName, Arc<OnceCell<Arc<Topic>>>>>,
@@ -126,6 +130,7 @@ impl Broker {
             transactions,
             remotes: OnceLock::new(),
             metrics: Metrics::default(),
+            loading: Semaphore::new(LOADS_MAX),
             compacting: Mutex::new(HashSet::new()),
             topics: Mutex::new(HashMap::new()),
             empty_ledger: OnceCell::new(),
@@ -457,9 +462,11 @@ impl Core {
             let cell = self.topics.lock().entry(name.clone()).or_default().clone();
             match cell.get_or_try_init(|| self.load(name, create)).await {
                 Ok(topic) => {
+                    // Ours first: see `close_if_idle`.
+                    let topic = topic.clone();
                     if topic.touch(self.clock.now_ms()) {
                         topic.refresh_policies().await?;
-                        return Ok(topic.clone());
+                        return Ok(topic);
                     }
                     self.forget_cell(name, &cell);
                 }
@@ -516,7 +523,11 @@ impl Core {
         name: &TopicName,
         create: bool,
     ) -> Result<Arc<Topic>, BrokerError> {
-        let result = self.load_checked(name, create).await;
+        let result = {
+            let _turn = self.loading.acquire().await;
+            // Who waits for its turn takes little memory.
+            Box::pin(self.load_checked(name, create)).await
+        };
         let counter = match &result {
             Ok(_) => &self.metrics.topic_loads,
             Err(_) => &self.metrics.topic_load_failures,

@@ -52,7 +52,7 @@ const READ_MOST: usize = 256 << 10;
 /// Slices given to one vectored write.
 const SLICES_MAX: usize = 64;
 /// Requests of one connection under way beside its task.
-const REQUESTS_MAX: usize = 2_048;
+const REQUESTS_MAX: usize = 512;
 
 pub(crate) struct Connection {
     pub(crate) core: Arc<Core>,

@@ -159,9 +159,10 @@ impl Topic {
     }
 
     /// Closes the topic if nobody uses it.
-    pub(crate) fn close_if_idle(&self) -> bool {
+    pub(crate) fn close_if_idle(self: &Arc<Topic>) -> bool {
         let mut state = self.lock();
-        let idle = state.is_idle();
+        // The caller and the table of topics hold it; a third one is about to use it.
+        let idle = state.is_idle() && Arc::strong_count(self) <= 2;
         if idle {
             state.life = Life::Closed;
             state.stop_replicators();

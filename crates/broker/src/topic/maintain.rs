@@ -12,6 +12,8 @@ use crate::error::BrokerError;
 
 /// Up to so many loaded topics, each may be idle for the configured time.
 const KEPT_IN_FULL: usize = 256;
+/// How often idle topics are looked for while there are more.
+const CROWDED_MS: u64 = 100;
 
 /// How long a topic may be idle, in milliseconds, before it leaves memory: the less the more are
 /// loaded, so that passing through many topics does not take memory for all of them at once.
@@ -96,7 +98,7 @@ impl Core {
         loop {
             let crowded = loaded > KEPT_IN_FULL;
             let step_ms = if crowded {
-                longest_ms.min(500)
+                longest_ms.min(CROWDED_MS)
             } else {
                 longest_ms
             };
