@@ -69,6 +69,8 @@ impl Definition {
             TYPE_PROTOBUF_NATIVE => Native::parse(data).map(Shape::Native),
             TYPE_NONE => Ok(Shape::Plain),
             TYPE_STRING..=TYPE_PROTOBUF_NATIVE if data.is_empty() => Ok(Shape::Plain),
+            // What the Python client sends as the definition of a string; Pulsar takes it too.
+            TYPE_STRING if data == b"null" => Ok(Shape::Plain),
             TYPE_STRING..=TYPE_PROTOBUF_NATIVE => Err(format!(
                 "it should be empty, but {} bytes are found",
                 data.len()

@@ -129,6 +129,7 @@ fn definitions_are_checked() {
         (TYPE_AVRO, r#"{"type":"object","properties":{}}"#, false),
         (TYPE_JSON, "{", false),
         (TYPE_STRING, "", true),
+        (TYPE_STRING, "null", true),
         (TYPE_STRING, "x", false),
         (7, "", true),
         (7, "x", false),
