@@ -196,6 +196,12 @@ impl Transactions {
             .map_err(|refusal| refused(txn.tc, Some(txn), refusal))
     }
 
+    /// Whether nothing of the transaction will ever be seen, whatever is sent in it.
+    pub(crate) fn is_lost(&self, txn: TxnId) -> bool {
+        self.with(txn.tc, |c| c.is_lost(txn.number))
+            .is_ok_and(|lost| lost)
+    }
+
     pub(crate) fn add_subscription(
         &self,
         txn: TxnId,

@@ -114,6 +114,14 @@ impl Topic {
         if let Some(txn) = batch.transaction
             && let Err(error) = self.admit_transaction(&mut state, txn)
         {
+            // A client that comes back after a crash sends again what it was sending, in a transaction
+            // that is no more; the Go client never gets over an error there. Nobody would see
+            // the message, so it is not stored, and answered like a duplicate.
+            if self.core.transactions.is_lost(txn) {
+                self.answer_unstored(&mut state, &producer, &batch.receipts);
+                drop(state);
+                return batch.clear();
+            }
             // Any other error makes the Java client close its connection.
             let error = BrokerError::NotAllowed(error.to_string());
             refuse_all(&producer, &batch.receipts, &error);
@@ -218,14 +226,7 @@ impl Topic {
                     }
                 }
                 Verdict::Duplicate => {
-                    state.receipts.push_back(*receipt);
-                    state.runs.push_back(Run {
-                        producer: producer.clone(),
-                        first: None,
-                        count: 1,
-                        bytes: 0,
-                        sequence_id: None,
-                    });
+                    push_unstored(state, producer, std::slice::from_ref(receipt));
                 }
                 Verdict::InFlight => {
                     let error = BrokerError::Persistence(
@@ -239,7 +240,17 @@ impl Topic {
                 }
             }
         }
-        // Duplicates with nothing before them have nothing to wait for.
+        self.confirm_unstored(state);
+    }
+
+    /// Receipts without a place, in order with those of what was stored before.
+    fn answer_unstored(&self, state: &mut State, producer: &Arc<Producer>, receipts: &[Receipt]) {
+        push_unstored(state, producer, receipts);
+        self.confirm_unstored(state);
+    }
+
+    /// What was not stored, and has nothing before it, has nothing to wait for.
+    fn confirm_unstored(&self, state: &mut State) {
         if state.runs.front().is_some_and(|run| run.first.is_none()) {
             self.confirm(state, None);
         }
@@ -482,6 +493,17 @@ fn flush(peer: &Peer, frames: &mut BytesMut) {
     if frames.capacity() > SCRATCH_KEPT {
         *frames = BytesMut::new();
     }
+}
+
+fn push_unstored(state: &mut State, producer: &Arc<Producer>, receipts: &[Receipt]) {
+    state.receipts.extend(receipts.iter().copied());
+    state.runs.push_back(Run {
+        producer: producer.clone(),
+        first: None,
+        count: receipts.len(),
+        bytes: 0,
+        sequence_id: None,
+    });
 }
 
 fn refuse_all(producer: &Producer, receipts: &[Receipt], error: &BrokerError) {

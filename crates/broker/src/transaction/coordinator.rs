@@ -170,6 +170,16 @@ impl Coordinator {
         }
     }
 
+    /// Whether nothing of the transaction will ever be seen: it was aborted, or a crash took its
+    /// beginning. Numbers that were not given out are of nobody.
+    pub(crate) fn is_lost(&self, number: u64) -> bool {
+        match (self.ended.get(&number), self.open.get(&number)) {
+            (Some(outcome), _) => *outcome == Outcome::Aborted,
+            (None, Some(open)) => open.ending == Some(Outcome::Aborted),
+            (None, None) => number < self.next,
+        }
+    }
+
     /// False when it was known already.
     pub(crate) fn add_partition(&mut self, number: u64, topic: &Arc<str>) -> Result<bool, Refusal> {
         let open = self.joinable(number)?;
