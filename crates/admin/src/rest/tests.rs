@@ -425,6 +425,8 @@ async fn lookups_and_metrics_answer() {
     server
         .change("PUT", &format!("{TOPICS}/words"), None, 204)
         .await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    server.broker.listen(any).await.unwrap();
     let (status, found) = server
         .ask(
             "GET",

@@ -20,7 +20,7 @@ use crate::client::Form;
 use crate::rest::Admin;
 
 pub(super) struct Server {
-    broker: Broker,
+    pub(super) broker: Broker,
     router: Router,
     tasks: Tasks,
     worker: Option<Worker>,
