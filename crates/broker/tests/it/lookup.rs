@@ -38,7 +38,7 @@ async fn trap_20_a_loopback_broker_is_reached_through_the_clients_own_url() {
         .listen("127.0.0.1:0".parse().unwrap())
         .await
         .unwrap();
-    let mut wire = server.connect().await;
+    let mut wire = server.connect_from_outside().await;
     let mut lookup = async |topic: &str| {
         wire.send(CommandLookupTopic {
             topic: topic.to_owned(),
@@ -82,7 +82,7 @@ async fn an_advertised_host_elsewhere_is_connected_to() {
         .listen("127.0.0.1:0".parse().unwrap())
         .await
         .unwrap();
-    let mut wire = server.connect().await;
+    let mut wire = server.connect_from_outside().await;
     let lookup = CommandLookupTopic {
         topic: "t".to_owned(),
         ..Default::default()

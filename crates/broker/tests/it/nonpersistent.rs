@@ -105,8 +105,8 @@ async fn what_needs_stored_messages_is_refused() {
         ..CommandSeek::default()
     })
     .await;
-    let error = wire.done(request_id).await.unwrap_err();
-    assert_eq!(error.error, ServerError::NotAllowedError as i32);
+    // Where nothing is stored there is nothing to go back to: Pulsar answers that it is done.
+    wire.done(request_id).await.unwrap();
     let name = LIVE.parse().unwrap();
     assert!(server.broker.terminate(&name).await.is_err());
     assert!(server.broker.peek(&name, "s", 1).await.is_err());
