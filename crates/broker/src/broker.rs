@@ -408,11 +408,9 @@ impl Broker {
         core.metrics
             .connections_created
             .fetch_add(1, Ordering::Relaxed);
+        // Cancellable: one that a stop could not tell in time must not go on in a broker that is over.
         self.connections
-            .spawn("connection", OnError::Log, async move {
-                serve(core, stream, peer).await;
-                Ok::<(), std::convert::Infallible>(())
-            });
+            .spawn_cancellable("connection", serve(core, stream, peer));
     }
 }
 
