@@ -80,10 +80,12 @@ def markdown(run):
     about, results = run["about"], run["results"]
     columns = [name for name in ("pulsar", "pulsar-fsync", "geminga", "geminga-os") if name in results]
     lines = ["# Benchmarks", "",
-             "Written by `bench/run.py`; every figure is from that one run, both systems on the same machine, one after the other,",
+             "Written by `bench/run.py`: both systems on the same machine, one after the other,",
              "with the same load generators. `pulsar-perf` is Pulsar's own; `geminga perf` is ours.", "",
              f"- {about['date']}, Geminga {about['commit']}" + (" (quick run: short and not for quoting)" if about["quick"] else ""),
              f"- {about['machine']['processor']}, {about['machine']['memory']}, Linux {about['machine']['kernel']}, {about['machine']['file_system']}"]
+    if len(about.get("runs", [])) > 1:
+        lines.append("- runs one after the other, with the load generators of one build: " + ", ".join(about["runs"]))
     for name in columns:
         system = run["systems"][name]
         lines.append(f"- {system['label']}: {system['version']}, durability: {system['durability']}; `{system['command']}`")

@@ -78,9 +78,11 @@ def merged(paths):
     run = None
     for path in paths.split(","):
         one = json.loads(pathlib.Path(path).read_text())
+        one["about"]["runs"] = [f"{each} by Geminga's {one['about']['commit']}" for each in one["systems"]]
         if run is None:
             run = one
         else:
+            run["about"]["runs"] += one["about"]["runs"]
             run["systems"].update(one["systems"])
             for name, figures in one["results"].items():
                 run["results"].setdefault(name, {}).update(figures)
@@ -88,7 +90,8 @@ def merged(paths):
 
 
 def write_markdown(run, path):
-    text = report.markdown(run)
+    # What a person found behind the figures.
+    text = report.markdown(run) + (pathlib.Path(__file__).resolve().parent / "notes.md").read_text()
     if path:
         pathlib.Path(path).write_text(text)
     else:
