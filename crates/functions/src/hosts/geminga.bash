@@ -100,9 +100,9 @@ secret() {
 emit() {
   # The common call: one text, no options. It is kept until its message ends, so that both are one
   # write; a subshell can keep nothing.
-  case $#$BASH_SUBSHELL$_gmg_held$1 in
-    100-*) ;;
-    100*)
+  case $#,$BASH_SUBSHELL,$_gmg_held,$1 in
+    1,0,0,-*) ;;
+    1,0,0,*)
       _gmg_held=1 _gmg_kept=$1
       return
       ;;
@@ -242,8 +242,8 @@ _gmg_batch() {
     "$_gmg_call"
     _gmg_said=$?
     # The common end, here and not in a function, since a call costs as much as the rest of it.
-    case $_gmg_said$_gmg_manual$_gmg_held in
-      001)
+    case $_gmg_said,$_gmg_manual,$_gmg_held in
+      0,0,1)
         _gmg_held=0
         printf '%s\0' '' "$_gmg_mark E 0 2" '' "$_gmg_kept" '' "$_gmg_mark O $_gmg_id 2" 0 '' >&"$_gmg_to"
         _gmg_id=
