@@ -5,6 +5,7 @@
 
 mod extract;
 mod guard;
+mod origin;
 mod rules;
 
 mod brokers;

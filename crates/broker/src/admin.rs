@@ -83,6 +83,7 @@ impl Broker {
             .await?;
         let grants = &self.core.security.grants;
         grants.set_tenant(tenant, Some(info.admin_roles));
+        self.core.rights_changed();
         Ok(())
     }
 

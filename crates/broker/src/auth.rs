@@ -59,6 +59,8 @@ pub struct Session {
     pub original: Option<String>,
     /// A part of this process.
     pub is_internal: bool,
+    /// When the credentials end, in milliseconds since 1970; for sessions that outlive a request.
+    pub expires_ms: Option<u64>,
 }
 
 impl Session {
@@ -165,6 +167,7 @@ impl Security {
             original: original.filter(|name| *name != role),
             role: Some(role),
             is_internal: false,
+            expires_ms: None,
         })
     }
 

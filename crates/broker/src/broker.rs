@@ -15,7 +15,7 @@ use geminga_storage::managed::{ManagedLedger, ManagedLedgers, OpenOptions};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use crate::auth::grants::Grants;
 use crate::auth::{AuthError, Credentials, Need, Security, Session};
@@ -40,6 +40,8 @@ use crate::transaction::Transactions;
 const PIPE_BYTES: usize = 1 << 20;
 /// Topics loaded at one time: more than that share no more of a sync, and take memory.
 const LOADS_MAX: usize = 1_024;
+/// TLS handshakes at once; further clients wait in the listen queue of the system.
+const HANDSHAKES_MAX: usize = 2_048;
 /// Wait after a failed accept (out of file descriptors, for example).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -70,6 +72,8 @@ pub(crate) struct Core {
     pub(crate) ahead_used: Arc<AtomicUsize>,
     /// Turns to load a topic.
     loading: Semaphore,
+    /// Places for TLS handshakes.
+    handshakes: Arc<Semaphore>,
     /// Topics that are being compacted, over unloads.
     pub(crate) compacting: Mutex<HashSet<TopicName>>,
     topics: Mutex<HashMap<TopicName, Arc<OnceCell<Arc<Topic>>>>>,
@@ -131,6 +135,7 @@ impl Broker {
             remotes: OnceLock::new(),
             metrics: Metrics::default(),
             loading: Semaphore::new(LOADS_MAX),
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             compacting: Mutex::new(HashSet::new()),
             topics: Mutex::new(HashMap::new()),
             empty_ledger: OnceCell::new(),
@@ -145,6 +150,11 @@ impl Broker {
         });
         core.tasks
             .spawn_cancellable("timers", core.timers.clone().run(clock));
+        let teller = core.clone();
+        core.tasks
+            .spawn_cancellable("topic list watchers", async move {
+                teller.watchers.tell().await;
+            });
         let (timer, sweeper) = (core.clone(), core.clone());
         core.tasks
             .spawn_cancellable("transaction time-outs", timer.time_out_transactions());
@@ -251,7 +261,11 @@ impl Broker {
         }
         let (security, now_ms) = (&self.core.security, self.core.clock.now_ms());
         let identity = security.authenticate(credentials, certificate, now_ms)?;
-        security.session(identity.role, original.map(str::to_owned))
+        let session = security.session(identity.role, original.map(str::to_owned))?;
+        Ok(Session {
+            expires_ms: identity.expires_ms,
+            ..session
+        })
     }
 
     /// Whether that one may do what needs this.
@@ -331,7 +345,13 @@ impl Broker {
     }
 
     async fn accept(&self, listener: TcpListener, tls: Option<Arc<Tls>>, bound: Option<Arc<str>>) {
+        let handshakes = &self.core.handshakes;
         loop {
+            let place = match &tls {
+                // Never closed.
+                Some(_) => handshakes.clone().acquire_owned().await.ok(),
+                None => None,
+            };
             let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -341,25 +361,29 @@ impl Broker {
                 }
             };
             let max = self.core.config.broker_max_connections;
-            if max > 0 && self.core.peers.lock().len() >= max {
+            // Who shakes hands is nearly one; the place of this one is not yet used.
+            let shaking = HANDSHAKES_MAX - handshakes.available_permits();
+            let shaking = shaking - usize::from(place.is_some());
+            if max > 0 && self.core.peers.lock().len() + shaking >= max {
                 tracing::warn!(%address, max, "refused: brokerMaxConnections is reached");
                 continue;
             }
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%address, %error, "TCP_NODELAY was not set");
             }
-            self.serve_socket(stream, tls.clone(), format!("/{address}"), bound.clone());
+            let tls = tls.clone().zip(place);
+            self.serve_socket(stream, tls, format!("/{address}"), bound.clone());
         }
     }
 
     fn serve_socket(
         &self,
         stream: TcpStream,
-        tls: Option<Arc<Tls>>,
+        tls: Option<(Arc<Tls>, OwnedSemaphorePermit)>,
         address: String,
         bound: Option<Arc<str>>,
     ) {
-        let Some(tls) = tls else {
+        let Some((tls, place)) = tls else {
             return self.serve(stream, (None, bound), address, false);
         };
         let broker = self.clone();
@@ -369,6 +393,7 @@ impl Broker {
                     Ok((stream, name)) => broker.serve(stream, (name, bound), address, false),
                     Err(error) => tracing::info!(address, %error, "no TLS connection was made"),
                 }
+                drop(place);
                 Ok::<(), std::convert::Infallible>(())
             });
     }
@@ -831,8 +856,18 @@ impl Core {
         namespace: NamespaceName,
         pattern: Pattern,
     ) -> Result<(), BrokerError> {
-        let topics = self.user_topics(&namespace).await?;
-        self.watchers.add(peer, request, namespace, pattern, topics)
+        self.watchers
+            .begin(peer, request, namespace.clone(), pattern)?;
+        match self.user_topics(&namespace).await {
+            Ok(topics) => {
+                self.watchers.listed(peer, request, topics);
+                Ok(())
+            }
+            Err(error) => {
+                self.watchers.remove(peer, request.watcher_id);
+                Err(error)
+            }
+        }
     }
 
     // Connections

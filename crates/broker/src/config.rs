@@ -226,6 +226,9 @@ pub struct BrokerConfig {
 
     /// Bytes queued to one connection before nothing more is dispatched to its consumers.
     pub geminga_outbox_bytes_max: usize,
+    /// Sites whose pages may ask for changes and WebSockets over HTTP without a token, as
+    /// `https://host:port`; `*` = all. Those of this server itself always may.
+    pub geminga_allowed_origins: Vec<String>,
     /// Milliseconds without producers and consumers after which a topic leaves memory.
     pub geminga_topic_idle_millis: u64,
 }
@@ -324,6 +327,7 @@ impl Default for BrokerConfig {
             max_active_transactions_per_coordinator: 0,
             security: crate::auth::SecurityConfig::default(),
             geminga_outbox_bytes_max: 4 << 20,
+            geminga_allowed_origins: Vec::new(),
             geminga_topic_idle_millis: 30_000,
         }
     }

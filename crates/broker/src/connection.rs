@@ -14,6 +14,7 @@ pub(crate) mod consume;
 pub(crate) mod handshake;
 pub(crate) mod lookup;
 pub(crate) mod produce;
+pub(crate) mod rights;
 pub(crate) mod schema;
 pub(crate) mod subscribe;
 pub(crate) mod transaction;
@@ -70,6 +71,10 @@ pub(crate) struct Connection {
     /// The topic of the batch, and what it takes.
     pub(crate) batch_topic: Option<Arc<Topic>>,
     send_limits: SendLimits,
+    /// The last transaction that was found to be this client's.
+    txn_checked: Option<crate::transaction::TxnId>,
+    /// Rights changed while something was being opened.
+    rights_unsure: bool,
     next_op: u64,
     /// A PING was sent and nothing has come since.
     silent: bool,
@@ -123,6 +128,8 @@ where
         batch: Batch::default(),
         batch_topic: None,
         send_limits: SendLimits::default(),
+        txn_checked: None,
+        rights_unsure: false,
         next_op: 0,
         silent: false,
         closing: false,

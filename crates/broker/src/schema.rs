@@ -20,7 +20,9 @@ use geminga_proto::pb::KeyValue;
 use geminga_storage::metadata::Expected;
 use serde::{Deserialize, Serialize};
 
-use compatibility::{Definition, check_consumer, check_new, is_same};
+use compatibility::{
+    Comparable, Definition, check_consumer, check_new, compared, compared_by_consumer,
+};
 
 use crate::broker::Core;
 use crate::error::BrokerError;
@@ -38,7 +40,13 @@ const TYPE_PROTOBUF_NATIVE: i32 = 20;
 const TYPE_AUTO_CONSUME: i32 = 21;
 /// Versions of one topic's schema.
 const VERSIONS_MAX: usize = 1_000;
+/// Of one schema: its definition, name and properties.
 const BYTES_MAX: usize = 512 << 10;
+/// Of all versions of one topic's schema, deleted ones too: they are read as a whole.
+const HISTORY_BYTES_MAX: usize = 16 << 20;
+/// Schemas of so many topics are read and compared at once: the rest waits, so that memory and
+/// processors are left to others.
+const READERS_MAX: usize = 4;
 
 /// A schema as stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,16 +94,16 @@ impl StoredSchema {
         }
     }
 
+    /// What it takes in memory.
+    fn size(&self) -> usize {
+        size_of(&self.name, self.data.as_bytes(), &self.properties)
+    }
+
     fn deletion(timestamp_ms: u64) -> StoredSchema {
         StoredSchema {
             deleted: true,
             ..StoredSchema::new(&pb::Schema::default(), timestamp_ms)
         }
-    }
-
-    /// Whether it is the same definition.
-    fn is(&self, schema: &pb::Schema) -> bool {
-        self.r#type == schema.r#type && is_same(self.r#type, &self.data(), &schema.schema_data)
     }
 
     fn definition(&self) -> Result<Definition, BrokerError> {
@@ -116,6 +124,13 @@ pub(crate) fn version_bytes(version: Option<u64>) -> Vec<u8> {
         .unwrap_or_default()
 }
 
+/// What a schema takes in memory.
+fn size_of(name: &str, data: &[u8], properties: &BTreeMap<String, String>) -> usize {
+    let pairs = properties.iter();
+    let pairs: usize = pairs.map(|(key, value)| key.len() + value.len()).sum();
+    name.len() + data.len() + pairs
+}
+
 /// A topic's versions, oldest first.
 type Versions = Vec<(u64, StoredSchema)>;
 
@@ -123,6 +138,7 @@ pub(crate) struct Schemas {
     catalog: Catalog,
     /// One change at a time: versions are given out in order.
     changing: tokio::sync::Mutex<()>,
+    reading: tokio::sync::Semaphore,
 }
 
 impl Schemas {
@@ -130,7 +146,15 @@ impl Schemas {
         Schemas {
             catalog,
             changing: tokio::sync::Mutex::new(()),
+            reading: tokio::sync::Semaphore::new(READERS_MAX),
         }
+    }
+
+    /// A turn to read and compare: to be held as long as versions are. Whoever changes takes
+    /// `changing` first.
+    async fn turn(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        // Never closed.
+        self.reading.acquire().await.ok()
     }
 
     /// Deletions and what they deleted too.
@@ -145,6 +169,7 @@ impl Schemas {
     }
 
     pub(crate) async fn all(&self, topic: &TopicName) -> Result<Versions, BrokerError> {
+        let _turn = self.turn().await;
         Ok(live(self.history(topic).await?))
     }
 
@@ -153,7 +178,8 @@ impl Schemas {
         topic: &TopicName,
         version: Option<u64>,
     ) -> Result<Option<(u64, StoredSchema)>, BrokerError> {
-        let mut all = self.all(topic).await?;
+        let _turn = self.turn().await;
+        let mut all = live(self.history(topic).await?);
         Ok(match version {
             None => all.pop(),
             Some(version) => all.into_iter().find(|(other, _)| *other == version),
@@ -166,7 +192,8 @@ impl Schemas {
         topic: &TopicName,
         schema: &pb::Schema,
     ) -> Result<Option<u64>, BrokerError> {
-        Ok(find(&self.all(topic).await?, schema))
+        let _turn = self.turn().await;
+        Ok(find(&live(self.history(topic).await?), schema))
     }
 
     /// Whether the schema could become the next version; else why not.
@@ -176,7 +203,8 @@ impl Schemas {
         schema: &pb::Schema,
         strategy: SchemaCompatibilityStrategy,
     ) -> Result<(), BrokerError> {
-        let all = self.all(topic).await?;
+        let _turn = self.turn().await;
+        let all = live(self.history(topic).await?);
         match find(&all, schema) {
             Some(_) => Ok(()),
             None => check(&all, schema, strategy),
@@ -191,8 +219,10 @@ impl Schemas {
         now_ms: u64,
     ) -> Result<u64, BrokerError> {
         let _one = self.changing.lock().await;
+        let _turn = self.turn().await;
         let history = self.history(topic).await?;
         let next = next(&history);
+        let bytes: usize = history.iter().map(|(_, stored)| stored.size()).sum();
         let all = live(history);
         if let Some(version) = find(&all, schema) {
             return Ok(version);
@@ -203,8 +233,13 @@ impl Schemas {
             )));
         }
         check(&all, schema, strategy)?;
-        self.add(topic, next, &StoredSchema::new(schema, now_ms))
-            .await?;
+        let stored = StoredSchema::new(schema, now_ms);
+        if bytes + stored.size() > HISTORY_BYTES_MAX {
+            return Err(BrokerError::IncompatibleSchema(format!(
+                "all versions of a schema together are larger than {HISTORY_BYTES_MAX} bytes"
+            )));
+        }
+        self.add(topic, next, &stored).await?;
         Ok(next)
     }
 
@@ -215,6 +250,7 @@ impl Schemas {
         now_ms: u64,
     ) -> Result<Option<u64>, BrokerError> {
         let _one = self.changing.lock().await;
+        let _turn = self.turn().await;
         let history = self.history(topic).await?;
         let next = next(&history);
         if live(history).is_empty() {
@@ -228,6 +264,7 @@ impl Schemas {
     /// Removes all versions, as if there had never been one.
     pub(crate) async fn forget(&self, topic: &TopicName) -> Result<(), BrokerError> {
         let _one = self.changing.lock().await;
+        let _turn = self.turn().await;
         for (version, _) in self.history(topic).await? {
             self.catalog.delete(&key(topic, version)).await?;
         }
@@ -258,37 +295,43 @@ fn next(history: &Versions) -> u64 {
 }
 
 fn find(versions: &Versions, schema: &pb::Schema) -> Option<u64> {
-    let mut newest_first = versions.iter().rev();
-    newest_first
-        .find(|(_, known)| known.is(schema))
+    // Most often it is the newest, byte by byte.
+    let newest_first = || {
+        let same_type = |(_, known): &&(u64, StoredSchema)| known.r#type == schema.r#type;
+        versions.iter().rev().filter(same_type)
+    };
+    let text = encode_base64(&schema.schema_data);
+    let wanted = Comparable::new(schema.r#type, &schema.schema_data);
+    newest_first()
+        .find(|(_, known)| known.data == text)
+        .or_else(|| newest_first().find(|(_, known)| wanted.is(&known.data())))
         .map(|(version, _)| *version)
 }
 
 /// The definition of a schema that a client sent.
 fn read(schema: &pb::Schema) -> Result<Definition, BrokerError> {
-    if schema.schema_data.len() > BYTES_MAX {
+    let properties = properties(schema);
+    if size_of(&schema.name, &schema.schema_data, &properties) > BYTES_MAX {
         return Err(BrokerError::InvalidSchema(format!(
             "schema definition is larger than {BYTES_MAX} bytes"
         )));
     }
-    Definition::read(schema.r#type, &schema.schema_data, &properties(schema))
+    Definition::read(schema.r#type, &schema.schema_data, &properties)
         .map_err(BrokerError::InvalidSchema)
 }
 
 fn check(
-    existing: &Versions,
+    existing: &[(u64, StoredSchema)],
     schema: &pb::Schema,
     strategy: SchemaCompatibilityStrategy,
 ) -> Result<(), BrokerError> {
     let new = read(schema)?;
-    check_new(strategy, &new, &definitions(existing)?).map_err(BrokerError::IncompatibleSchema)
-}
-
-fn definitions(versions: &Versions) -> Result<Vec<Definition>, BrokerError> {
-    versions
-        .iter()
-        .map(|(_, schema)| schema.definition())
-        .collect()
+    // One by one: all at once would be many times what is stored.
+    for (_, known) in compared(strategy, existing) {
+        check_new(strategy, &new, &[known.definition()?])
+            .map_err(BrokerError::IncompatibleSchema)?;
+    }
+    Ok(())
 }
 
 fn path(topic: &TopicName) -> String {
@@ -391,8 +434,10 @@ impl Core {
         else {
             return Ok(());
         };
-        let all = self.schemas.all(&topic.name).await?;
+        let turn = self.schemas.turn().await;
+        let all = live(self.schemas.history(&topic.name).await?);
         if all.is_empty() && topic.was_never_used() {
+            drop(turn);
             return self
                 .producer_schema(&topic.name, Some(schema))
                 .await
@@ -409,7 +454,10 @@ impl Core {
             ));
         }
         let wanted = read(schema)?;
-        check_consumer(strategy, &wanted, &definitions(&all)?)
-            .map_err(BrokerError::IncompatibleSchema)
+        for (_, known) in compared_by_consumer(strategy, &all) {
+            check_consumer(strategy, &wanted, &[known.definition()?])
+                .map_err(BrokerError::IncompatibleSchema)?;
+        }
+        Ok(())
     }
 }

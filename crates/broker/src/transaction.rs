@@ -141,18 +141,22 @@ impl Transactions {
         }
     }
 
-    /// Begins a transaction.
+    /// Begins a transaction of `owner`.
     pub(crate) async fn begin(
         &self,
         tc: u64,
         now_ms: u64,
         timeout_ms: u64,
+        owner: Option<Arc<str>>,
     ) -> Result<TxnId, BrokerError> {
         loop {
             let max = self.active_max;
             let new = self.with(tc, |c| {
                 let before = c.next_deadline_ms();
                 let new = c.begin(now_ms, timeout_ms, max, NUMBERS)?;
+                if let New::Number(number) = new {
+                    c.set_owner(number, owner.clone());
+                }
                 Ok((new, c.next_deadline_ms() != before))
             })?;
             match new.map_err(|refusal| refused(tc, None, refusal))? {
@@ -162,6 +166,7 @@ impl Transactions {
                         started_ms: now_ms,
                         timeout_ms,
                         outcome: None,
+                        owner: owner.as_deref().map(str::to_owned),
                     };
                     // Not waited for: whatever will need it comes after it in the log.
                     let put = self
@@ -226,6 +231,12 @@ impl Transactions {
     pub(crate) fn find<T>(&self, txn: TxnId, read: impl FnOnce(&Open) -> T) -> Option<T> {
         let coordinators = self.coordinators.lock();
         coordinators.get(&txn.tc)?.get(txn.number).map(read)
+    }
+
+    /// Whether it is `owner`'s. One that is not open is for the caller to find out.
+    pub(crate) fn is_of(&self, txn: TxnId, owner: Option<&str>) -> bool {
+        let is_his = |open: &Open| open.owner.is_none() || open.owner.as_deref() == owner;
+        self.find(txn, is_his).unwrap_or(true)
     }
 
     /// Waits until no outcome that concerns the topic is on its way to the disk.

@@ -3,15 +3,17 @@
 //! A configuration comes as a form, with its code as a file or a URL.
 
 mod form;
+mod rights;
 mod shape;
 
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::Uri;
 use axum::routing::{get, post};
 use bytes::Bytes;
+use geminga_broker::auth::Session;
 use geminga_functions::{Component, ComponentId, FunctionState, Kind, WorkerError};
 use serde_json::{Value, json};
 
@@ -128,6 +130,7 @@ async fn register(
     State(admin): State<Admin>,
     uri: Uri,
     Segments(named): Segments<Named>,
+    Extension(session): Extension<Session>,
     request: Request,
 ) -> Answer {
     let worker = admin.worker()?;
@@ -146,6 +149,7 @@ async fn register(
     if upload.is_none() && url.is_none() && id.kind == Kind::Function {
         return Err(ApiError::bad_request("Function Package is not provided"));
     }
+    rights::check(&admin, &session, &id, &component)?;
     worker.create(component, upload).await?;
     done()
 }
@@ -154,6 +158,7 @@ async fn update(
     State(admin): State<Admin>,
     uri: Uri,
     Segments(named): Segments<Named>,
+    Extension(session): Extension<Session>,
     request: Request,
 ) -> Answer {
     let worker = admin.worker()?;
@@ -162,6 +167,7 @@ async fn update(
     let Registration {
         component, upload, ..
     } = form::read(&id, request).await?;
+    rights::check(&admin, &session, &id, &component)?;
     worker.update(&id, component, upload).await?;
     done()
 }

@@ -8,6 +8,7 @@ use geminga_broker::auth::{AuthError, Credentials, Session};
 use geminga_proto::key::decode_base64;
 
 use super::Admin;
+use super::origin;
 use super::rules::{Rule, rule};
 use crate::error::{Answer, ApiError};
 
@@ -35,6 +36,7 @@ pub(super) async fn guard(
 
 /// Who asks. Where nobody is asked, and for what is open to all: nobody.
 fn check(admin: &Admin, request: &Request) -> Answer<Session> {
+    origin::check(admin, request, has_token(request))?;
     let broker = admin.broker();
     if !broker.asks_who() {
         return Ok(Session::default());
@@ -87,6 +89,17 @@ fn log_in(admin: &Admin, request: &Request) -> Result<Session, AuthError> {
     admin
         .broker()
         .login(credentials, certificate, text(ORIGINAL_PRINCIPAL))
+}
+
+/// Whether whoever asks shows a token: no browser adds one by itself.
+fn has_token(request: &Request) -> bool {
+    let header = request.headers().get(header::AUTHORIZATION);
+    let bearer = header.and_then(|value| value.to_str().ok());
+    let is_bearer = |value: &str| {
+        let scheme = value.split_once(' ').map(|(scheme, _)| scheme);
+        scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"))
+    };
+    bearer.is_some_and(is_bearer) || token_in_query(request).is_some()
 }
 
 fn has_no_other(headers: &HeaderMap, certificate: Option<&str>) -> bool {

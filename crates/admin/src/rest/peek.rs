@@ -51,8 +51,11 @@ pub(super) async fn peek(
             "only the next {DEPTH_MAX} messages can be peeked"
         )));
     };
-    let entries = admin.broker().peek(&topic, &subscription, count).await?;
-    match entries.get(count - 1) {
+    let found = admin
+        .broker()
+        .peek_nth(&topic, &subscription, count)
+        .await?;
+    match found {
         Some(entry) => answer(entry.position, &entry.block),
         None => Err(ApiError::not_found("Message not found")),
     }

@@ -158,6 +158,11 @@ fn v2(method: &Method, path: &[&str]) -> Guarded {
             "grantPermissionsOnTopics" | "revokePermissionsOnTopics",
         ] => unauthorized(Rule::SuperUser),
         ["namespaces", t, n, "topics"] if is_get => forbidden(see(t, n)),
+        // What an operator limits, a tenant does not lift.
+        ["namespaces", _, _, "publishRate" | "delayedDelivery"] if !is_get => {
+            unauthorized(Rule::SuperUser)
+        }
+        ["namespaces", _, _, "unload"] => unauthorized(Rule::SuperUser),
         ["namespaces", t, _, ..] => forbidden(tenant(t)),
         ["persistent" | "non-persistent", t, n] if is_get => forbidden(see(t, n)),
         ["persistent" | "non-persistent", t, n, "partitioned"] if is_get => forbidden(see(t, n)),
@@ -171,9 +176,12 @@ fn v2(method: &Method, path: &[&str]) -> Guarded {
         ] => topic(method, (domain, t, n, name), rest),
         ["schemas", t, n, name, rest @ ..] => {
             let needed = match rest {
+                // As Pulsar: whoever may produce may add versions, and not take them away.
+                ["schema"] if method == Method::DELETE => return unauthorized(tenant(t)),
+                ["compatibility"] if method == Method::POST => return unauthorized(tenant(t)),
                 ["schema" | "schemas" | "metadata"] | ["schema", _] if is_get => SEE,
-                ["version" | "compatibility"] if method == Method::POST => SEE,
-                ["schema"] if [Method::POST, Method::DELETE].contains(method) => PRODUCE,
+                ["version"] if method == Method::POST => SEE,
+                ["schema"] if method == Method::POST => PRODUCE,
                 _ => return unauthorized(Rule::SuperUser),
             };
             on_topic("persistent", t, n, name, |topic| Rule::Topic(topic, needed))
@@ -343,6 +351,18 @@ mod tests {
                 "POST",
                 "/admin/v2/schemas/t/n/x/schema".to_owned(),
                 Rule::Topic(topic.clone(), PRODUCE),
+                401,
+            ),
+            (
+                "DELETE",
+                "/admin/v2/schemas/t/n/x/schema".to_owned(),
+                Rule::Tenant("t".to_owned()),
+                401,
+            ),
+            (
+                "POST",
+                "/admin/v2/namespaces/t/n/publishRate".to_owned(),
+                Rule::SuperUser,
                 401,
             ),
             (

@@ -1,9 +1,10 @@
 //! The endpoints, asked as clients ask them, over a broker on a store in memory.
 
 mod functions;
-mod guard;
+pub(crate) mod guard;
 mod harness;
 mod refusals;
+mod sockets;
 mod transactions;
 
 use serde_json::{Value, json};

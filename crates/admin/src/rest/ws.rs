@@ -8,6 +8,7 @@
 mod consume;
 mod json;
 mod params;
+mod pass;
 mod produce;
 mod wire;
 
@@ -20,7 +21,7 @@ use axum::extract::{Extension, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use axum::routing::get;
-use geminga_broker::auth::{Need, Session};
+use geminga_broker::auth::Session;
 use geminga_client::{Client, Error, ServerError, Topics};
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use geminga_stdx::Tasks;
@@ -28,11 +29,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Admin;
 use super::extract::Params;
-use super::rules::{CONSUME, PRODUCE, decode};
+use super::rules::{CONSUME, PRODUCE, Rule, decode};
 use crate::error::{Answer, ApiError};
 
 use consume::{DeadLetters, Receiver, Source};
 use params::{ConsumerParams, ProducerParams, ReaderParams};
+use pass::Pass;
 use wire::Wire;
 
 /// Sessions at once; a further one is refused.
@@ -73,10 +75,11 @@ struct Door {
     sockets: Sockets,
     place: OwnedSemaphorePermit,
     limits: wire::Limits,
+    pass: Pass,
 }
 
 impl Door {
-    fn find(admin: &Admin, upgrade: Upgrade) -> Answer<Self> {
+    fn find(admin: &Admin, upgrade: Upgrade, uri: &Uri, session: Session) -> Answer<Self> {
         let config = admin.broker().config();
         let sockets = admin
             .sockets()
@@ -94,6 +97,7 @@ impl Door {
             })?,
             sockets: sockets.clone(),
             limits: wire::Limits::of(config),
+            pass: Pass::new(admin.broker().clone(), session, uri.path()),
         })
     }
 
@@ -106,9 +110,10 @@ impl Door {
             sockets,
             place,
             limits,
+            pass,
         } = self;
         upgrade.on_upgrade(move |socket| async move {
-            session(Wire::new(socket, limits, sockets.tasks)).await;
+            session(Wire::new(socket, limits, sockets.tasks, pass)).await;
             drop(place);
         })
     }
@@ -186,25 +191,14 @@ fn refused(error: &Error) -> ApiError {
     }
 }
 
-/// Whether the caller may do what he asks for beyond his path.
-fn may(admin: &Admin, session: &Session, need: &Need<'_>) -> Answer<()> {
-    if !admin.broker().asks_who() {
-        return Ok(());
-    }
-    let allowed = admin.broker().authorize(session, need);
-    allowed.map_err(|error| ApiError {
-        status: StatusCode::FORBIDDEN,
-        reason: error.to_string(),
-    })
-}
-
 async fn producer(
     State(admin): State<Admin>,
     uri: Uri,
+    Extension(session): Extension<Session>,
     Params(params): Params<ProducerParams>,
     upgrade: Upgrade,
 ) -> Answer {
-    let door = Door::find(&admin, upgrade)?;
+    let door = Door::find(&admin, upgrade, &uri, session)?;
     let (topic, _) = address(&uri, false)?;
     let window = params.window()?;
     let builder = params.apply(door.sockets.client.producer(topic.as_str()))?;
@@ -219,7 +213,7 @@ async fn consumer(
     Params(params): Params<ConsumerParams>,
     upgrade: Upgrade,
 ) -> Answer {
-    let door = Door::find(&admin, upgrade)?;
+    let door = Door::find(&admin, upgrade, &uri, session)?;
     let (topic, subscription) = address(&uri, true)?;
     if params.topics.is_some() || params.topics_pattern.is_some() {
         return Err(invalid(
@@ -227,15 +221,7 @@ async fn consumer(
         ));
     }
     let topics = Topics::from(&topic);
-    subscribe(
-        &admin,
-        door,
-        &session,
-        params,
-        (topics, topic),
-        subscription,
-    )
-    .await
+    subscribe(&admin, door, params, (topics, topic), subscription).await
 }
 
 async fn consumer_of_many(
@@ -245,7 +231,7 @@ async fn consumer_of_many(
     Params(params): Params<ConsumerParams>,
     upgrade: Upgrade,
 ) -> Answer {
-    let door = Door::find(&admin, upgrade)?;
+    let mut door = Door::find(&admin, upgrade, &uri, session)?;
     let subscription = uri
         .path()
         .trim_end_matches('/')
@@ -260,16 +246,8 @@ async fn consumer_of_many(
         (Some(names), None) => {
             let names: Vec<TopicName> = names.split(',').map(parse).collect::<Result<_, _>>()?;
             for topic in &names {
-                let subscription = subscription.clone();
-                let topic = topic.clone();
-                may(
-                    &admin,
-                    &session,
-                    &Need::Subscription {
-                        topic: &topic,
-                        subscription: &subscription,
-                    },
-                )?;
+                let rule = Rule::Subscription(topic.clone(), subscription.clone());
+                door.pass.require(rule)?;
             }
             let first = names[0].clone();
             (
@@ -279,36 +257,23 @@ async fn consumer_of_many(
         }
         (None, Some(pattern)) => {
             let first = parse(pattern)?;
-            // Whatever the namespace will hold may match.
-            let namespace = first.namespace_str();
-            may(
-                &admin,
-                &session,
-                &Need::Namespace {
-                    namespace,
-                    actions: CONSUME,
-                },
-            )?;
+            // Whatever the namespace will hold may match. The subscription may be for some roles
+            // alone.
+            let namespace = first.namespace_str().to_owned();
+            door.pass.require(Rule::Namespace(namespace, CONSUME))?;
+            let rule = Rule::Subscription(first.clone(), subscription.clone());
+            door.pass.require(rule)?;
             (Topics::pattern(pattern.clone()), first)
         }
         (Some(_), Some(_)) => return Err(invalid("Topics must be null when use topicsPattern")),
         (None, None) => return Err(invalid("Should set topics or topicsPattern")),
     };
-    subscribe(
-        &admin,
-        door,
-        &session,
-        params,
-        (topics, first),
-        subscription,
-    )
-    .await
+    subscribe(&admin, door, params, (topics, first), subscription).await
 }
 
 async fn subscribe(
     admin: &Admin,
-    door: Door,
-    session: &Session,
+    mut door: Door,
     params: ConsumerParams,
     (topics, first): (Topics, TopicName),
     subscription: String,
@@ -319,14 +284,7 @@ async fn subscribe(
         let name = params.dead_letter_topic.clone();
         let name = name.unwrap_or_else(|| format!("{first}-{subscription}-DLQ"));
         let topic: TopicName = name.parse().map_err(invalid)?;
-        may(
-            admin,
-            session,
-            &Need::Topic {
-                topic: &topic,
-                actions: PRODUCE,
-            },
-        )?;
+        door.pass.require(Rule::Topic(topic.clone(), PRODUCE))?;
         let client = door.sockets.client.clone();
         dead_letters = Some(DeadLetters::new(client, topic, subscription.clone(), max));
     }
@@ -344,10 +302,11 @@ async fn subscribe(
 async fn reader(
     State(admin): State<Admin>,
     uri: Uri,
+    Extension(session): Extension<Session>,
     Params(params): Params<ReaderParams>,
     upgrade: Upgrade,
 ) -> Answer {
-    let door = Door::find(&admin, upgrade)?;
+    let door = Door::find(&admin, upgrade, &uri, session)?;
     let (topic, _) = address(&uri, false)?;
     let plan = params.plan()?;
     let builder = params.apply(door.sockets.client.reader(topic.as_str()), &plan)?;

@@ -11,6 +11,7 @@ use super::{PeekedEntry, SubscribeAt};
 use crate::broker::Broker;
 use crate::error::BrokerError;
 use crate::topic::Topic;
+use crate::topic::inactive::refuse_ours;
 use crate::topic::subscribe::Wanted;
 
 impl Broker {
@@ -32,6 +33,7 @@ impl Broker {
         at: SubscribeAt,
         properties: HashMap<String, String>,
     ) -> Result<(), BrokerError> {
+        refuse_ours(properties.keys())?;
         let topic = self.core.topic(name, true).await?;
         if topic.open()?.subscription_named(subscription).is_some() {
             return Err(BrokerError::AlreadyExists(
@@ -160,6 +162,35 @@ impl Broker {
         subscription: &str,
         count: usize,
     ) -> Result<Vec<PeekedEntry>, BrokerError> {
+        let mut peeked = Vec::new();
+        self.look_into(name, subscription, count, |entry| peeked.push(entry))
+            .await?;
+        Ok(peeked)
+    }
+
+    /// The nth of them, counted from 1. What lies before is read and not kept.
+    pub async fn peek_nth(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        nth: usize,
+    ) -> Result<Option<PeekedEntry>, BrokerError> {
+        let (mut last, mut count) = (None, 0);
+        self.look_into(name, subscription, nth, |entry| {
+            last = Some(entry);
+            count += 1;
+        })
+        .await?;
+        Ok(last.filter(|_| count == nth))
+    }
+
+    async fn look_into(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        count: usize,
+        mut see: impl FnMut(PeekedEntry) + Send,
+    ) -> Result<(), BrokerError> {
         let topic = self.existing(name).await?;
         topic.require_persistent("Peek messages")?;
         let id = subscription_id(&topic, subscription)?;
@@ -168,11 +199,10 @@ impl Broker {
             .subscription(id)
             .map(|found| found.cursor.clone());
         let Some(cursor) = cursor else {
-            return Ok(Vec::new());
+            return Ok(());
         };
-        let mut peeked = Vec::new();
         let mut next = cursor.mark_delete().next_in_ledger();
-        while peeked.len() < count {
+        for _ in 0..count {
             let position = cursor.next_unacked(next);
             if position > topic.ledger.durable_position() {
                 break;
@@ -185,12 +215,12 @@ impl Broker {
                 break;
             };
             next = entry.position.next_in_ledger();
-            peeked.push(PeekedEntry {
+            see(PeekedEntry {
                 position: entry.position,
                 block: entry.data,
             });
         }
-        Ok(peeked)
+        Ok(())
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) enum CommandNeed {
     Nothing,
     /// Of these names, one of these actions.
     Topics(Vec<String>, &'static [Action]),
+    /// To produce, and to consume with a subscription that is to be made.
+    ProduceFor(String, String),
     /// Topics and subscriptions.
     Subscriptions(Vec<(String, String)>),
     Namespace(String),
@@ -38,7 +40,10 @@ pub(crate) fn need_of(command: &Command) -> CommandNeed {
         Command::Lookup(request) => topic(&request.topic, SEE),
         Command::GetSchema(request) => topic(&request.topic, SEE),
         Command::GetOrCreateSchema(request) => topic(&request.topic, PRODUCE),
-        Command::Producer(request) => topic(&request.topic, PRODUCE),
+        Command::Producer(request) => match request.initial_subscription_name.as_deref() {
+            None | Some("") => topic(&request.topic, PRODUCE),
+            Some(name) => CommandNeed::ProduceFor(request.topic.clone(), name.to_owned()),
+        },
         Command::Subscribe(request) => CommandNeed::Subscriptions(vec![(
             request.topic.clone(),
             request.subscription.clone(),
@@ -128,6 +133,19 @@ impl CommandNeed {
                 namespace,
                 actions: SEE,
             }),
+            CommandNeed::ProduceFor(name, subscription) => match parse(name) {
+                Some(topic) => {
+                    check(&Need::Topic {
+                        topic: &topic,
+                        actions: PRODUCE,
+                    })?;
+                    check(&Need::Subscription {
+                        topic: &topic,
+                        subscription,
+                    })
+                }
+                None => Ok(()),
+            },
             CommandNeed::Topics(names, actions) => names
                 .iter()
                 .filter_map(|name| parse(name))

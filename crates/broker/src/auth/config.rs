@@ -153,6 +153,15 @@ impl SecurityConfig {
                 "must be set where tlsRequireTrustedClientCertOnConnect is on",
             );
         }
+        if self.authentication_enabled
+            && self.has_provider("Tls")
+            && self.tls_trust_certs_file_path.is_none()
+        {
+            return bad(
+                "tlsTrustCertsFilePath",
+                "must be set where clients are known by their certificates",
+            );
+        }
         if self.token_audience_claim.is_some() && self.token_audience.is_none() {
             return bad("tokenAudience", "must be set where tokenAudienceClaim is");
         }

@@ -185,7 +185,9 @@ impl Broker {
         change: impl FnOnce(&mut AuthPolicies) + Send,
     ) -> Result<(), BrokerError> {
         self.policies(namespace).await?;
-        self.core.security.grants.change(namespace, change).await
+        self.core.security.grants.change(namespace, change).await?;
+        self.core.rights_changed();
+        Ok(())
     }
 
     /// What each role may do on a topic, by its own grants and its namespace's.

@@ -87,6 +87,17 @@ impl Connection {
     }
 
     fn ack_in_transaction(&mut self, open: OpenConsumer, request: CommandAck, txn: TxnId) {
+        if let Err(reason) = self.check_txn_owner(txn) {
+            if let Some(request_id) = request.request_id {
+                let response = ack_response(request.consumer_id, request_id, Some(&reason));
+                self.peer.outbox.send(CommandAckResponse {
+                    txnid_least_bits: Some(txn.number),
+                    txnid_most_bits: Some(txn.tc),
+                    ..response
+                });
+            }
+            return;
+        }
         self.request("ack in a transaction", async move {
             let cumulative = request.ack_type() == AckType::Cumulative;
             let OpenConsumer {

@@ -25,6 +25,8 @@ const REFRESH: &[u8] = b"PulsarAuthRefresh";
 pub(crate) struct Login {
     pub(crate) session: Session,
     method: String,
+    /// The credentials are those of the one whom a proxy speaks for.
+    is_originals: bool,
     /// Whether it can be asked for new credentials.
     can_refresh: bool,
     /// It was, and has not answered.
@@ -102,19 +104,24 @@ impl Connection {
         let shown = credentials(method, connect.auth_data.as_deref().unwrap_or_default());
         let identity = security.authenticate(shown, certificate, now_ms)?;
         let mut original = connect.original_principal.clone();
+        let (mut method, mut expires_ms) = (method, identity.expires_ms);
         if security.config.authenticate_original_auth_data
             && let Some(data) = &connect.original_auth_data
         {
-            let method = connect.original_auth_method.as_deref().unwrap_or("none");
-            let shown = credentials(method, data.as_bytes());
+            let named = connect.original_auth_method.as_deref().unwrap_or("none");
+            let shown = credentials(named, data.as_bytes());
             // Its certificate, if any, stayed with the proxy.
-            original = Some(security.authenticate(shown, None, now_ms)?.role);
+            let behind = security.authenticate(shown, None, now_ms)?;
+            // As in Pulsar: what is watched and renewed is what the one behind shows.
+            (method, expires_ms) = (named, behind.expires_ms);
+            original = Some(behind.role);
+            self.login.is_originals = true;
         }
         self.login.session = security.session(identity.role, original)?;
         self.login.method = method.to_owned();
         let flags = connect.feature_flags.as_ref();
         self.login.can_refresh = flags.is_some_and(FeatureFlags::supports_auth_refresh);
-        if let Some(at) = identity.expires_ms {
+        if let Some(at) = expires_ms {
             self.login
                 .wait(Duration::from_millis(at.saturating_sub(now_ms)));
         }
@@ -172,13 +179,19 @@ impl Connection {
         let bytes = data.and_then(|data| data.auth_data.as_deref());
         let shown = credentials(method, bytes.unwrap_or_default());
         let certificate = self.peer.certificate.get().map(String::as_str);
+        let certificate = certificate.filter(|_| !self.login.is_originals);
         let now_ms = self.core.clock.now_ms();
         let identity = self
             .core
             .security
             .authenticate(shown, certificate, now_ms)
             .map_err(|reason| self.not_let_in(reason))?;
-        if self.login.session.role.as_deref() != Some(identity.role.as_str()) {
+        let session = &self.login.session;
+        let known = match self.login.is_originals {
+            true => session.principal(),
+            false => session.role.as_deref(),
+        };
+        if known != Some(identity.role.as_str()) {
             return Err(self.not_let_in(AuthError::Wrong("the new credentials are of another")));
         }
         self.login.is_asked = false;

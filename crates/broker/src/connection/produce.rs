@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use geminga_model::name::NAME_BYTES_MAX;
 use geminga_proto::frame::Frame;
 use geminga_proto::marker::Marker;
 use geminga_proto::message::{peek, verify_checksum, with_transaction};
@@ -17,6 +19,7 @@ use geminga_storage::managed::Initial;
 use tokio::time::Instant;
 
 use super::{Closed, Connection};
+use crate::auth::{Action, Need};
 use crate::broker::Core;
 use crate::error::BrokerError;
 use crate::peer::Peer;
@@ -28,10 +31,13 @@ use crate::topic::producers::{AttachError, Attached};
 use crate::topic::publish::{Batch, Counts, Receipt};
 use crate::topic::subscribe::Wanted;
 use crate::transaction::TxnId;
+use crate::transaction::pending_ack::BATCH_MESSAGES_MAX;
 
 /// Entries of one run: one append, one lock.
 const RUN_ENTRIES_MAX: usize = 4_096;
 const RUN_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a producer's metadata.
+const METADATA_BYTES_MAX: usize = 64 << 10;
 
 pub(crate) enum ProducerSlot {
     /// The number of the request that opens it.
@@ -135,6 +141,7 @@ impl Connection {
             producer: producer.clone(),
         };
         self.producers.insert(producer.id, slot);
+        self.check_rights_if_unsure();
     }
 
     /// We have closed it and told the client: its SENDs on the way are ignored.
@@ -227,6 +234,9 @@ impl Connection {
                 return Ok(());
             }
         };
+        if transaction.is_some() {
+            self.txn_checked = transaction;
+        }
         let mut block = frame.block_bytes();
         if let Some(txn) = transaction
             && peek(&block).is_ok_and(|head| TxnId::of(&head).is_none())
@@ -305,8 +315,19 @@ impl Connection {
                 "Invalid message metadata".to_owned(),
             ));
         };
+        let count = head.num_messages_in_batch.unwrap_or(1);
+        // What is counted against rates and permits is what the client says.
+        if count.max(send.num_messages) > BATCH_MESSAGES_MAX as i32 {
+            let text = format!("A batch has more than {BATCH_MESSAGES_MAX} messages");
+            return Err((ServerError::MetadataError, text));
+        }
         if let Some(txn) = TxnId::from_wire(send.txnid_most_bits, send.txnid_least_bits) {
             if let Err(reason) = self.core.transactions.check_enabled() {
+                return Err((reason.server_error(), reason.to_string()));
+            }
+            if self.txn_checked != Some(txn)
+                && let Err(reason) = self.check_txn_owner(txn)
+            {
                 return Err((reason.server_error(), reason.to_string()));
             }
             if TxnId::of(&head).is_some_and(|named| named != txn) {
@@ -323,6 +344,9 @@ impl Connection {
             return Err((ServerError::NotAllowedError, text));
         }
         let is_marker = head.marker_type.is_some();
+        if is_marker {
+            self.check_marker(is_replicator, block)?;
+        }
         if (encrypted || encryption_required) && !head.has_encryption_keys && !is_marker {
             return Err((
                 ServerError::MetadataError,
@@ -334,6 +358,34 @@ impl Connection {
             true => Counts::No,
             false => Counts::BySequence,
         })
+    }
+
+    /// A marker can ack for a subscription, and make one: it is another cluster's to write, and where
+    /// rights count it must have the right to do that itself.
+    fn check_marker(&self, is_replicator: bool, block: &[u8]) -> Result<(), (ServerError, String)> {
+        if !is_replicator {
+            let text = "Only another cluster may publish markers".to_owned();
+            return Err((ServerError::NotAllowedError, text));
+        }
+        let Some(topic) = self.batch_topic.as_ref() else {
+            return Ok(());
+        };
+        let marker = Marker::decode(&Bytes::copy_from_slice(block));
+        let need = match &marker {
+            Ok(Some(Marker::Update(update))) => Need::Subscription {
+                topic: &topic.name,
+                subscription: &update.subscription_name,
+            },
+            // One that cannot be read does nothing.
+            Ok(_) | Err(_) => Need::Topic {
+                topic: &topic.name,
+                actions: &[Action::Consume],
+            },
+        };
+        self.core
+            .security
+            .authorize(&self.login.session, &need)
+            .map_err(|reason| (reason.server_error(), reason.to_string()))
     }
 
     pub(crate) fn publish_batch(&mut self) {
@@ -423,8 +475,20 @@ async fn open_producer(
     request: CommandProducer,
 ) -> Result<Opened, BrokerError> {
     let name = core.parse_topic(&request.topic)?;
-    let topic = core.topic(&name, true).await?;
     let given = request.producer_name.as_deref().unwrap_or_default();
+    if given.len() > NAME_BYTES_MAX {
+        return Err(BrokerError::Metadata(format!(
+            "Producer name is longer than {NAME_BYTES_MAX} bytes"
+        )));
+    }
+    let pairs = request.metadata.iter();
+    let metadata: usize = pairs.map(|pair| pair.key.len() + pair.value.len()).sum();
+    if metadata > METADATA_BYTES_MAX {
+        return Err(BrokerError::Metadata(format!(
+            "Producer metadata is larger than {METADATA_BYTES_MAX} bytes"
+        )));
+    }
+    let topic = core.topic(&name, true).await?;
     let origin = match is_replicator(given) {
         true => Origin::Replicator {
             by_source: topic.is_persistent() && peer.by_source.load(Ordering::Relaxed),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_model::Position;
+use geminga_model::name::NAME_BYTES_MAX;
 use geminga_proto::command::success;
 use geminga_proto::pb::command_subscribe::{InitialPosition, SubType};
 use geminga_proto::pb::{
@@ -19,6 +20,7 @@ use crate::consumer::{KeySharedPolicy, NewConsumer};
 use crate::dispatcher::ConsumerKey;
 use crate::error::BrokerError;
 use crate::peer::Peer;
+use crate::topic::inactive::refuse_ours;
 use crate::topic::subscribe::{Wanted, reader_start};
 
 /// A consumer that has joined. It leaves again when this is dropped, unless the connection took it
@@ -83,6 +85,7 @@ impl Connection {
                 let (topic, subscription) = (open.topic.clone(), open.subscription);
                 self.consumers.insert(id, ConsumerSlot::Open(open));
                 topic.announce(subscription);
+                self.check_rights_if_unsure();
             }
         }
     }
@@ -254,6 +257,12 @@ fn check(
             "readCompacted only allowed on failover or exclusive subscriptions".to_owned(),
         ));
     }
+    if request.consumer_name().len() > NAME_BYTES_MAX {
+        return Err(BrokerError::Metadata(format!(
+            "Consumer name is longer than {NAME_BYTES_MAX} bytes"
+        )));
+    }
+    refuse_ours(request.subscription_properties.iter().map(|pair| &pair.key))?;
     let metadata: usize = request
         .metadata
         .iter()

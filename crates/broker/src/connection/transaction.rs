@@ -12,6 +12,7 @@ use geminga_proto::pb::{
 };
 
 use super::Connection;
+use crate::auth::Need;
 use crate::error::BrokerError;
 use crate::transaction::TxnId;
 use crate::transaction::coordinator::Outcome;
@@ -50,6 +51,41 @@ impl Connection {
         refusal.is_some()
     }
 
+    /// Under which name this client's transactions are kept; none where nobody asks who it is.
+    fn txn_owner(&self) -> Option<&str> {
+        if !self.core.config.security.authentication_enabled {
+            return None;
+        }
+        let session = &self.login.session;
+        match session.is_internal {
+            // No role has this name.
+            true => Some(""),
+            false => session.principal(),
+        }
+    }
+
+    /// A transaction is its owner's, and the super users': numbers can be guessed.
+    pub(super) fn check_txn_owner(&self, txn: TxnId) -> Result<(), BrokerError> {
+        let security = &self.core.config.security;
+        if !security.authentication_enabled || self.core.transactions.is_of(txn, self.txn_owner()) {
+            return Ok(());
+        }
+        let session = &self.login.session;
+        let is_super = security.authorization_enabled
+            && self
+                .core
+                .security
+                .authorize(session, &Need::SuperUser)
+                .is_ok();
+        match is_super {
+            true => Ok(()),
+            // As Pulsar: what is somebody else's is not there.
+            false => Err(BrokerError::TransactionNotFound(format!(
+                "the client is neither the owner of the transaction {txn} nor a super user"
+            ))),
+        }
+    }
+
     pub(super) fn handle_tc_connect(&mut self, request: &CommandTcClientConnectRequest) {
         let request_id = request.request_id;
         if self.refuse_transactions(request_id) {
@@ -70,9 +106,10 @@ impl Connection {
         }
         let (tc, timeout_ms) = (request.tc_id(), request.txn_ttl_millis());
         let core = self.core.clone();
+        let owner = self.txn_owner().map(std::sync::Arc::from);
         self.request("begin a transaction", async move {
             let now_ms = core.clock.now_ms();
-            let result = core.transactions.begin(tc, now_ms, timeout_ms).await;
+            let result = core.transactions.begin(tc, now_ms, timeout_ms, owner).await;
             move |connection: &mut Connection| {
                 let number = result.as_ref().ok().map(|txn| txn.number);
                 let (error, message) = code(&result.map(drop));
@@ -93,11 +130,14 @@ impl Connection {
             return;
         }
         let txn = wire(request.txnid_most_bits, request.txnid_least_bits);
-        let result = request.partitions.iter().try_for_each(|name| {
+        let add = |name: &String| {
             let name = self.core.parse_topic(name)?;
             let transactions = &self.core.transactions;
             transactions.add_partition(txn, &name.as_str().into())
-        });
+        };
+        let result = self
+            .check_txn_owner(txn)
+            .and_then(|()| request.partitions.iter().try_for_each(add));
         let (error, message) = code(&result);
         self.peer.outbox.send(CommandAddPartitionToTxnResponse {
             request_id,
@@ -114,11 +154,14 @@ impl Connection {
             return;
         }
         let txn = wire(request.txnid_most_bits, request.txnid_least_bits);
-        let result = request.subscription.iter().try_for_each(|named| {
+        let add = |named: &geminga_proto::pb::Subscription| {
             let name = self.core.parse_topic(&named.topic)?;
             let transactions = &self.core.transactions;
             transactions.add_subscription(txn, name.as_str(), &named.subscription)
-        });
+        };
+        let result = self
+            .check_txn_owner(txn)
+            .and_then(|()| request.subscription.iter().try_for_each(add));
         let (error, message) = code(&result);
         self.peer.outbox.send(CommandAddSubscriptionToTxnResponse {
             request_id,
@@ -135,7 +178,9 @@ impl Connection {
             return;
         }
         let txn = wire(request.txnid_most_bits, request.txnid_least_bits);
-        let action = outcome(request.txn_action);
+        let action = self
+            .check_txn_owner(txn)
+            .and_then(|()| outcome(request.txn_action));
         let core = self.core.clone();
         self.request("end a transaction", async move {
             let result = match action {

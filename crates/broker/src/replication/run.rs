@@ -25,6 +25,8 @@ const READ_ENTRIES: usize = 200;
 const READ_BYTES: usize = 1 << 20;
 /// Versions that a way remembers: a producer may name any.
 const SCHEMAS_MAX: usize = 1_000;
+/// Bytes by which another cluster names a version: 8 in Pulsar.
+const SCHEMA_VERSION_BYTES_MAX: usize = 64;
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
@@ -303,7 +305,14 @@ impl Stream<'_> {
             Err(_) => None,
         };
         let theirs = match stored {
-            Some((_, schema)) => Some(self.remote.register_schema(schema.to_wire()).await?),
+            Some((_, schema)) => {
+                let theirs = self.remote.register_schema(schema.to_wire()).await?;
+                if theirs.len() > SCHEMA_VERSION_BYTES_MAX {
+                    return Err(own("the other side's version of a schema is too long"));
+                }
+                // Not the buffer that it came in.
+                Some(Bytes::copy_from_slice(&theirs))
+            }
             // Deleted here: there it is bytes.
             None => None,
         };

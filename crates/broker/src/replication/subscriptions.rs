@@ -24,7 +24,7 @@ use super::snapshots::{Next, Snapshot};
 use crate::error::BrokerError;
 use crate::subscription::Subscription;
 use crate::topic::Topic;
-use crate::topic::subscribe::Wanted;
+use crate::topic::subscribe::{Wanted, check_name};
 
 /// The cursor property of a subscription that is kept alike in other clusters.
 pub(crate) const REPLICATED: &str = "geminga.replicated";
@@ -166,7 +166,8 @@ impl Topic {
                 self.write_markers(&[response.encode(Some(from), now_ms)])
             }
             Some(Marker::Response(response)) => {
-                let Some(answer) = response.cluster else {
+                // Nobody answers for another.
+                let Some(answer) = response.cluster.filter(|it| it.cluster == from) else {
                     return Ok(());
                 };
                 let (name, there) = (&response.snapshot_id, from_wire(answer.message_id));
@@ -220,6 +221,7 @@ impl Topic {
         name: &str,
         through: Position,
     ) -> Result<(), BrokerError> {
+        check_name(name)?;
         let is_here = self.open()?.subscription_named(name).is_some();
         if !is_here {
             let wanted = Wanted {

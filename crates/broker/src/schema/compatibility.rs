@@ -116,16 +116,29 @@ fn is_json_schema(data: &[u8]) -> bool {
     )
 }
 
-/// Whether both are the same definition. Avro documents are compared as such.
-pub(crate) fn is_same(kind: i32, one: &[u8], other: &[u8]) -> bool {
-    if one == other {
-        return true;
+/// A definition to be looked for among others of its type. Avro documents are compared as such.
+pub(crate) struct Comparable<'a> {
+    data: &'a [u8],
+    plain: Option<serde_json::Value>,
+}
+
+fn plain(data: &[u8]) -> Option<serde_json::Value> {
+    serde_json::from_slice(data).ok().map(plain_document)
+}
+
+impl<'a> Comparable<'a> {
+    pub(crate) fn new(kind: i32, data: &'a [u8]) -> Comparable<'a> {
+        let is_document = matches!(kind, TYPE_AVRO | TYPE_JSON | TYPE_PROTOBUF);
+        Comparable {
+            data,
+            plain: is_document.then(|| plain(data)).flatten(),
+        }
     }
-    if !matches!(kind, TYPE_AVRO | TYPE_JSON | TYPE_PROTOBUF) {
-        return false;
+
+    /// Whether both are the same definition.
+    pub(crate) fn is(&self, other: &[u8]) -> bool {
+        self.data == other || self.plain.is_some() && self.plain == plain(other)
     }
-    let plain = |data: &[u8]| serde_json::from_slice(data).ok().map(plain_document);
-    plain(one).is_some_and(|one| Some(one) == plain(other))
 }
 
 /// As Pulsar spells it.
@@ -150,17 +163,33 @@ fn is_transitive(strategy: Strategy) -> bool {
     )
 }
 
+/// Those of `existing`, oldest first, that a new version is compared with.
+pub(crate) fn compared<T>(strategy: Strategy, existing: &[T]) -> &[T] {
+    match is_transitive(strategy) {
+        true => existing,
+        false => latest(existing),
+    }
+}
+
+/// Those that a consumer's schema is compared with.
+pub(crate) fn compared_by_consumer<T>(strategy: Strategy, existing: &[T]) -> &[T] {
+    match rule_of_consumer(strategy) {
+        Strategy::Backward => latest(existing),
+        _ => existing,
+    }
+}
+
+fn latest<T>(existing: &[T]) -> &[T] {
+    &existing[existing.len().saturating_sub(1)..]
+}
+
 /// Whether `new` may become the next version after `existing`, oldest first.
 pub(crate) fn check_new(
     strategy: Strategy,
     new: &Definition,
     existing: &[Definition],
 ) -> Result<(), String> {
-    let against = match is_transitive(strategy) {
-        true => existing,
-        false => &existing[existing.len().saturating_sub(1)..],
-    };
-    check(strategy, new, against)
+    check(strategy, new, compared(strategy, existing))
 }
 
 /// Whether a consumer with `wanted` may read a topic with `existing`, oldest first.
@@ -169,17 +198,21 @@ pub(crate) fn check_consumer(
     wanted: &Definition,
     existing: &[Definition],
 ) -> Result<(), String> {
-    let latest = &existing[existing.len().saturating_sub(1)..];
+    let against = compared_by_consumer(strategy, existing);
+    check(rule_of_consumer(strategy), wanted, against)
+}
+
+fn rule_of_consumer(strategy: Strategy) -> Strategy {
     match strategy {
         Strategy::Backward
         | Strategy::Forward
         | Strategy::ForwardTransitive
         | Strategy::Full
-        | Strategy::Undefined => check(Strategy::Backward, wanted, latest),
+        | Strategy::Undefined => Strategy::Backward,
         Strategy::BackwardTransitive
         | Strategy::FullTransitive
         | Strategy::AlwaysIncompatible
-        | Strategy::AlwaysCompatible => check(strategy, wanted, existing),
+        | Strategy::AlwaysCompatible => strategy,
     }
 }
 

@@ -312,7 +312,9 @@ impl Subscription {
             };
             if head.marker_type.is_some() || source.is_aborted(position, &head) {
                 acked_markers.push(position);
+                // Each cluster's own are its own.
                 if head.marker_type == Some(SNAPSHOT)
+                    && head.replicated_from.is_none()
                     && let Some(snapshot) = snapshot_in(&entry.data)
                 {
                     snapshots.add(snapshot, source.snapshots_max);

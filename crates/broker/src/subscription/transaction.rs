@@ -11,7 +11,10 @@ use crate::dispatcher::ConsumerKey;
 use crate::error::BrokerError;
 use crate::transaction::TxnId;
 use crate::transaction::coordinator::Outcome;
-use crate::transaction::pending_ack::{PendingAck, PendingAcks, acked_bits};
+use crate::transaction::pending_ack::{BATCH_MESSAGES_MAX, PendingAck, PendingAcks, acked_bits};
+
+/// Words of the parts of batches in one ACK.
+const REQUEST_WORDS_MAX: usize = 1 << 20;
 
 impl Subscription {
     /// What an ACK asks for, if nothing is in its way. Empty = it is ignored.
@@ -28,6 +31,7 @@ impl Subscription {
             )))
         };
         let mut acks = Vec::with_capacity(request.ids.len());
+        let mut words = 0;
         for id in request.ids {
             let position = Position::from_wire(id.ledger_id, id.entry_id);
             if position > request.last || position.entry.0 < 0 {
@@ -61,6 +65,13 @@ impl Subscription {
             let size = told
                 .or_else(|| size(position))
                 .unwrap_or_else(|| last_bit(remaining));
+            // A client may say any size, of any number of batches.
+            words += size.div_ceil(64) as usize;
+            if size > BATCH_MESSAGES_MAX || words > REQUEST_WORDS_MAX {
+                return Err(BrokerError::TransactionConflict(format!(
+                    "[{txn}] a batch of {size} messages, or all batches of one ack, are too large"
+                )));
+            }
             let acked = acked_bits(remaining, size);
             let left = self.cursor.batch_ack_set(position);
             let is_new = acked.iter().enumerate().any(|(at, bits)| {

@@ -23,6 +23,18 @@ pub(crate) fn is_ours(property: &str) -> bool {
     property.starts_with("geminga.")
 }
 
+/// Refuses properties by which the broker keeps what it must know of a subscription.
+pub(crate) fn refuse_ours<'a>(
+    names: impl IntoIterator<Item = &'a String>,
+) -> Result<(), BrokerError> {
+    match names.into_iter().find(|name| is_ours(name)) {
+        Some(name) => Err(BrokerError::NotAllowed(format!(
+            "the subscription property `{name}` is reserved"
+        ))),
+        None => Ok(()),
+    }
+}
+
 fn is_deletable(state: &State, mode: InactiveTopicDeleteMode) -> bool {
     state.is_idle()
         && match mode {
@@ -119,7 +131,9 @@ impl Topic {
         {
             let state = self.lock();
             let mode = policies.inactive_topic.inactive_topic_delete_mode;
-            if !is_deletable(&state, mode) || state.inactive_since_ms + wait_ms > now_ms {
+            if !is_deletable(&state, mode)
+                || state.inactive_since_ms.saturating_add(wait_ms) > now_ms
+            {
                 return Ok(());
             }
         }

@@ -142,6 +142,12 @@ impl Topic {
             .retain(|closing| closing.producer().key != producer.key);
     }
 
+    /// Closes a producer from our side: it may publish no longer.
+    pub(crate) fn expel(self: &Arc<Topic>, producer: &Arc<Producer>) {
+        let mut state = self.lock();
+        self.drop_producer_in_order(&mut state, producer);
+    }
+
     fn admit(
         &self,
         state: &mut State,

@@ -30,6 +30,38 @@ pub(crate) struct Wanted {
     pub(crate) create: bool,
 }
 
+/// Bytes of a subscription's name: the cursor's record has it in each of its changes.
+const NAME_BYTES_MAX: usize = 1_024;
+/// Bytes of a subscription's properties.
+const PROPERTIES_BYTES_MAX: usize = 64 << 10;
+
+/// Whether there may be a subscription of this name.
+pub(crate) fn check_name(name: &str) -> Result<(), BrokerError> {
+    if name.is_empty() {
+        // Pulsar's naming errors come out as ProducerBusy, for subscriptions too.
+        return Err(BrokerError::ProducerBusy(
+            "Empty subscription name".to_owned(),
+        ));
+    }
+    if name.len() > NAME_BYTES_MAX {
+        return Err(BrokerError::NotAllowed(format!(
+            "A subscription's name is longer than {NAME_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether a subscription may have these properties.
+pub(crate) fn check_properties(properties: &Properties) -> Result<(), BrokerError> {
+    let size = |(key, value): (&String, &String)| key.len() + value.len();
+    if properties.iter().map(size).sum::<usize>() > PROPERTIES_BYTES_MAX {
+        return Err(BrokerError::NotAllowed(format!(
+            "A subscription's properties are larger than {PROPERTIES_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(())
+}
+
 enum Join {
     Done,
     /// A seek runs: wait for its end.
@@ -138,6 +170,8 @@ impl Topic {
                 }
                 return Ok(found.id);
             }
+            check_name(&wanted.name)?;
+            check_properties(&wanted.properties)?;
             if INTERNAL_CURSORS.contains(&&*wanted.name) || is_replicator(&wanted.name) {
                 return Err(BrokerError::NotAllowed(format!(
                     "Subscription name {} is reserved",
@@ -188,6 +222,11 @@ impl Topic {
         subscription.begin_at(asked, stands);
         state.subscriptions.push(subscription);
         Ok(id)
+    }
+
+    pub(crate) fn subscription_name(&self, id: u32) -> Option<Arc<str>> {
+        let state = self.lock();
+        state.subscription(id).map(|found| found.name.clone())
     }
 
     /// Tells the consumers which is active; after the new one has its SUCCESS.

@@ -23,6 +23,8 @@ pub(crate) type SubscriptionName = (Arc<str>, Arc<str>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Open {
+    /// Who began it; none where nobody asked who clients are.
+    pub(crate) owner: Option<Arc<str>>,
     pub(crate) started_ms: u64,
     pub(crate) timeout_ms: u64,
     /// Full names of topics.
@@ -147,6 +149,7 @@ impl Coordinator {
 
     fn insert(&mut self, number: u64, started_ms: u64, timeout_ms: u64) {
         let open = Open {
+            owner: None,
             started_ms,
             timeout_ms,
             partitions: BTreeSet::new(),
@@ -156,6 +159,13 @@ impl Coordinator {
         };
         self.deadlines.insert((open.deadline_ms(), number));
         self.open.insert(number, open);
+    }
+
+    /// Notes who began it.
+    pub(crate) fn set_owner(&mut self, number: u64, owner: Option<Arc<str>>) {
+        if let Some(open) = self.open.get_mut(&number) {
+            open.owner = owner;
+        }
     }
 
     /// The transaction, if more may be added to it.

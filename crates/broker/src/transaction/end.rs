@@ -155,6 +155,8 @@ impl Core {
             started_ms,
             timeout_ms,
             outcome: Some(outcome),
+            // Whoever asks again learns the outcome and changes nothing.
+            owner: None,
         };
         let mut ops = vec![Op::Put {
             key: record_key(txn).into(),

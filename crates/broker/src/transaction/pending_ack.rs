@@ -5,15 +5,21 @@
 //! out of the dispatcher then, and goes back with the key hash that it had there. Of a batch acked
 //! in part the rest is delivered, without the messages that wait here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use geminga_model::Position;
 use serde::{Deserialize, Serialize};
 
 use super::TxnId;
 
+/// Messages of one batch: what a client says of it is not more, and what it sends is not taken with
+/// more.
+pub(crate) const BATCH_MESSAGES_MAX: u32 = 1 << 20;
+/// Words of the parts of batches that may wait in one subscription.
+const WORDS_MAX: usize = 1 << 22;
+
 /// What a transaction wants to ack, as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum PendingAck {
     Entry {
         position: (i64, i64),
@@ -54,6 +60,16 @@ pub(crate) struct PendingAcks {
     entries: BTreeMap<Position, AtEntry>,
     cumulative: Option<(TxnId, Position, Option<Vec<i64>>)>,
     txns: HashMap<TxnId, OfTxn>,
+    /// Of all parts of batches together.
+    words: usize,
+}
+
+fn words_of(acks: &[PendingAck]) -> usize {
+    let words = |ack: &PendingAck| match ack {
+        PendingAck::Part { acked, .. } => acked.len(),
+        PendingAck::Entry { .. } | PendingAck::Cumulative { .. } => 0,
+    };
+    acks.iter().map(words).sum()
 }
 
 /// What becomes of an entry when its transaction is aborted.
@@ -142,8 +158,14 @@ impl PendingAcks {
     /// Whether these may be acked together by `txn`, as far as other pending acks go. Changes
     /// nothing: `add` does.
     pub(crate) fn check(&self, txn: TxnId, acks: &[PendingAck]) -> Result<(), Conflict> {
-        for (at, ack) in acks.iter().enumerate() {
-            if acks[..at].contains(ack) {
+        if let Some(ack) = acks.first()
+            && self.words + words_of(acks) > WORDS_MAX
+        {
+            return Err(conflict(txn, ack, "beside too many parts of batches"));
+        }
+        let mut seen = HashSet::with_capacity(acks.len());
+        for ack in acks {
+            if !seen.insert(ack) {
                 return Err(conflict(txn, ack, "twice in one command"));
             }
             match ack {
@@ -196,6 +218,7 @@ impl PendingAcks {
 
     /// Takes acks in that `check` let pass, or that were stored. Returns the number of the record.
     pub(crate) fn add(&mut self, txn: TxnId, acks: Vec<PendingAck>) -> u64 {
+        self.words += words_of(&acks);
         for ack in &acks {
             match ack {
                 PendingAck::Entry { position } => {
@@ -233,6 +256,7 @@ impl PendingAcks {
     /// that are free again.
     pub(crate) fn take(&mut self, txn: TxnId) -> Option<(Vec<PendingAck>, u64, Vec<Released>)> {
         let known = self.txns.remove(&txn)?;
+        self.words -= words_of(&known.acks);
         let mut released = Vec::new();
         for ack in &known.acks {
             let position = match ack {

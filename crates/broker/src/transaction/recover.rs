@@ -65,7 +65,10 @@ impl Transactions {
             let coordinator = all.entry(txn.tc).or_insert_with(|| Coordinator::new(0));
             match record.outcome {
                 Some(outcome) => coordinator.restore_ended(txn.number, outcome),
-                None => coordinator.restore(txn.number, record.started_ms, record.timeout_ms),
+                None => {
+                    coordinator.restore(txn.number, record.started_ms, record.timeout_ms);
+                    coordinator.set_owner(txn.number, record.owner.map(Arc::from));
+                }
             }
         }
         let transactions = Transactions {

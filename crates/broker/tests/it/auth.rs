@@ -14,10 +14,10 @@ use geminga_proto::pb::*;
 use crate::server::Server;
 use crate::wire::{TOPIC, Wire, subscribe};
 
-const SECRET: [u8; 32] = [9; 32];
+pub(crate) const SECRET: [u8; 32] = [9; 32];
 const PIPE_BYTES: usize = 1 << 16;
 
-fn config() -> BrokerConfig {
+pub(crate) fn config() -> BrokerConfig {
     BrokerConfig {
         security: SecurityConfig {
             authentication_enabled: true,
@@ -33,18 +33,18 @@ fn config() -> BrokerConfig {
     }
 }
 
-fn now_seconds() -> u64 {
+pub(crate) fn now_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap()
         .as_secs()
 }
 
-fn token(role: &str) -> String {
+pub(crate) fn token(role: &str) -> String {
     make(&SigningKey::Secret(&SECRET), None, role, None).unwrap()
 }
 
-fn connect(method: &str, data: &str) -> CommandConnect {
+pub(crate) fn connect(method: &str, data: &str) -> CommandConnect {
     CommandConnect {
         client_version: "test".to_owned(),
         protocol_version: Some(21),
@@ -59,13 +59,13 @@ fn connect(method: &str, data: &str) -> CommandConnect {
 }
 
 /// A connection from outside.
-fn knock(server: &Server) -> Wire {
+pub(crate) fn knock(server: &Server) -> Wire {
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     server.broker.serve_stream(ours, "outside".to_owned());
     Wire::new(theirs)
 }
 
-async fn enter(server: &Server, connect: CommandConnect) -> Result<Wire, ServerError> {
+pub(crate) async fn enter(server: &Server, connect: CommandConnect) -> Result<Wire, ServerError> {
     let mut wire = knock(server);
     wire.send(connect).await;
     match wire.next().await.0 {
@@ -79,11 +79,11 @@ async fn enter(server: &Server, connect: CommandConnect) -> Result<Wire, ServerE
     }
 }
 
-async fn enter_as(server: &Server, role: &str) -> Wire {
+pub(crate) async fn enter_as(server: &Server, role: &str) -> Wire {
     enter(server, connect("token", &token(role))).await.unwrap()
 }
 
-async fn grant(server: &Server, role: &str, actions: &[Action]) {
+pub(crate) async fn grant(server: &Server, role: &str, actions: &[Action]) {
     let namespace = "public/default".parse().unwrap();
     let change = |policies: &mut geminga_broker::auth::grants::AuthPolicies| {
         let granted = policies.namespace_auth.entry(role.to_owned()).or_default();
@@ -96,7 +96,7 @@ async fn grant(server: &Server, role: &str, actions: &[Action]) {
         .unwrap();
 }
 
-async fn house() -> Server {
+pub(crate) async fn house() -> Server {
     let server = Server::with(config()).await;
     let info = TenantInfo {
         admin_roles: vec!["boss".to_owned()],
@@ -114,7 +114,7 @@ async fn house() -> Server {
     server
 }
 
-fn producer() -> CommandProducer {
+pub(crate) fn producer() -> CommandProducer {
     CommandProducer {
         topic: TOPIC.to_owned(),
         request_id: 7,

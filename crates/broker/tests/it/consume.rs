@@ -438,7 +438,10 @@ async fn trap_09_last_message_id() {
         marker_type: Some(21),
         ..metadata(3)
     };
-    wire.publish_with(1, marker, b"").await;
+    // Only another cluster may publish one.
+    wire.producer(TOPIC, 2, Some("pulsar.repl.there-->standalone"))
+        .await;
+    wire.publish_with(2, marker, b"").await;
     wire.receipt().await;
     assert_eq!(
         bare(&last_id(&mut wire).await.last_message_id),

@@ -14,6 +14,7 @@ mod policies;
 mod produce;
 mod replication;
 mod restart;
+mod rights;
 mod server;
 mod subscriptions;
 mod transaction_crash;

@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 
 use super::harness::Server;
 
-const SECRET: [u8; 32] = [5; 32];
+pub(super) const SECRET: [u8; 32] = [5; 32];
 const PULSAR: &str = include_str!("../../endpoint/pulsar.txt");
 
-fn token(role: &str) -> String {
+pub(crate) fn token(role: &str) -> String {
     make(&SigningKey::Secret(&SECRET), None, role, None).unwrap()
 }
 
-async fn house() -> Server {
+pub(crate) async fn house() -> Server {
     let security = SecurityConfig {
         authentication_enabled: true,
         authentication_providers: vec!["token".to_owned()],
@@ -57,7 +57,7 @@ async fn house() -> Server {
     server
 }
 
-async fn ask(
+pub(super) async fn ask(
     server: &Server,
     method: &str,
     path: &str,

@@ -1,5 +1,6 @@
 //! A broker in memory behind the router.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ use tower::ServiceExt;
 use crate::client::Form;
 use crate::rest::Admin;
 
-pub(super) struct Server {
-    pub(super) broker: Broker,
+pub(crate) struct Server {
+    pub(crate) broker: Broker,
     router: Router,
     tasks: Tasks,
     worker: Option<Worker>,
@@ -45,6 +46,17 @@ impl Server {
             tasks,
             worker: None,
         }
+    }
+
+    /// On a port of its own, with WebSockets.
+    pub(super) async fn listen(&self) -> SocketAddr {
+        let server = crate::Server::bind("127.0.0.1:0".parse().unwrap()).await;
+        let server = server.unwrap();
+        let address = server.address();
+        let admin = Admin::new(self.broker.clone(), address);
+        let admin = admin.with_web_sockets(self.client(), self.tasks.child());
+        server.spawn(&self.tasks, admin.router());
+        address
     }
 
     pub(super) fn router(&self) -> Router {

@@ -10,10 +10,14 @@ use geminga_broker::BrokerConfig;
 use geminga_stdx::Tasks;
 use tokio::time::Instant;
 
+use super::pass::Pass;
+
 /// The endpoint goes away.
 const GOING_AWAY: u16 = 1001;
 /// Data of a kind that it does not take.
 pub(super) const UNSUPPORTED: u16 = 1003;
+/// The peer may not, or not any more.
+const POLICY: u16 = 1008;
 const TOO_BIG: u16 = 1009;
 /// Something else is wrong.
 pub(super) const INTERNAL: u16 = 1011;
@@ -46,6 +50,7 @@ pub(super) struct Wire {
     used: Instant,
     pinged: Instant,
     tasks: Tasks,
+    pass: Pass,
 }
 
 /// The peer is not there any more.
@@ -53,7 +58,7 @@ pub(super) struct Wire {
 pub(super) struct Gone;
 
 impl Wire {
-    pub(super) fn new(socket: WebSocket, limits: Limits, tasks: Tasks) -> Self {
+    pub(super) fn new(socket: WebSocket, limits: Limits, tasks: Tasks, pass: Pass) -> Self {
         let now = Instant::now();
         Self {
             socket,
@@ -61,6 +66,7 @@ impl Wire {
             used: now,
             pinged: now,
             tasks,
+            pass,
         }
     }
 
@@ -77,6 +83,10 @@ impl Wire {
                 }
                 () = until(idle) => {
                     self.close(GOING_AWAY, "Idle Timeout").await;
+                    return None;
+                }
+                refusal = self.pass.ended() => {
+                    self.close(POLICY, refusal).await;
                     return None;
                 }
                 () = until(ping) => {

@@ -6,8 +6,11 @@ use super::{Avro, Field, Name, Primitive, Type, TypeId};
 
 /// Types within types, followed through their names.
 const DEPTH_MAX: usize = 200;
-/// Pairs of types compared: a union of many with a union of many is a product.
-const STEPS_MAX: usize = 100_000;
+/// Pairs of types compared, with their fields and symbols: a union of many with a union of many is
+/// a product.
+const STEPS_MAX: usize = 400_000;
+/// Bytes of the path that an error names.
+const PATH_BYTES_MAX: usize = 1_024;
 
 impl Avro {
     /// Why this, as the reader's schema, cannot read what was written with `writer`.
@@ -82,6 +85,7 @@ impl<'a> Resolver<'a> {
                 Type::Enum { name, symbols, .. },
             ) => {
                 same_name(ours, name)?;
+                self.steps += known.len() + symbols.len();
                 let known: std::collections::HashSet<&String> = known.iter().collect();
                 match symbols.iter().find(|symbol| !known.contains(symbol)) {
                     Some(symbol) if !has_default => {
@@ -120,6 +124,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn fields(&mut self, ours: &[Field], theirs: &[Field], at: &str, depth: usize) -> Checked {
+        self.steps += ours.len() + theirs.len();
         let by_name: HashMap<&str, &Field> = theirs
             .iter()
             .map(|field| (field.name.as_str(), field))
@@ -129,7 +134,10 @@ impl<'a> Resolver<'a> {
             let written = names.find_map(|name| by_name.get(name.as_str()));
             match written {
                 Some(written) => {
-                    let at = format!("{at}/{}", field.name);
+                    let at = match at.len() + field.name.len() < PATH_BYTES_MAX {
+                        true => format!("{at}/{}", field.name),
+                        false => at.to_owned(),
+                    };
                     self.check(field.r#type, written.r#type, &at, depth + 1)?;
                 }
                 None if field.has_default => {}

@@ -257,3 +257,26 @@ proptest! {
         }
     }
 }
+
+/// Whoever may produce must not hold up everybody's schemas.
+#[test]
+fn large_enums_in_many_fields_are_not_compared_for_ever() {
+    let symbols: Vec<String> = (0..5_000).map(|n| format!("s{n}")).collect();
+    let document = |more: &str| {
+        let mut symbols = symbols.clone();
+        symbols.push(more.to_owned());
+        let mut fields = vec![serde_json::json!({
+            "name": "first",
+            "type": {"type": "enum", "name": "E", "symbols": symbols, "default": "s0"},
+        })];
+        for n in 0..1_000 {
+            fields.push(serde_json::json!({"name": format!("f{n}"), "type": "E"}));
+        }
+        serde_json::json!({"type": "record", "name": "R", "fields": fields}).to_string()
+    };
+    let (one, other) = (document("x"), document("y"));
+    let one = Avro::parse(one.as_bytes()).unwrap();
+    let reason = one.cannot_read(&Avro::parse(other.as_bytes()).unwrap());
+    let reason = reason.expect("ten million symbols are too many");
+    assert!(reason.contains("too complex"), "{reason}");
+}
