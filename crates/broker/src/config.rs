@@ -181,7 +181,7 @@ pub struct BrokerConfig {
     pub broker_deduplication_enabled: bool,
     /// Producers remembered by a topic; those idle for longest are forgotten first.
     pub broker_deduplication_max_number_of_producers: usize,
-    /// Entries after which the sequence ids of a topic are saved.
+    /// Entries after which the sequence ids of a topic are saved, at most ten times a second.
     pub broker_deduplication_entries_interval: u64,
     /// Seconds after which they are saved in any case.
     pub broker_deduplication_snapshot_interval_seconds: u32,

@@ -37,6 +37,9 @@ use crate::replication::producer_name;
 /// The cursor that holds the snapshot. Not a subscription.
 pub(crate) const CURSOR: &str = "pulsar.dedup";
 
+/// Least time between two snapshots that entries ask for.
+const SAVE_PAUSE_MS: u64 = 100;
+
 /// What is known of a sequence id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -167,13 +170,15 @@ impl Dedup {
         }
     }
 
-    /// Entries became durable. True when a snapshot is due.
-    pub(crate) fn count(&mut self, entries: usize, interval: u64) -> bool {
+    /// Entries became durable. True when a snapshot is due: not more often than every few syncs,
+    /// for a fast producer would write more of them than messages' worth of time they save.
+    pub(crate) fn count(&mut self, entries: usize, interval: u64, now_ms: u64) -> bool {
         self.unsaved += entries as u64;
         if std::mem::take(&mut self.waiting) {
             self.changed.notify_waiters();
         }
-        interval > 0 && self.unsaved >= interval && self.may_save()
+        let rested = now_ms >= self.saved_at_ms.saturating_add(SAVE_PAUSE_MS);
+        interval > 0 && self.unsaved >= interval && rested && self.may_save()
     }
 
     /// An entry that was found in the topic, and its place in the cluster that it came from.

@@ -262,7 +262,7 @@ impl Topic {
         let done = self.confirm(&mut state, Some(through));
         let interval = self.core.config.broker_deduplication_entries_interval;
         if let Some(dedup) = &mut state.dedup
-            && dedup.count(done.entries, interval)
+            && dedup.count(done.entries, interval, self.core.clock.now_ms())
         {
             self.save_dedup(&mut state, through);
         }
