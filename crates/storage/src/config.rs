@@ -13,8 +13,9 @@ pub struct ManagedConfig {
     pub cache_copy_below_bytes: usize,
     /// Acks without a receipt are written after this time at the latest.
     pub ack_flush_interval_ms: u64,
-    /// Holes between acks that one cursor may have; further ones are refused. Above the most
-    /// messages that a subscription may have unacked.
+    /// Memory for the acks of one cursor, counted in ranges of about 40 bytes (4,096 messages with
+    /// more than 32 holes count for 16); further holes are refused. Above the most messages that a
+    /// subscription may have unacked.
     pub cursor_ranges_max: usize,
 }
 
@@ -26,7 +27,7 @@ impl Default for ManagedConfig {
             cache_bytes_max: 64 << 20,
             cache_copy_below_bytes: 16 << 10,
             ack_flush_interval_ms: 100,
-            cursor_ranges_max: 262_144,
+            cursor_ranges_max: 1 << 20,
         }
     }
 }

@@ -344,6 +344,8 @@ impl ManagedLedger {
             .this
             .upgrade()
             .expect("it is alive: we are inside of it");
-        self.shared.uncancelled(change(this)).await
+        // Boxed, so that the caller has no room for it: thousands may open topics at once.
+        let change = Box::pin(change(this));
+        self.shared.uncancelled(change).await
     }
 }

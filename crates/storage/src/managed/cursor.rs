@@ -245,7 +245,7 @@ impl Cursor {
     fn is_full(&self, state: &CellState, offset: u64) -> bool {
         let max = self.topic.shared().config.cursor_ranges_max;
         let acks = &state.acks;
-        acks.acked().len() + acks.batches().len() >= max
+        acks.acked().weight() + acks.batches().len() >= max
             && offset > acks.next()
             && acks.acked().would_grow(offset)
     }

@@ -144,19 +144,24 @@ impl Cell {
     /// One record, or several for a cursor with very many ranges.
     fn encode_all(&self, state: &CellState, out: &mut dyn FnMut(&[u8])) {
         let acks = &state.acks;
-        let ranges: Vec<Range<u64>> = acks.acked().iter().collect();
         let batches: Vec<_> = acks.batches().iter().map(|(o, w)| (*o, &**w)).collect();
-        let mut chunks = ranges.chunks(RANGES_A_RECORD);
-        let first = chunks.next().unwrap_or_default();
+        // There may be millions.
+        let mut ranges = acks.acked().iter();
+        let mut chunk = || -> Vec<Range<u64>> { ranges.by_ref().take(RANGES_A_RECORD).collect() };
+        let first = chunk();
 
         let mut record = self.header(kind::CURSOR, state.epoch);
         put_bytes(&mut record, self.name.as_bytes());
         put_properties(&mut record, state.properties.as_deref());
-        AckState::encode(&mut record, acks.next(), first, &[]);
+        AckState::encode(&mut record, acks.next(), &first, &[]);
         out(&record);
-        for chunk in chunks {
+        loop {
+            let chunk = chunk();
+            if chunk.is_empty() {
+                break;
+            }
             let mut record = self.header(kind::ACKS, state.epoch);
-            AckState::encode(&mut record, acks.next(), chunk, &[]);
+            AckState::encode(&mut record, acks.next(), &chunk, &[]);
             out(&record);
         }
         for chunk in batches.chunks(256) {

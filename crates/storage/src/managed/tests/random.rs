@@ -398,6 +398,15 @@ impl<M: Machine> World<M> {
         let Some((cursor_name, cursor)) = self.cursor(name) else {
             return true;
         };
+        if self.random.one_in(8) {
+            // Here and there, so that the cursor's ranges become a bitmap.
+            let step = 2 + self.random.below(2) as usize;
+            let model = self.models.get_mut(name).unwrap();
+            let scattered: Vec<_> = model.confirmed.keys().step_by(step).copied().collect();
+            cursor.ack(&scattered).unwrap();
+            let known = model.cursors.get_mut(&cursor_name).unwrap();
+            scattered.iter().for_each(|at| known.ack(*at, WHOLE));
+        }
         for _ in 0..=self.random.below(4) {
             let Some(at) = self.position(name) else {
                 return true;
