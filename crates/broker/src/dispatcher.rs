@@ -12,6 +12,7 @@ pub(crate) mod flow;
 pub(crate) mod hash;
 pub(crate) mod key_range;
 pub(crate) mod key_shared;
+mod pending;
 pub(crate) mod replay;
 pub(crate) mod round_robin;
 pub(crate) mod shared;

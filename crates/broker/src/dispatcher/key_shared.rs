@@ -36,10 +36,14 @@ impl KeyShared {
 
     /// Who may get entries of this hash now.
     pub(crate) fn owner(&self, hash: u32) -> Option<ConsumerKey> {
-        if self.draining.contains_key(&hash) {
+        if self.is_draining(hash) {
             return None;
         }
         self.ranges.owner(hash)
+    }
+
+    pub(crate) fn is_draining(&self, hash: u32) -> bool {
+        self.draining.contains_key(&hash)
     }
 
     pub(crate) fn add(

@@ -3,13 +3,14 @@
 //! Owns the consumers' permits, what is out unacked (each entry at exactly one consumer), what
 //! waits to be sent again with its redelivery counts, and what is not yet due.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use geminga_model::Position;
 
 use super::delayed::Delayed;
 use super::key_range::AssignError;
 use super::key_shared::KeyShared;
+use super::pending::{Pending, PendingTable};
 use super::replay::Replay;
 use super::round_robin::RoundRobin;
 use super::{Candidate, ConsumerKey, Flow, Limits, Verdict, Want};
@@ -18,14 +19,6 @@ use super::{Candidate, ConsumerKey, Flow, Limits, Verdict, Want};
 pub(crate) enum Routing {
     RoundRobin(RoundRobin),
     Keys(KeyShared),
-}
-
-/// An entry that is out at a consumer.
-#[derive(Debug, Clone, Copy)]
-struct Pending {
-    holder: ConsumerKey,
-    messages: u32,
-    hash: u32,
 }
 
 /// The consumers that take an entry now, and what they take.
@@ -51,6 +44,11 @@ impl Ready {
     }
 }
 
+/// Consumers from which on the owner of a hash is remembered: with fewer it is found as fast.
+const OWNERS_FROM: usize = if cfg!(test) { 2 } else { 32 };
+/// Key hashes are below this.
+const HASHES: usize = 1 << 16;
+
 /// Entries that wait to be sent again, above which no delayed ones are added: they come when there
 /// is room. All may be due at once.
 const WAKE_MAX: usize = 20_000;
@@ -62,11 +60,13 @@ pub(crate) struct Shared {
     /// By priority level, then in order of arrival.
     consumers: Vec<Flow>,
     index: HashMap<ConsumerKey, usize>,
+    /// By key hash the place of its owner plus one, as far as it was asked for; else 0.
+    owners: Vec<u16>,
     /// Kept up to date by `change`, so that no dispatch looks at all consumers.
     ready: Ready,
     /// Consumers whose connections took no more when last seen.
     full: Vec<ConsumerKey>,
-    pending: BTreeMap<Position, Pending>,
+    pending: PendingTable,
     replay: Replay,
     redeliveries: HashMap<Position, u32>,
     delayed: Delayed,
@@ -81,9 +81,10 @@ impl Shared {
             limits,
             consumers: Vec::new(),
             index: HashMap::new(),
+            owners: Vec::new(),
             ready: Ready::default(),
             full: Vec::new(),
-            pending: BTreeMap::new(),
+            pending: PendingTable::default(),
             replay: Replay::default(),
             redeliveries: HashMap::new(),
             delayed: Delayed::default(),
@@ -122,12 +123,10 @@ impl Shared {
         self.full.retain(|other| *other != key);
         self.unacked -= flow.unacked();
         let replay = &mut self.replay;
-        self.pending.retain(|position, pending| {
-            if pending.holder == key {
-                replay.insert(*position, pending.hash);
-            }
-            pending.holder != key
-        });
+        self.pending.take_if(
+            |pending| pending.holder == key,
+            |position, pending| replay.insert(position, pending.hash),
+        );
         if let Routing::Keys(keys) = &mut self.routing {
             let out = self
                 .pending
@@ -318,7 +317,7 @@ impl Shared {
             self.delayed.insert(deliver_at_ms, position, hash);
             return Verdict::Later;
         }
-        if self.pending.contains_key(&position) {
+        if self.pending.contains(position) {
             return Verdict::Later;
         }
         let waiting = self.replay.remove(position);
@@ -416,10 +415,34 @@ impl Shared {
                 if keys.is_in_order() && !waiting && self.replay.holds_hash(candidate.hash) {
                     return None;
                 }
-                let owner = keys.owner(candidate.hash)?;
-                let at = *self.index.get(&owner)?;
+                if keys.is_draining(candidate.hash) {
+                    return None;
+                }
+                let slot = candidate.hash as usize;
+                let at = match self.owners.get(slot) {
+                    Some(known) if *known > 0 => usize::from(*known) - 1,
+                    _ => {
+                        let owner = keys.owner(candidate.hash)?;
+                        let at = *self.index.get(&owner)?;
+                        self.remember_owner(slot, at);
+                        at
+                    }
+                };
                 self.consumers[at].is_ready().then_some(at)
             }
+        }
+    }
+
+    /// The search for an owner takes the longer the more there are.
+    fn remember_owner(&mut self, hash: usize, at: usize) {
+        if self.consumers.len() < OWNERS_FROM {
+            return;
+        }
+        if self.owners.is_empty() {
+            self.owners = vec![0; HASHES];
+        }
+        if let (Some(slot), Ok(place)) = (self.owners.get_mut(hash), u16::try_from(at + 1)) {
+            *slot = place;
         }
     }
 
@@ -431,7 +454,7 @@ impl Shared {
         if !self.redeliveries.is_empty() {
             self.redeliveries.remove(&position);
         }
-        let Some(pending) = self.pending.remove(&position) else {
+        let Some(pending) = self.pending.remove(position) else {
             return waited;
         };
         self.release(pending, pending.messages) || waited
@@ -443,7 +466,7 @@ impl Shared {
         if let Some(hash) = self.replay.take(position) {
             return Some((hash, true));
         }
-        let pending = self.pending.remove(&position)?;
+        let pending = self.pending.remove(position)?;
         Some((pending.hash, self.release(pending, pending.messages)))
     }
 
@@ -455,7 +478,7 @@ impl Shared {
 
     /// `left` messages of the entry's batch are still to be acked.
     pub(crate) fn ack_part(&mut self, position: Position, left: u32) -> bool {
-        let Some(pending) = self.pending.get_mut(&position) else {
+        let Some(pending) = self.pending.get_mut(position) else {
             return false;
         };
         let acked = pending.messages.saturating_sub(left);
@@ -470,11 +493,7 @@ impl Shared {
     pub(crate) fn ack_through(&mut self, through: Position) {
         self.replay.remove_through(through);
         self.redeliveries.retain(|position, _| *position > through);
-        while let Some(entry) = self.pending.first_entry() {
-            if *entry.key() > through {
-                break;
-            }
-            let pending = entry.remove();
+        while let Some(pending) = self.pending.pop_through(through) {
             self.release(pending, pending.messages);
         }
     }
@@ -482,7 +501,7 @@ impl Shared {
     /// Messages of an entry that are out at this consumer.
     pub(crate) fn pending_messages(&self, position: Position) -> Option<(ConsumerKey, u32)> {
         self.pending
-            .get(&position)
+            .get(position)
             .map(|pending| (pending.holder, pending.messages))
     }
 
@@ -494,18 +513,18 @@ impl Shared {
             Some(positions) => positions
                 .iter()
                 .copied()
-                .filter(|position| self.pending.get(position).is_some_and(held))
+                .filter(|position| self.pending.get(*position).is_some_and(held))
                 .collect(),
             None => self
                 .pending
                 .iter()
                 .filter(|(_, p)| held(p))
-                .map(|(at, _)| *at)
+                .map(|(at, _)| at)
                 .collect(),
         };
         let mut count = 0;
         for position in back {
-            let Some(pending) = self.pending.remove(&position) else {
+            let Some(pending) = self.pending.remove(position) else {
                 continue;
             };
             count += 1;
@@ -521,8 +540,8 @@ impl Shared {
         self.replay.clear();
         self.delayed.clear();
         self.redeliveries.clear();
-        for (_, pending) in std::mem::take(&mut self.pending) {
-            self.release(pending, pending.messages);
+        for pending in std::mem::take(&mut self.pending).values() {
+            self.release(*pending, pending.messages);
         }
     }
 
@@ -573,6 +592,7 @@ impl Shared {
     }
 
     fn consumers_changed(&mut self, gone: Option<ConsumerKey>) {
+        self.owners = Vec::new();
         self.index = self
             .consumers
             .iter()

@@ -1,5 +1,6 @@
 //! From the log to the consumers' outboxes.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -627,6 +628,8 @@ pub(super) struct Sent {
 /// Queues entries; keeps the outbox of one consumer locked as long as it is the same.
 pub(super) struct Sender<'a> {
     consumers: &'a [Consumer],
+    /// The consumer found last, and where: the one that is asked is mostly the one that gets it.
+    found: Cell<Option<(ConsumerKey, usize)>>,
     current: Option<Lane<'a>>,
     partition: Option<i32>,
     now_ms: u64,
@@ -650,6 +653,7 @@ impl<'a> Sender<'a> {
     pub(super) fn new(consumers: &'a [Consumer], source: &Source<'_>) -> Sender<'a> {
         Sender {
             consumers,
+            found: Cell::new(None),
             current: None,
             partition: source.partition,
             now_ms: source.now_ms,
@@ -662,8 +666,20 @@ impl<'a> Sender<'a> {
         match &self.current {
             // What `send` said of it holds.
             Some(lane) if lane.consumer.key == key => true,
-            _ => place_of(self.consumers, key)
+            _ => self
+                .place_of(key)
                 .is_some_and(|at| self.consumers[at].peer.check_writable()),
+        }
+    }
+
+    fn place_of(&self, key: ConsumerKey) -> Option<usize> {
+        match self.found.get() {
+            Some((found, at)) if found == key => Some(at),
+            _ => {
+                let at = place_of(self.consumers, key)?;
+                self.found.set(Some((key, at)));
+                Some(at)
+            }
         }
     }
 
@@ -683,7 +699,7 @@ impl<'a> Sender<'a> {
         {
             // Unlocked before the next one is locked.
             self.current = None;
-            let Some(at) = place_of(self.consumers, key) else {
+            let Some(at) = self.place_of(key) else {
                 return false;
             };
             let consumer = &self.consumers[at];
