@@ -67,7 +67,13 @@ pub(crate) struct Connection {
     pub(crate) ready: bool,
     pub(crate) login: handshake::Login,
     pub(crate) requests: usize,
+    /// Frames that wait because so many requests are under way.
+    held: Frames,
+    /// There are such, here or in the read buffer.
+    behind: bool,
     pub(crate) batch: Batch,
+    /// Whose turn it is when the outbox has room again.
+    pub(crate) turn: usize,
     /// The topic of the batch, and what it takes.
     pub(crate) batch_topic: Option<Arc<Topic>>,
     send_limits: SendLimits,
@@ -125,7 +131,10 @@ where
         ready: false,
         login: handshake::Login::default(),
         requests: 0,
+        held: Frames::default(),
+        behind: false,
         batch: Batch::default(),
+        turn: 0,
         batch_topic: None,
         send_limits: SendLimits::default(),
         txn_checked: None,
@@ -168,7 +177,15 @@ impl Connection {
             });
             match event.await {
                 Err(closed) => return closed,
-                Ok(Event::Progress) => self.after_write(),
+                Ok(Event::Progress) => {
+                    self.after_write();
+                    if self.behind
+                        && let Err(closed) = self.handle_input(&mut input, limit)
+                    {
+                        self.flush_now(&mut stream, &mut output).await;
+                        return closed;
+                    }
+                }
                 Ok(Event::Tick) => {
                     if !self.ready || (self.silent && !self.must_pause()) {
                         return Closed::Silent;
@@ -268,19 +285,34 @@ impl Connection {
             || !self.peer.takes_replies()
     }
 
+    /// Handles what was held, then what is in the buffer, as long as it may begin requests. What is
+    /// left goes on when one of those ends.
     fn handle_input(&mut self, input: &mut BytesMut, limit: usize) -> Result<(), Closed> {
         loop {
-            let mut frames = Frames::cut(input, limit)?;
+            self.behind = self.requests >= REQUESTS_MAX;
+            if self.behind {
+                return Ok(());
+            }
+            let mut frames = std::mem::take(&mut self.held);
+            if frames.is_empty() {
+                frames = Frames::cut(input, limit)?;
+            }
             if frames.is_empty() {
                 return Ok(());
             }
-            while let Some(frame) = frames.next() {
+            while self.requests < REQUESTS_MAX
+                && let Some(frame) = frames.next()
+            {
                 if let Err(closed) = self.handle_frame(&frame) {
                     self.publish_batch();
                     return Err(closed);
                 }
             }
             self.publish_batch();
+            // Not kept when empty: it holds the whole buffer.
+            if !frames.is_empty() {
+                self.held = frames;
+            }
         }
     }
 
@@ -367,6 +399,8 @@ impl Connection {
     {
         self.requests += 1;
         let peer = self.peer.clone();
+        // Boxed: see `Tasks::spawn`.
+        let future = Box::pin(future);
         self.core.tasks.spawn_cancellable(name, async move {
             let job = future.await;
             peer.outbox

@@ -61,6 +61,16 @@ impl Tasks {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: std::fmt::Display + Send + 'static,
     {
+        // Boxed first: each wrapper would else have room for it twice, for what it captured and for
+        // what it awaits, and many thousands of tasks may be under way.
+        self.run(name, on_error, Box::pin(future));
+    }
+
+    fn run<F, E>(&self, name: &'static str, on_error: OnError, future: F)
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::fmt::Display + Send + 'static,
+    {
         let cancel = self.cancel.clone();
         let guard = PanicGuard {
             name,
@@ -91,7 +101,8 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let cancel = self.cancel.clone();
-        self.spawn(name, OnError::Log, async move {
+        let future = Box::pin(future);
+        self.run(name, OnError::Log, async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = future => {}

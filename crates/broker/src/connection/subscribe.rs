@@ -139,9 +139,13 @@ impl Connection {
         }
     }
 
-    /// The outbox has room again: dispatches to this connection's consumers.
+    /// The outbox has room again: dispatches to this connection's consumers. The first of them may
+    /// fill it, so another one is first the next time.
     pub(super) fn resume_consumers(&mut self) {
-        for slot in self.consumers.values() {
+        let first = self.turn % self.consumers.len().max(1);
+        self.turn = first + 1;
+        let all = || self.consumers.values();
+        for slot in all().skip(first).chain(all().take(first)) {
             if let ConsumerSlot::Open(open) = slot {
                 open.topic.resume(open.subscription);
             }

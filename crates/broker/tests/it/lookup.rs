@@ -1,7 +1,11 @@
 //! Lookups, partition metadata, topic lists, watchers, schemas.
 
+use std::collections::BTreeSet;
+
+use bytes::BytesMut;
 use geminga_broker::{BrokerConfig, TopicType};
 use geminga_proto::Command;
+use geminga_proto::frame::encode_command;
 use geminga_proto::pb::command_get_topics_of_namespace::Mode;
 use geminga_proto::pb::command_lookup_topic_response::LookupType;
 use geminga_proto::pb::*;
@@ -420,4 +424,32 @@ async fn get_or_create_schema_needs_the_topic() {
     let none = create(TOPIC, schema(schema::Type::None, "")).await;
     assert_eq!(none.schema_version(), b"");
     assert_eq!(create(TOPIC, string).await.schema_version(), [0; 8]);
+}
+
+#[tokio::test]
+async fn more_requests_at_once_than_may_be_under_way_are_all_answered_once() {
+    let server = Server::new().await;
+    let mut wire = server.connect().await;
+    let count = 3_000;
+    let mut all = BytesMut::new();
+    for request_id in 0..count {
+        let request = CommandPartitionedTopicMetadata {
+            topic: format!("persistent://public/default/many-{}", request_id % 7),
+            request_id,
+            metadata_auto_creation_enabled: Some(false),
+            ..Default::default()
+        };
+        encode_command(&request.into(), &mut all);
+    }
+    encode_command(&CommandPing {}.into(), &mut all);
+    wire.raw(&all).await;
+    let (mut answered, mut pongs) = (BTreeSet::new(), 0);
+    while (answered.len() as u64) < count || pongs == 0 {
+        match wire.next().await.0 {
+            Command::PartitionedMetadataResponse(r) => assert!(answered.insert(r.request_id)),
+            Command::Pong(_) => pongs += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    wire.quiet().await;
 }
