@@ -220,8 +220,8 @@ impl Connection {
             self.batch_topic = Some(topic.clone());
             self.send_limits = topic.send_limits();
         }
-        let counts = match self.check_send(send, frame.block()) {
-            Ok(counts) => counts,
+        let seen = match self.check_send(send, frame.block()) {
+            Ok(seen) => seen,
             Err((kind, text)) => {
                 // In order with the receipts of what came before.
                 self.publish_batch();
@@ -239,12 +239,12 @@ impl Connection {
         }
         let mut block = frame.block_bytes();
         if let Some(txn) = transaction
-            && peek(&block).is_ok_and(|head| TxnId::of(&head).is_none())
+            && !seen.names_transaction
             && let Ok(named) = with_transaction(&block, txn.tc, txn.number)
         {
             block = named;
         }
-        let receipt = match receipt_of(&self.batch, send, &block, counts) {
+        let receipt = match receipt_of(&self.batch, send, &block, seen) {
             Ok(receipt) => receipt,
             Err(text) => {
                 self.publish_batch();
@@ -270,8 +270,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether deduplication counts the message, unless it must be refused.
-    fn check_send(&self, send: &Send, block: &[u8]) -> Result<Counts, (ServerError, String)> {
+    /// What the metadata says that matters from here on, unless the message must be refused.
+    fn check_send(&self, send: &Send, block: &[u8]) -> Result<Seen, (ServerError, String)> {
         if verify_checksum(block).is_err() {
             return Err((
                 ServerError::ChecksumError,
@@ -354,9 +354,13 @@ impl Connection {
             ));
         }
         let is_part = head.is_chunk() && !head.is_last_chunk();
-        Ok(match is_part || is_marker {
-            true => Counts::No,
-            false => Counts::BySequence,
+        Ok(Seen {
+            counts: match is_part || is_marker {
+                true => Counts::No,
+                false => Counts::BySequence,
+            },
+            names_transaction: TxnId::of(&head).is_some(),
+            is_known_marker: head.marker_type.is_some_and(Marker::is_one),
         })
     }
 
@@ -411,18 +415,27 @@ impl Connection {
     }
 }
 
+/// What was found in a message's metadata, which is read once.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    /// Whether deduplication counts the message.
+    counts: Counts,
+    names_transaction: bool,
+    is_known_marker: bool,
+}
+
 /// What a message is answered with. A replicator that names the place of each message in its own
 /// cluster is answered with that place, and a marker with a number that no message has.
 fn receipt_of(
     batch: &Batch,
     send: &Send,
     block: &[u8],
-    counts: Counts,
+    seen: Seen,
 ) -> Result<Receipt, &'static str> {
     let plain = Receipt {
         sequence_id: send.sequence_id,
         highest_sequence_id: send.highest_sequence_id,
-        counts,
+        counts: seen.counts,
     };
     let by_source = match batch.producer.as_ref().map(|producer| producer.origin) {
         None | Some(Origin::Client) => return Ok(plain),
@@ -435,7 +448,7 @@ fn receipt_of(
             ..plain
         });
     }
-    if peek(block).is_ok_and(|head| head.marker_type.is_some_and(Marker::is_one)) {
+    if seen.is_known_marker {
         return Ok(Receipt {
             highest_sequence_id: Some(i64::MIN as u64),
             counts: Counts::No,

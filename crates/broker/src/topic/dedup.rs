@@ -306,4 +306,9 @@ impl Receipt {
         let highest = self.highest_sequence_id.map_or(first, |id| id as i64);
         (first.into(), first.max(highest).into())
     }
+
+    /// The last of the entry, if it counts.
+    pub(super) fn highest_counted(&self) -> Option<Sequence> {
+        (self.counts != Counts::No).then(|| self.sequence_ids().1)
+    }
 }

@@ -210,9 +210,7 @@ impl Topic {
             };
             match dedup.judge(&producer.name, receipt) {
                 Verdict::New => {
-                    let sequence_id = dedup
-                        .check(&producer.name, std::slice::from_ref(receipt))
-                        .unwrap_or(None);
+                    let sequence_id = receipt.highest_counted();
                     let head = peek(entry).unwrap_or_default();
                     let part = Part {
                         entries: std::slice::from_ref(entry),
