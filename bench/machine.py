@@ -120,9 +120,11 @@ class SyncProbe:
         os.unlink(self.path)
 
 
-def forget_pages(folder):
-    """Drops the page cache of every file below `folder`, so that the next read comes from the disk."""
-    os.sync()
+def forget_pages(folder, sync=True):
+    """Drops the page cache of every file below `folder`, so that the next read comes from the disk. What is not synced
+    stays; `sync` is of the whole machine, and stops whoever writes meanwhile."""
+    if sync:
+        os.sync()
     for base, _, names in os.walk(folder):
         for name in names:
             try:

@@ -29,6 +29,17 @@ def padded(number, size=_PAD):
     return bytes(out)
 
 
+def make_and_close(topic, number):
+    """A producer that comes and goes: what makes a topic. Built by hand, since the load must be cheaper than the server."""
+    name = topic.encode()
+    body = b"\x0a" + wire.varint(len(name)) + name + b"\x10" + wire.varint(number) + b"\x18" + wire.varint(number)
+    made = b"\x08\x05\x2a" + wire.varint(len(body)) + body
+    body = b"\x08" + wire.varint(number) + b"\x10" + wire.varint(number)
+    closed = b"\x08\x0f\x7a" + wire.varint(len(body)) + body
+    pack = _LENGTH.pack
+    return pack(4 + len(made)) + pack(len(made)) + made + pack(4 + len(closed)) + pack(len(closed)) + closed
+
+
 class Frames:
     """SEND frames of which only the sequence id (and a second number in the metadata) differs."""
 
