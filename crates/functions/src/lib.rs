@@ -13,12 +13,14 @@ pub(crate) mod instance;
 pub mod pipe;
 pub(crate) mod plan;
 pub mod runtime;
+pub mod trial;
 pub mod worker;
 
 pub use component::{Component, ComponentId, Kind};
 pub use connector::table::TableView;
 pub use error::WorkerError;
 pub use pipe::{PipeReport, run_pipe};
+pub use trial::{Trial, TrialReport, TrialValue, check_code, run_trial};
 pub use worker::report::{
     ExceptionInformation, FunctionState, FunctionStats, FunctionStatus, Progress,
 };

@@ -21,8 +21,8 @@ use crate::instance::sink::{Sink, WriteError};
 use crate::instance::source::{Acker, Incoming, Origin, Source};
 use crate::instance::state::FunctionState;
 use crate::instance::{Gauge, Instance};
-use crate::plan::{Process, plan};
-use crate::runtime::{BoxFuture, LogLine, Message, Output, Processes};
+use crate::plan::{Policy, Process, plan};
+use crate::runtime::{BoxFuture, Host, LogLine, Message, Output, Processes, Services};
 use crate::worker::runtimes::Runtimes;
 
 /// What became of the lines.
@@ -52,26 +52,12 @@ pub async fn run_pipe(
     output: impl AsyncWrite + Send + Unpin + 'static,
     on_log: Option<OnLine>,
 ) -> Result<PipeReport, WorkerError> {
-    if config.all_inputs().is_ok_and(|inputs| inputs.is_empty()) {
-        config.inputs = Some(vec!["stdin".to_owned()]);
-    }
-    config.max_message_retries = config.max_message_retries.or(Some(0));
-    let code = config.code().map(|(_, path)| Path::new(path).to_path_buf());
-    let plan = plan(&config.into(), code.as_deref()).map_err(WorkerError::Invalid)?;
-    let Process::Host(language, spec) = plan.process else {
-        return Err(WorkerError::Invalid(vec!["not a function".to_owned()]));
-    };
     let tasks = Tasks::new();
-    let processes =
-        Processes::start(None).map_err(WorkerError::io("starting the process guard"))?;
-    let runtimes = Runtimes::new(processes, tasks.clone());
     let gauge = Arc::new(Gauge::default());
     let state = Arc::new(FunctionState::in_memory(&tasks));
-    let context = Context::new(gauge.clone(), Some(state.clone()), on_log);
-    let host = runtimes
-        .start(language, Arc::new(*spec), Arc::new(context))
-        .await
-        .map_err(|broken| WorkerError::Invalid(vec![crate::worker::broken_text(&broken)]))?;
+    let services = Arc::new(Context::new(gauge.clone(), Some(state.clone()), on_log));
+    config.max_message_retries = config.max_message_retries.or(Some(0));
+    let (policy, host) = start_host(config, services, &tasks).await?;
     let instance = Instance {
         source: Box::new(LineSource {
             lines: Box::new(BufReader::with_capacity(256 * 1024, input)),
@@ -84,7 +70,7 @@ pub async fn run_pipe(
             waiting: Vec::new(),
         }),
         state: Some(state),
-        policy: plan.policy,
+        policy,
         gauge: gauge.clone(),
         tasks: tasks.clone(),
     };
@@ -106,6 +92,29 @@ pub async fn run_pipe(
             .map(|e| e.text)
             .collect(),
     })
+}
+
+/// Plans a function that runs without a broker, and starts its code.
+pub(crate) async fn start_host(
+    mut config: FunctionConfig,
+    services: Arc<dyn Services>,
+    tasks: &Tasks,
+) -> Result<(Policy, Box<dyn Host>), WorkerError> {
+    if config.all_inputs().is_ok_and(|inputs| inputs.is_empty()) {
+        config.inputs = Some(vec!["stdin".to_owned()]);
+    }
+    let code = config.code().map(|(_, path)| Path::new(path).to_path_buf());
+    let plan = plan(&config.into(), code.as_deref()).map_err(WorkerError::Invalid)?;
+    let Process::Host(language, spec) = plan.process else {
+        return Err(WorkerError::Invalid(vec!["not a function".to_owned()]));
+    };
+    let processes =
+        Processes::start(None).map_err(WorkerError::io("starting the process guard"))?;
+    let host = Runtimes::new(processes, tasks.clone())
+        .start(language, Arc::new(*spec), services)
+        .await
+        .map_err(|broken| WorkerError::Invalid(vec![crate::worker::broken_text(&broken)]))?;
+    Ok((plan.policy, host))
 }
 
 struct LineSource {
@@ -181,7 +190,8 @@ async fn buffered(lines: &mut Box<dyn AsyncBufRead + Send + Unpin>) -> bool {
     filled.await
 }
 
-struct Nobody;
+/// Acknowledges to nobody: the end of a source that nobody keeps.
+pub(crate) struct Nobody;
 
 impl Acker for Nobody {
     fn ack(&self, _origins: Vec<Origin>, _durable: bool) -> BoxFuture<'_, Result<(), String>> {

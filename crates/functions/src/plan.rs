@@ -156,7 +156,6 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
             "exposePulsarAdminClientEnabled",
             config.expose_pulsar_admin_client_enabled == Some(true),
         ),
-        ("idleTimeoutMs", config.idle_timeout_ms.is_some()),
         (
             "inputTypeClassName",
             !is_java && java_type(config.input_type_class_name.as_deref()),
@@ -239,7 +238,12 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
     if !options.args.is_empty() && matches!(language, Language::Python | Language::Java) {
         refused.push("`args` of `customRuntimeOptions`: use `runtimeFlags`".to_owned());
     }
-    if language == Language::Java && config.class_name.as_deref().unwrap_or("").is_empty() {
+    // A NAR may name its class itself.
+    let is_nar = path.extension().is_some_and(|ending| ending == "nar");
+    if language == Language::Java
+        && !is_nar
+        && config.class_name.as_deref().unwrap_or("").is_empty()
+    {
         refused.push("`className` is missing: the class of the function in the jar".to_owned());
     }
     let schemas: BTreeMap<String, String> = inputs
@@ -280,6 +284,10 @@ fn function(config: &FunctionConfig, code: Option<&Path>, refused: &mut Refused)
         manual_ack: guarantee == ProcessingGuarantees::Manual,
         options,
         runtime_flags: split_flags(config.runtime_flags.as_deref().unwrap_or("")),
+        idle: config
+            .idle_timeout_ms
+            .and_then(|ms| u64::try_from(ms).ok())
+            .map(Duration::from_millis),
         input_type: config.input_type_class_name.clone().filter(|_| is_java),
         output_type: config.output_type_class_name.clone().filter(|_| is_java),
         ..HostSpec::default()
@@ -691,27 +699,43 @@ fn check_schemas(
     config: &FunctionConfig,
     refused: &mut Refused,
 ) {
-    for (topic, schema) in schemas {
-        // A dotted name is a class that the Python host imports.
-        let class = language == Language::Python && schema.contains('.');
-        if !class && unsupported_schema(Some(schema)) {
-            refused.push(format!("schema `{schema}` of input `{topic}` is not supported: use none, bytes, string or json"));
-        }
-    }
-    if let Some(schema) = output
-        && !(language == Language::Python && schema.contains('.'))
-        && unsupported_schema(Some(schema))
-    {
+    // A dotted name is a class that the host loads; Java's knows the schemas of Pulsar's client.
+    let known = |schema: &str| match language {
+        Language::Python => schema.contains('.') || !unsupported_schema(Some(schema)),
+        Language::Java => schema.contains('.') || java_schema(schema),
+        _ => !unsupported_schema(Some(schema)),
+    };
+    let names = match language {
+        Language::Java => JAVA_SCHEMAS.join(", "),
+        _ => "none, bytes, string or json".to_owned(),
+    };
+    for (topic, schema) in schemas.iter().filter(|(_, schema)| !known(schema)) {
         refused.push(format!(
-            "`outputSchemaType: {schema}` is not supported: use none, bytes, string or json"
+            "schema `{schema}` of input `{topic}` is not supported: use {names}"
         ));
     }
-    if language != Language::Python
+    if let Some(schema) = output.filter(|schema| !known(schema)) {
+        refused.push(format!(
+            "`outputSchemaType: {schema}` is not supported: use {names}"
+        ));
+    }
+    if !matches!(language, Language::Python | Language::Java)
         && (!serdes.is_empty() || config.output_serde_class_name.is_some())
     {
-        refused
-            .push("SerDe classes are for Python functions: others get and give bytes".to_owned());
+        refused.push(
+            "SerDe classes are for Python and Java functions: others get and give bytes".to_owned(),
+        );
     }
+}
+
+/// The schemas that Java's host reads and writes by the type of the class.
+const JAVA_SCHEMAS: [&str; 13] = [
+    "none", "bytes", "string", "json", "avro", "protobuf", "bool", "int8", "int16", "int32",
+    "int64", "float", "double",
+];
+
+fn java_schema(name: &str) -> bool {
+    name.is_empty() || JAVA_SCHEMAS.contains(&name.to_ascii_lowercase().as_str())
 }
 
 fn secrets(secrets: Option<&Map<String, Value>>) -> BTreeMap<String, String> {
@@ -776,7 +800,6 @@ mod tests {
                 "EFFECTIVELY_ONCE",
             ),
             (r#""windowConfig":{"windowLengthCount":3}"#, "windowConfig"),
-            (r#""idleTimeoutMs":5"#, "idleTimeoutMs"),
             (
                 r#""exposePulsarAdminClientEnabled":true"#,
                 "exposePulsarAdminClientEnabled",

@@ -27,6 +27,7 @@ pub mod options;
 mod pipe;
 pub(crate) mod process;
 pub mod python;
+pub(crate) mod sleeper;
 pub(crate) mod stderr;
 pub(crate) mod toolchain;
 pub(crate) mod warm;
@@ -37,6 +38,18 @@ pub use process::Processes;
 pub(crate) use process::plain;
 pub(crate) use warm::incremented;
 pub(crate) use wire::shell as wire_base64;
+
+/// Standard base64 of bytes, with padding.
+#[must_use]
+pub fn base64_text(bytes: &[u8]) -> String {
+    wire_base64::base64(bytes)
+}
+
+/// Undoes [`base64_text`]; `None` for other text.
+#[must_use]
+pub fn base64_bytes(text: &str) -> Option<Vec<u8>> {
+    wire_base64::from_base64(text)
+}
 
 /// A boxed future, so that the traits can be used as objects.
 pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -283,6 +296,8 @@ pub struct HostSpec {
     pub output_type: Option<String>,
     /// Java: the largest heap.
     pub heap_bytes: Option<u64>,
+    /// Without a message for so long, the code ends; the next message starts it again.
+    pub idle: Option<std::time::Duration>,
     /// Extra arguments of the interpreter.
     pub runtime_flags: Vec<String>,
 }

@@ -7,19 +7,24 @@ mod admin;
 mod client;
 mod component;
 mod consume;
+mod dev;
 mod explain;
 mod functions;
+mod init;
+mod lock;
 mod mesh;
 mod namespaces;
 mod perf;
 mod produce;
 mod run;
 mod sinks;
+mod source;
 mod sources;
 mod standalone;
 mod storage;
 mod subscriptions;
 mod tenants;
+mod test;
 mod tokens;
 mod topics;
 
@@ -133,6 +138,14 @@ impl Global {
 enum Command {
     /// Run a mesh, a configuration or a script until its input is drained
     Run(run::RunArgs),
+    /// Begin a function: code, configuration and cases in a directory
+    Init(init::InitArgs),
+    /// Run the cases that stand beside functions, without a server
+    Test(test::TestArgs),
+    /// Write down the exact packages that a Python function needs
+    Lock(lock::LockArgs),
+    /// Run a server and one function while you write it
+    Dev(dev::DevArgs),
     /// Make, look at and remove topics
     #[command(visible_alias = "topic")]
     Topics(topics::TopicsArgs),
@@ -222,6 +235,10 @@ fn dispatch(cli: Cli) -> Outcome {
     telemetry::start(global.verbose, "warn");
     match cli.command {
         Command::Run(args) => run::run(args, &global),
+        Command::Init(args) => init::run(&args, &global),
+        Command::Test(args) => test::run(args, &global),
+        Command::Lock(args) => lock::run(&args, &global),
+        Command::Dev(args) => dev::run(args, &global),
         Command::Topics(args) => topics::run(args, &global),
         Command::Subscriptions(args) => subscriptions::run(args, &global),
         Command::Functions(args) => functions::run(args, &global),

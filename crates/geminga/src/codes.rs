@@ -261,6 +261,40 @@ const CODES: &[Code] = &[
         "Its code does not start, or breaks again and again. The cause holds what it said last.",
     ),
     (
+        "G0420",
+        "cases failed",
+        "`geminga test` ran the cases beside a function, and not all came out as they say. Lines with `-` were wanted, \
+         lines with `+` came. `--update` writes what came into the cases; only what a case names is compared.",
+    ),
+    (
+        "G0421",
+        "a file of cases can't be read",
+        "It is called NAME.test.yaml and has `cases:`, a list. A case has `name`; `input` (one message) or `messages`; \
+         and may have `config`, `secrets`, `state` and `expect` with `output` or `outputs`, `state`, `error` or `errors`, \
+         `logs` and `metrics`. Text that looks like a number stands in quotes. `geminga init bash DIR` writes an example.",
+    ),
+    (
+        "G0422",
+        "no cases were found",
+        "`geminga test` looks for files called NAME.test.yaml, in the directories that are named or here.",
+    ),
+    (
+        "G0423",
+        "a directory is too large for a function",
+        "A function's directory is read whole, to test it or to see what was saved. Put the function into one of its own.",
+    ),
+    (
+        "G0424",
+        "files are there already",
+        "`geminga init` overwrites nothing. Name another directory, or move the files away.",
+    ),
+    (
+        "G0425",
+        "requirements can't be locked",
+        "`geminga lock` asks pip what requirements.txt comes to, and writes each package with its version and hash into \
+         requirements.lock, which is what the worker installs. pip's own words are in the cause.",
+    ),
+    (
         "G0501",
         "the broker can't be reached",
         "Nothing answers at the service URL. Start a server with `geminga standalone`, or name another one \

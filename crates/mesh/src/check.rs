@@ -206,7 +206,8 @@ fn check_code(
             );
             Diagnostic::error("G0313", message).help("a path is relative to the file that names it")
         }
-        FileKind::Directory if runtime.code_field() != "go" => {
+        // Sources that are built where they run, and packages of Python.
+        FileKind::Directory if !matches!(runtime.code_field(), "go" | "jar" | "py") => {
             let message = format!(
                 "code of function `{}`: `{}` is a directory",
                 component.name(),

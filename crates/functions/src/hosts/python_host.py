@@ -284,11 +284,6 @@ class Context:
         self._logger = None
         self._pending = {}
 
-    def _begin(self, block):
-        self._block = block
-        self._headers = None
-        self._active = True
-
     def _header(self, name, default=None):
         if self._headers is None:
             self._headers = dict(parse_block(self._block))
@@ -526,37 +521,14 @@ class StandIn:
 # ---- loading -------------------------------------------------------------------------------------
 
 
-def unpack_archive(path):
-    """The folder of a `.whl` or `.zip`: sources first, then the wheels it brings."""
-    import zipfile
-
-    target = os.path.join(os.environ.get("GMG_TMP", "/tmp"), "code")
-    with zipfile.ZipFile(path) as archive:
-        archive.extractall(target)
-    folders = [target]
-    for top in [target] + [os.path.join(target, d) for d in sorted(os.listdir(target))]:
-        source, deps = os.path.join(top, "src"), os.path.join(top, "deps")
-        if os.path.isdir(source):
-            folders.insert(0, source)
-        if os.path.isdir(deps):
-            for wheel in sorted(os.listdir(deps)):
-                if wheel.endswith(".whl"):
-                    into = os.path.join(target, ".deps", wheel)
-                    with zipfile.ZipFile(os.path.join(deps, wheel)) as archive:
-                        archive.extractall(into)
-                    folders.append(into)
-    return folders
-
-
 def load(path, class_name):
     """The callable of the function, and how many arguments it takes."""
     if not os.path.exists(path):
         raise FileNotFoundError("`%s` does not exist" % path)
-    if path.endswith((".whl", ".zip")):
-        sys.path[0:1] = unpack_archive(path)
-        module_name = None
-    elif os.path.isdir(path):
-        sys.path[0] = path
+    # Where a package was made ready: a zip, a wheel, or a folder.
+    folders = os.environ.pop("GMG_PYTHON_PATH", "")
+    if folders:
+        sys.path[0:1] = folders.split(os.pathsep)
         module_name = None
     else:
         sys.path[0] = os.path.dirname(os.path.abspath(path))

@@ -101,6 +101,14 @@ impl FunctionState {
         self.map.read().get(key).cloned()
     }
 
+    /// Every key and its value.
+    pub(crate) fn all(&self) -> Vec<(String, Entry)> {
+        let map = self.map.read();
+        map.iter()
+            .map(|(key, e)| (key.clone(), e.clone()))
+            .collect()
+    }
+
     pub(crate) fn apply(&self, changes: &[StateChange]) {
         let mut map = self.map.write();
         for change in changes {

@@ -20,6 +20,8 @@ use super::*;
 
 mod cases;
 mod flaws;
+mod java_only;
+mod python_only;
 mod typed;
 
 /// What a host asked for, kept for the test to look at.

@@ -1,4 +1,4 @@
-//! The Java runtime: one JVM a host, `hosts/Host.java` in front of the user's jar.
+//! The Java runtime: one JVM a host, `hosts/java` in front of the user's jar.
 //!
 //! No class file is part of this program: the host is compiled by the user's own JDK at its first use
 //! and kept in the cache. Jars written for Pulsar's functions API may leave that API out; then it
@@ -13,17 +13,35 @@ use tokio::process::Command;
 
 use super::process::{Processes, Scope};
 use super::python::on_socket;
-use super::toolchain::{cache, deployment, fnv, once, run, write};
+use super::toolchain::{cache, deployment, fnv, once, run, sources, write};
 use super::warm::{self, Launch, Launched};
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 
-const HOST: &str = include_str!("../hosts/Host.java");
+macro_rules! host {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../hosts/java/", $name)))),*]
+    };
+}
+
+const HOST: &[(&str, &str)] = host![
+    "Blocks.java",
+    "Calls.java",
+    "Host.java",
+    "Json.java",
+    "Types.java",
+    "Values.java",
+    "Wire.java",
+    "Worker.java",
+];
 /// The entry of a jar that brings the functions API itself.
 const API_CLASS: &[u8] = b"org/apache/pulsar/functions/api/Context.class";
-/// What Maven is asked for.
-const API: &[&str] = &["pulsar-functions-api", "pulsar-client-original"];
-/// Their version.
-const API_VERSION: &str = "4.0.8";
+/// What Maven is asked for: group, artifact, version.
+const API: &[(&str, &str, &str)] = &[
+    ("org.apache.pulsar", "pulsar-functions-api", "4.0.8"),
+    ("org.apache.pulsar", "pulsar-client-original", "4.0.8"),
+    // The client asks for several versions of it, and Maven takes one that is too old for its schemas.
+    ("com.fasterxml.jackson.core", "jackson-core", "2.17.2"),
+];
 
 /// Starts Java functions.
 #[derive(Debug, Clone)]
@@ -48,8 +66,24 @@ impl Java {
         let bytes = std::fs::read(jar)
             .map_err(|_| deployment(format!("`{}` does not exist", jar.display()), ""))?;
         let jar = std::fs::canonicalize(jar).unwrap_or_else(|_| jar.to_path_buf());
-        let mut class_path = vec![host().await?, jar];
-        if !contains(&bytes, API_CLASS) {
+        let mut class_path = vec![host().await?];
+        let mut has_api = contains(&bytes, API_CLASS);
+        if jar.extension().is_some_and(|ending| ending == "nar") {
+            let folder = unpacked(&jar, &bytes).await?;
+            let bundled = folder.join("META-INF/bundled-dependencies");
+            class_path.push(folder);
+            if bundled.is_dir() {
+                class_path.push(bundled.clone());
+                for jar in jars(&bundled)? {
+                    let bytes = std::fs::read(&jar).unwrap_or_default();
+                    has_api |= contains(&bytes, API_CLASS);
+                    class_path.push(jar);
+                }
+            }
+        } else {
+            class_path.push(jar);
+        }
+        if !has_api {
             class_path.extend(api().await?);
         }
         let class_path = std::env::join_paths(class_path)
@@ -72,7 +106,12 @@ impl Runtime for Java {
         services: Arc<dyn Services>,
     ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
         Box::pin(async move {
-            let machines = Arc::new(self.prepare(&spec.code.path).await?);
+            let jar = if is_source(&spec.code.path) {
+                build(&spec.code.path).await?
+            } else {
+                spec.code.path.clone()
+            };
+            let machines = Arc::new(self.prepare(&jar).await?);
             let scope = self
                 .processes
                 .scope(&spec)
@@ -80,6 +119,88 @@ impl Runtime for Java {
             warm::start(machines, scope, spec, services, &self.tasks).await
         })
     }
+}
+
+/// Whether code has to be compiled: a folder, or a file of Java.
+#[must_use]
+pub fn is_source(path: &Path) -> bool {
+    path.is_dir() || path.extension().is_some_and(|ending| ending == "java")
+}
+
+/// Compiles a file, or a folder (`src/main/java` in it, as Maven has it, or the folder itself), against
+/// Pulsar's functions API and gives the jar; the same sources are compiled once. Whoever needs more than
+/// that API has a build of his own, and gives its jar.
+///
+/// # Errors
+/// What the compiler said, or why there is none.
+pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
+    let (root, files) = if source.is_dir() {
+        let maven = source.join("src/main/java");
+        let root = if maven.is_dir() {
+            maven
+        } else {
+            source.to_path_buf()
+        };
+        let files = sources(&root)?;
+        (root, files)
+    } else {
+        let name = source.file_name().map(PathBuf::from).unwrap_or_default();
+        let text = std::fs::read(source)
+            .map_err(|_| deployment(format!("`{}` does not exist", source.display()), ""))?;
+        let root = source.parent().unwrap_or(Path::new("")).to_path_buf();
+        (root, vec![(name, text)])
+    };
+    let of_java = |(name, _): &&(PathBuf, Vec<u8>)| name.extension().is_some_and(|e| e == "java");
+    let names: Vec<PathBuf> = files
+        .iter()
+        .filter(of_java)
+        .map(|(name, _)| root.join(name))
+        .collect();
+    if names.is_empty() {
+        let reason = format!("`{}` holds no Java source", source.display());
+        return Err(deployment(reason, ""));
+    }
+    let resources = source.join("src/main/resources");
+    let resources = if resources.is_dir() {
+        sources(&resources)?
+    } else {
+        Vec::new()
+    };
+    let parts = files.iter().chain(&resources).flat_map(|(name, text)| {
+        let name = name.as_os_str().as_encoded_bytes();
+        [name, &b"\0"[..], text, &b"\0"[..]]
+    });
+    let place = cache().join(format!("java-{:032x}", fnv(parts)));
+    once(&place, |into| async move {
+        let missing = "install a JDK of version 11 or later, or set `JAVA_HOME`";
+        let classes = into.join("classes");
+        let api = std::env::join_paths(api().await?)
+            .map_err(|error| deployment(format!("the class path: {error}"), ""))?;
+        let mut javac = Command::new(tool("javac"));
+        javac
+            .args(["-proc:none", "-encoding", "UTF-8", "-g", "-cp"])
+            .arg(&api)
+            .arg("-d")
+            .arg(&classes)
+            .args(&names);
+        run(&mut javac, missing).await?;
+        let kept = |error: std::io::Error| deployment(format!("`{}`: {error}", into.display()), "");
+        for (name, bytes) in &resources {
+            let path = classes.join(name);
+            let parent = path.parent().unwrap_or(&classes);
+            std::fs::create_dir_all(parent).map_err(kept)?;
+            std::fs::write(&path, bytes).map_err(kept)?;
+        }
+        let mut jar = Command::new(tool("jar"));
+        jar.arg("cf")
+            .arg(into.join("function.jar"))
+            .arg("-C")
+            .arg(&classes)
+            .arg(".");
+        run(&mut jar, missing).await
+    })
+    .await?;
+    Ok(place.join("function.jar"))
 }
 
 /// A program of the JDK: that of `JAVA_HOME`, or the one on the path.
@@ -92,9 +213,12 @@ pub(super) fn tool(name: &str) -> PathBuf {
 
 /// The folder of the host's classes.
 async fn host() -> Result<PathBuf, Broken> {
-    let place = cache().join(format!("java-host-{:032x}", fnv([HOST.as_bytes()])));
+    let place = cache().join(format!(
+        "java-host-{:032x}",
+        fnv(HOST.iter().map(|(_, text)| text.as_bytes()))
+    ));
     once(&place, |into| async move {
-        write(&into, &[("Host.java", HOST)])?;
+        write(&into, HOST)?;
         let mut command = Command::new(tool("javac"));
         command
             .args([
@@ -107,12 +231,25 @@ async fn host() -> Result<PathBuf, Broken> {
                 "-d",
             ])
             .arg(&into)
-            .arg(into.join("Host.java"));
+            .args(HOST.iter().map(|(name, _)| into.join(name)));
         run(
             &mut command,
             "install a JDK of version 11 or later, or set `JAVA_HOME`; it compiles the host once",
         )
         .await
+    })
+    .await?;
+    Ok(place)
+}
+
+/// The folder of a NAR's files: the JDK does not read jars inside of one.
+async fn unpacked(nar: &Path, bytes: &[u8]) -> Result<PathBuf, Broken> {
+    let place = cache().join(format!("java-nar-{:032x}", fnv([bytes])));
+    once(&place, |into| async move {
+        let mut jar = Command::new(tool("jar"));
+        // It leaves out names that lead elsewhere.
+        jar.arg("xf").arg(nar).current_dir(&into);
+        run(&mut jar, "install a JDK of version 11 or later").await
     })
     .await?;
     Ok(place)
@@ -129,22 +266,22 @@ pub(super) async fn api() -> Result<Vec<PathBuf>, Broken> {
     if let Some(folder) = std::env::var_os("GEMINGA_JAVA_LIB") {
         return jars(Path::new(&folder));
     }
-    let place = cache().join(format!("java-api-{API_VERSION}"));
+    let dependencies: String = API
+        .iter()
+        .map(|(group, artifact, version)| {
+            format!(
+                "<dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId>\
+                 <version>{version}</version></dependency>"
+            )
+        })
+        .collect();
+    let pom = format!(
+        "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion>\
+         <groupId>geminga</groupId><artifactId>api</artifactId><version>1</version>\
+         <dependencies>{dependencies}</dependencies></project>"
+    );
+    let place = cache().join(format!("java-api-{:032x}", fnv([pom.as_bytes()])));
     let fetched = once(&place, |into| async move {
-        let dependencies: String = API
-            .iter()
-            .map(|name| {
-                format!(
-                    "<dependency><groupId>org.apache.pulsar</groupId><artifactId>{name}</artifactId>\
-                     <version>{API_VERSION}</version></dependency>"
-                )
-            })
-            .collect();
-        let pom = format!(
-            "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion>\
-             <groupId>geminga</groupId><artifactId>api</artifactId><version>1</version>\
-             <dependencies>{dependencies}</dependencies></project>"
-        );
         write(&into, &[("pom.xml", &pom)])?;
         let maven = |offline: bool| {
             let mut command = Command::new("mvn");

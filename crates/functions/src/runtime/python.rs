@@ -2,8 +2,9 @@
 //! module. It speaks the socket binding of the host protocol, on standard input; standard output
 //! and standard error stay the function's own and become logs.
 
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -11,11 +12,13 @@ use geminga_stdx::Tasks;
 use tokio::sync::OnceCell;
 
 use super::process::{Processes, Scope, start_error};
+use super::toolchain::{cache, deployment, fnv, once, run, sources, write};
 use super::warm::{self, Launch, Launched};
 use super::wire::packed::Packed;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 
 const HOST: &str = include_str!("../hosts/python_host.py");
+const PACKAGE: &str = include_str!("../hosts/python_package.py");
 
 /// Starts Python functions.
 #[derive(Debug, Clone)]
@@ -23,6 +26,8 @@ pub struct Python {
     processes: Processes,
     tasks: Tasks,
     interpreter: Arc<OnceCell<PathBuf>>,
+    /// One environment at a time: instances of a function want the same.
+    preparing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Python {
@@ -32,7 +37,57 @@ impl Python {
             processes,
             tasks,
             interpreter: Arc::new(OnceCell::new()),
+            preparing: Arc::default(),
         }
+    }
+
+    /// The folders of a package, made ready once for the same package and interpreter; none for a plain
+    /// module. A folder is used where it is, and only what its lock names is made.
+    async fn folders(&self, code: &Path, interpreter: &Path) -> Result<Option<OsString>, Broken> {
+        let is_archive = code
+            .extension()
+            .is_some_and(|ending| ending == "zip" || ending == "whl");
+        if !is_archive && !code.is_dir() {
+            return Ok(None);
+        }
+        let _one = self.preparing.lock().await;
+        let shown = code.display().to_string();
+        let mut parts = vec![PACKAGE.as_bytes().to_vec()];
+        parts.push(interpreter.as_os_str().as_encoded_bytes().to_vec());
+        if is_archive {
+            let bytes = std::fs::read(code)
+                .map_err(|_| deployment(format!("`{shown}` does not exist"), ""))?;
+            parts.push(bytes);
+        } else {
+            parts.push(shown.clone().into_bytes());
+            let wanted = ["requirements.lock", "requirements.txt"];
+            for (name, text) in sources(code)? {
+                let is_wanted = wanted.iter().any(|wanted| name.ends_with(wanted));
+                if is_wanted || name.extension().is_some_and(|ending| ending == "whl") {
+                    parts.push(name.as_os_str().as_encoded_bytes().to_vec());
+                    parts.push(text);
+                }
+            }
+        }
+        let key = fnv(parts.iter().map(|part| &part[..]));
+        let place = cache().join(format!("python-{key:032x}"));
+        once(&place, |into| async move {
+            write(&into, &[("package.py", PACKAGE)])?;
+            let mut command = tokio::process::Command::new(interpreter);
+            command.arg(into.join("package.py")).arg(code).arg(&into);
+            run(
+                &mut command,
+                "install Python 3, or name it in `GEMINGA_PYTHON`",
+            )
+            .await
+        })
+        .await?;
+        let paths = std::fs::read_to_string(place.join("paths"))
+            .map_err(|error| deployment(format!("`{}`: {error}", place.display()), ""))?;
+        let paths = paths.lines().map(|path| place.join(path));
+        let joined = std::env::join_paths(paths)
+            .map_err(|error| deployment(format!("`{shown}`: {error}"), ""))?;
+        Ok(Some(joined))
     }
 
     /// The real interpreter: a version manager's shim costs a tenth of a second at every start.
@@ -80,11 +135,15 @@ impl Runtime for Python {
     ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
         Box::pin(async move {
             let interpreter = self.interpreter().await?;
+            let folders = self.folders(&spec.code.path, &interpreter).await?;
             let scope = self
                 .processes
                 .scope(&spec)
                 .map_err(super::private_directory)?;
-            let launch = Arc::new(Interpreters { interpreter });
+            let launch = Arc::new(Interpreters {
+                interpreter,
+                folders,
+            });
             warm::start(launch, scope, spec, services, &self.tasks).await
         })
     }
@@ -92,6 +151,8 @@ impl Runtime for Python {
 
 struct Interpreters {
     interpreter: PathBuf,
+    /// Where a package's modules are.
+    folders: Option<OsString>,
 }
 
 impl Launch for Interpreters {
@@ -101,6 +162,9 @@ impl Launch for Interpreters {
             .map_err(super::private_directory)?;
         let mut command = scope.command(&self.interpreter, spec);
         command.args(&spec.runtime_flags).arg(host);
+        if let Some(folders) = &self.folders {
+            command.env("GMG_PYTHON_PATH", folders);
+        }
         on_socket(command, &self.interpreter, scope, spec)
     }
 

@@ -205,8 +205,8 @@ struct Warm {
     /// How many of the queue are to be sent one by one.
     probe: usize,
     head_since: Instant,
-    /// Changes by the message in hand.
-    pending_state: Vec<StateChange>,
+    /// Changes by messages in hand: of the one that is named, else of the next to end.
+    pending_state: Vec<(Option<u64>, StateChange)>,
     ready_outcomes: Vec<Outcome>,
     deliveries: mpsc::Receiver<Vec<Delivery>>,
     outcomes: mpsc::Sender<Vec<Outcome>>,
@@ -487,7 +487,11 @@ impl Warm {
                     running.codec.answer(ask, value.as_ref(), &mut answer);
                     running.out.extend_from_slice(&answer);
                 }
-                FromHost::State(change) => self.pending_state.push(change),
+                FromHost::State { message, change } => {
+                    // One that has ended takes no more: its change is the next one's.
+                    let message = message.filter(|&number| self.is_in_hand(number));
+                    self.pending_state.push((message, change));
+                }
                 FromHost::Log { level, text } => self.services.log(LogLine {
                     level,
                     text,
@@ -516,7 +520,7 @@ impl Warm {
         running: &mut Running,
     ) -> Result<(), WireError> {
         let index = usize::try_from(id.wrapping_sub(self.base)).unwrap_or(usize::MAX);
-        if index >= self.sent || self.queue[index].done {
+        if !self.is_in_hand(id) {
             return Err(WireError::Protocol(format!(
                 "an outcome for message {id}, which is not in hand"
             )));
@@ -529,7 +533,17 @@ impl Warm {
                 format!("more than {limit} bytes of output for one message"),
             ));
         }
-        let mut state = std::mem::take(&mut self.pending_state);
+        let mut state = Vec::new();
+        if !self.pending_state.is_empty() {
+            let mut others = Vec::new();
+            for (message, change) in self.pending_state.drain(..) {
+                match message {
+                    Some(number) if number != id => others.push((message, change)),
+                    _ => state.push(change),
+                }
+            }
+            self.pending_state = others;
+        }
         let kept = if let Verdict::Failed(failure) = &mut verdict {
             state.clear();
             failure.stderr_tail = running.tail.take();
@@ -558,6 +572,12 @@ impl Warm {
         Ok(())
     }
 
+    /// Whether the process was sent message `number` and has not said what became of it.
+    fn is_in_hand(&self, number: u64) -> bool {
+        let index = usize::try_from(number.wrapping_sub(self.base)).unwrap_or(usize::MAX);
+        index < self.sent && !self.queue[index].done
+    }
+
     fn pop_done(&mut self) {
         while self.queue.front().is_some_and(|slot| slot.done) {
             self.queue.pop_front();
@@ -577,7 +597,7 @@ impl Warm {
 
     fn state(&self, key: &str) -> Option<Bytes> {
         let mut value = self.services.state_get(key);
-        for change in &self.pending_state {
+        for (_, change) in &self.pending_state {
             match change {
                 StateChange::Put(k, v) if k == key => value = Some(v.clone()),
                 StateChange::Delete(k) if k == key => value = None,

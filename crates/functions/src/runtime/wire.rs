@@ -38,7 +38,11 @@ pub(crate) enum FromHost {
         ask: u64,
         key: String,
     },
-    State(StateChange),
+    /// A change of the state, of message `message` when the host says so, else of the next to end.
+    State {
+        message: Option<u64>,
+        change: StateChange,
+    },
     Log {
         level: Level,
         text: String,

@@ -10,7 +10,7 @@ use crate::runtime::exec::Exec;
 use crate::runtime::go::Go;
 use crate::runtime::java::Java;
 use crate::runtime::python::Python;
-use crate::runtime::{Broken, Host, HostSpec, Processes, Runtime, Services};
+use crate::runtime::{Broken, Host, HostSpec, Processes, Runtime, Services, sleeper};
 
 /// One of each.
 pub(crate) struct Runtimes {
@@ -19,6 +19,7 @@ pub(crate) struct Runtimes {
     exec: Exec,
     go: Go,
     java: Java,
+    tasks: Tasks,
 }
 
 impl Runtimes {
@@ -28,7 +29,8 @@ impl Runtimes {
             python: Python::new(processes.clone(), tasks.clone()),
             go: Go::new(processes.clone(), tasks.clone()),
             java: Java::new(processes.clone(), tasks.clone()),
-            exec: Exec::new(processes, tasks),
+            exec: Exec::new(processes, tasks.clone()),
+            tasks,
         }
     }
 
@@ -38,13 +40,16 @@ impl Runtimes {
         spec: Arc<HostSpec>,
         services: Arc<dyn Services>,
     ) -> Result<Box<dyn Host>, Broken> {
-        let runtime: &dyn Runtime = match language {
-            Language::Bash => &self.bash,
-            Language::Python => &self.python,
-            Language::Exec => &self.exec,
-            Language::Go => &self.go,
-            Language::Java => &self.java,
+        let runtime: Arc<dyn Runtime> = match language {
+            Language::Bash => Arc::new(self.bash.clone()),
+            Language::Python => Arc::new(self.python.clone()),
+            Language::Exec => Arc::new(self.exec.clone()),
+            Language::Go => Arc::new(self.go.clone()),
+            Language::Java => Arc::new(self.java.clone()),
         };
+        if let Some(idle) = spec.idle {
+            return sleeper::start(runtime, idle, spec, services, &self.tasks).await;
+        }
         runtime.start(spec, services).await
     }
 }

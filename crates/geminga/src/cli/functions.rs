@@ -4,7 +4,10 @@ mod flags;
 mod localrun;
 mod state;
 
+use std::path::PathBuf;
+
 use geminga_admin::client::{AdminClient, Code, Component};
+use geminga_functions::runtime::Broken;
 use geminga_model::FunctionConfig;
 use geminga_stdx::Diagnostic;
 use serde_json::Value;
@@ -153,6 +156,9 @@ async fn prepare(flags: &FunctionFlags, update: bool) -> Outcome<Prepared> {
         ["go"] if typed.go.as_deref().is_some_and(is_go_source) => {
             go_program(typed.go.as_deref().unwrap_or_default()).await?
         }
+        ["jar"] if typed.jar.as_deref().is_some_and(is_java_source) => {
+            java_jar(typed.jar.as_deref().unwrap_or_default()).await?
+        }
         [_] => component::code(typed.code().map_or("", |(_, path)| path))?,
         [first, second, ..] => {
             return Err(usage(format!(
@@ -173,10 +179,23 @@ fn is_go_source(path: &str) -> bool {
     geminga_functions::runtime::go::is_source(std::path::Path::new(path))
 }
 
+fn is_java_source(path: &str) -> bool {
+    geminga_functions::runtime::java::is_source(std::path::Path::new(path))
+}
+
 /// Builds Go sources here, so that the server needs no compiler.
 async fn go_program(source: &str) -> Outcome<Code> {
-    use geminga_functions::runtime::Broken;
     let built = geminga_functions::runtime::go::build(std::path::Path::new(source)).await;
+    built_code(source, "function", built)
+}
+
+/// Compiles Java sources here, so that the server needs no compiler.
+async fn java_jar(source: &str) -> Outcome<Code> {
+    let built = geminga_functions::runtime::java::build(std::path::Path::new(source)).await;
+    built_code(source, "function.jar", built)
+}
+
+fn built_code(source: &str, name: &str, built: Result<PathBuf, Broken>) -> Outcome<Code> {
     let program = built.map_err(|broken| {
         let mut error = Diagnostic::error("G0412", format!("`{source}` was not built"))
             .help("mend what the compiler says and run the same command again");
@@ -194,7 +213,7 @@ async fn go_program(source: &str) -> Outcome<Code> {
         Failure::new(crate::failure::Exit::Usage, error)
     })?;
     Ok(Code::File {
-        name: "function".to_owned(),
+        name: name.to_owned(),
         content: std::fs::read(program).map_err(Failure::from)?.into(),
     })
 }

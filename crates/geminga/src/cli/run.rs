@@ -5,7 +5,7 @@
 //! the graph and the progress to stderr.
 
 mod progress;
-mod script;
+pub(in crate::cli) mod script;
 mod table;
 
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use geminga_broker::{Broker, BrokerConfig, BrokerError, Scheme};
 use geminga_client::{Client, Connector};
+use geminga_functions::worker::OnLog;
 use geminga_functions::{Worker, WorkerConfig};
 use geminga_stdx::{Clock, Diagnostic, Tasks};
 use geminga_storage::{EmbeddedConfig, ManagedConfig, ManagedError, Storage, StoreError};
@@ -66,6 +67,11 @@ impl Drop for DataDir {
 
 impl Standalone {
     pub(crate) async fn start(options: &Options) -> Outcome<Self> {
+        Self::start_with(options, None).await
+    }
+
+    /// The same; `on_log` is given what functions log.
+    pub(crate) async fn start_with(options: &Options, on_log: Option<OnLog>) -> Outcome<Self> {
         let data = data_dir(&options.data)?;
         let tasks = Tasks::new();
         let config = EmbeddedConfig {
@@ -124,7 +130,8 @@ impl Standalone {
                 })?);
         }
         let worker = if options.worker {
-            let config = WorkerConfig::new(in_process(&broker), data.path.join("functions"));
+            let mut config = WorkerConfig::new(in_process(&broker), data.path.join("functions"));
+            config.on_log = on_log;
             let worker = Worker::start(config).await.map_err(|error| {
                 Diagnostic::error("G0400", "the functions worker did not start")
                     .cause(with_sources(&error))
@@ -184,6 +191,11 @@ impl Standalone {
             http_tls,
             data,
         })
+    }
+
+    /// Its functions worker, where it has one.
+    pub(crate) fn worker(&self) -> Option<&Worker> {
+        self.worker.as_ref()
     }
 
     /// `pulsar://host:port`, as clients on this machine reach it.

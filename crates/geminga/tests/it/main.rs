@@ -1,6 +1,7 @@
 //! The binary as its users run it.
 
 mod codes;
+mod develop;
 mod localrun;
 mod mesh;
 mod objects;

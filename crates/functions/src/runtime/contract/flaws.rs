@@ -408,3 +408,51 @@ fn every_flaw_has_its_test() {
         );
     }
 }
+
+/// Scale to zero: without a message the process ends, and the next message starts another.
+#[tokio::test]
+async fn an_idle_host_sleeps_and_its_next_message_wakes_it() {
+    let (directory, mut spec) = function(
+        "import os\ndef process(input): return '%s %d' % (input, os.getpid())\n",
+        "f.py",
+    );
+    spec.code.class_name = None;
+    let tasks = Tasks::new();
+    let processes = Processes::start(Some(directory.path())).expect("guard");
+    let host = crate::runtime::sleeper::start(
+        Arc::new(Python::new(processes, tasks.clone())),
+        Duration::from_millis(50),
+        Arc::new(spec),
+        Arc::new(Seen::default()),
+        &tasks,
+    )
+    .await
+    .expect("starts");
+    let mut f = Started {
+        host,
+        seen: Arc::default(),
+        tasks,
+        _directory: directory,
+        next: 0,
+    };
+    let mut pids = Vec::new();
+    for payload in [&b"a"[..], b"b"] {
+        let outcome = f.ask(payload).await;
+        let text = String::from_utf8_lossy(payloads(&outcome)[0]).into_owned();
+        let (word, pid) = text.split_once(' ').expect("two words");
+        assert_eq!(word.as_bytes(), payload);
+        let process = format!("/proc/{pid}");
+        pids.push(pid.to_owned());
+        until("asleep", || !std::path::Path::new(&process).exists()).await;
+    }
+    assert_ne!(pids[0], pids[1]);
+    // Many at once, the first of which wakes it: none is lost, and their order stays.
+    for number in 0..50 {
+        f.send(text(format!("m{number}").as_bytes())).await;
+    }
+    for (number, outcome) in f.outcomes(50).await.iter().enumerate() {
+        let text = String::from_utf8_lossy(payloads(outcome)[0]).into_owned();
+        assert!(text.starts_with(&format!("m{number} ")), "{text}");
+    }
+    f.stop().await;
+}

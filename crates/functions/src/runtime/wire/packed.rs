@@ -246,6 +246,8 @@ impl Packed {
 fn request(body: Reader) -> Result<FromHost, WireError> {
     let (block, payload) = body.block_and_rest()?;
     let key = find(&block, "key").to_owned();
+    let message = find(&block, "message").parse().ok();
+    let state = |change| FromHost::State { message, change };
     Ok(match find(&block, "op") {
         "state.get" => FromHost::StateGet {
             ask: find(&block, "ask")
@@ -253,9 +255,9 @@ fn request(body: Reader) -> Result<FromHost, WireError> {
                 .map_err(|_| broken("a question without a number"))?,
             key,
         },
-        "state.put" => FromHost::State(StateChange::Put(key, payload)),
-        "state.delete" => FromHost::State(StateChange::Delete(key)),
-        "state.increment" => FromHost::State(StateChange::Increment(
+        "state.put" => state(StateChange::Put(key, payload)),
+        "state.delete" => state(StateChange::Delete(key)),
+        "state.increment" => state(StateChange::Increment(
             key,
             find(&block, "by")
                 .parse()

@@ -225,6 +225,11 @@ impl Shell {
                 .parse::<u64>()
                 .ok()
         });
+        // A shell has one message in hand: the next to end is meant.
+        let state = |change| FromHost::State {
+            message: None,
+            change,
+        };
         let field =
             |index: usize| -> String { fields.get(index + 1).map(|f| text(f)).unwrap_or_default() };
         Ok(Some(match kind {
@@ -273,12 +278,12 @@ impl Shell {
                     ask: 0,
                     key: field(1),
                 },
-                "put" => FromHost::State(StateChange::Put(
+                "put" => state(StateChange::Put(
                     field(1),
                     fields.get(3).cloned().unwrap_or_default(),
                 )),
-                "del" => FromHost::State(StateChange::Delete(field(1))),
-                "incr" => FromHost::State(StateChange::Increment(
+                "del" => state(StateChange::Delete(field(1))),
+                "incr" => state(StateChange::Increment(
                     field(1),
                     field(2)
                         .parse()

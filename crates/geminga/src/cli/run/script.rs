@@ -34,7 +34,7 @@ pub(super) async fn run(file: &Path, input: Option<&Path>, options: Option<Strin
 }
 
 /// What kind of code a file is, by its ending and its execute bit.
-fn config(file: &Path) -> Outcome<FunctionConfig> {
+pub(in crate::cli) fn config(file: &Path) -> Outcome<FunctionConfig> {
     let usage = |error: Diagnostic| Failure::new(Exit::Usage, error);
     let shown = file.display().to_string();
     let about = std::fs::metadata(file).map_err(|error| {

@@ -1,0 +1,78 @@
+"""Makes a Python package ready, once: unpacks it, and installs what its lock names.
+
+Called with the package and an empty directory, which is kept as long as the package is the same. It writes
+`paths` there: the folders for `sys.path`, first first. Its words on standard error are for the person who
+deploys.
+"""
+
+import os
+import subprocess
+import sys
+import zipfile
+
+# What a package may unpack to: a bound against archives that are made to fill the disk.
+FILES_MAX = 50_000
+BYTES_MAX = 1 << 30
+
+
+def unpack(path, into):
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if len(entries) > FILES_MAX or sum(entry.file_size for entry in entries) > BYTES_MAX:
+            sys.exit("`%s` unpacks to more than %d files or %d bytes" % (path, FILES_MAX, BYTES_MAX))
+        for entry in entries:
+            parts = entry.filename.replace("\\", "/").split("/")
+            if ".." in parts or entry.filename.startswith("/"):
+                sys.exit("`%s` holds `%s`, which leads out of it" % (path, entry.filename))
+        archive.extractall(into)
+
+
+def install(lock, into):
+    """Exactly what the lock names: each with its hash, and nothing that it does not name."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command += ["--no-deps", "--require-hashes", "--target", into, "-r", os.path.basename(lock)]
+    done = subprocess.run(command, cwd=os.path.dirname(lock), stdin=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit("`%s` could not be installed by pip: see above" % os.path.basename(lock))
+
+
+def main(package, target):
+    paths = []
+    if os.path.isdir(package):
+        code = package
+    else:
+        code = os.path.join(target, "code")
+        unpack(package, code)
+    inner = sorted(name for name in os.listdir(code) if os.path.isdir(os.path.join(code, name)))
+    roots = [code] + [os.path.join(code, name) for name in inner]
+    paths.append(code)
+    has_wheels = False
+    for root in roots:
+        source, wheels = os.path.join(root, "src"), os.path.join(root, "deps")
+        if os.path.isdir(source):
+            paths.insert(0, source)
+        if os.path.isdir(wheels):
+            for wheel in sorted(name for name in os.listdir(wheels) if name.endswith(".whl")):
+                has_wheels = True
+                into = os.path.join(target, "wheels", wheel)
+                unpack(os.path.join(wheels, wheel), into)
+                paths.append(into)
+    files = [os.path.join(root, name) for name in ("requirements.lock", "requirements.txt") for root in roots]
+    found = next((path for path in files if os.path.isfile(path)), None)
+    if found and found.endswith(".lock"):
+        into = os.path.join(target, "site")
+        install(found, into)
+        paths.append(into)
+    elif found and not has_wheels and open(found).read().strip():
+        sys.exit(
+            "`requirements.txt` has no lock beside it, so nobody could tell what would run: "
+            "`geminga lock DIR` writes requirements.lock"
+        )
+    with open(os.path.join(target, "paths"), "w") as out:
+        # Relative, since the directory is renamed when it is whole.
+        for path in paths:
+            inside = os.path.relpath(path, target)
+            out.write((path if inside.startswith("..") else inside) + "\n")
+
+
+main(os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2]))

@@ -1,0 +1,203 @@
+//! What Java functions have beyond the others: futures, SerDe classes, schemas, records, NAR packages.
+
+use super::*;
+
+async fn java(code: &str, change: impl Fn(&mut HostSpec)) -> Started {
+    let (directory, mut spec) = function(code, "F.java");
+    spec.inputs = vec!["persistent://public/default/in".into()];
+    change(&mut spec);
+    start_spec(Kind::Java, directory, spec)
+        .await
+        .unwrap_or_else(|broken| panic!("{broken:?}\n{code}"))
+}
+
+/// Two messages in hand: the later one ends first, and one fails. Each keeps its own state and record.
+#[tokio::test]
+async fn state_of_a_future_belongs_to_its_message() {
+    let mut f = java(
+        r#"import org.apache.pulsar.functions.api.*;
+import java.util.concurrent.*;
+public class F implements Function<String, CompletableFuture<String>> {
+    static final CountDownLatch SECOND = new CountDownLatch(1);
+    public CompletableFuture<String> process(String in, Context context) {
+        context.incrCounter("begun-" + in, 1);
+        return CompletableFuture.supplyAsync(() -> {
+            try {
+                if (in.equals("first")) SECOND.await(20, TimeUnit.SECONDS);
+                context.incrCounter("done-" + in, 1);
+                context.publish("side", in);
+                if (in.equals("second")) throw new IllegalStateException("no luck");
+                return in + " " + context.getCurrentRecord().getValue();
+            } catch (InterruptedException error) {
+                throw new CompletionException(error);
+            } finally {
+                if (in.equals("second")) SECOND.countDown();
+            }
+        });
+    }
+}
+"#,
+        |_| {},
+    )
+    .await;
+    f.send(text(b"first")).await;
+    f.send(text(b"second")).await;
+    let all = f.outcomes(2).await;
+    assert_eq!(
+        payloads(&all[0]),
+        [&b"first first"[..], b"first"],
+        "{all:?}"
+    );
+    assert_eq!(failure(&all[1]).kind, FailureKind::User, "{all:?}");
+    let keys: Vec<String> = f.seen.state.lock().keys().cloned().collect();
+    assert_eq!(keys, ["begun-first", "done-first"]);
+    f.stop().await;
+}
+
+#[tokio::test]
+async fn serde_classes_read_and_write() {
+    let code = r#"
+import org.apache.pulsar.functions.api.*;
+public class F implements Function<F.Pair, F.Pair> {
+    static class Pair { String a, b; }
+    public static class Comma implements SerDe<Pair> {
+        public Pair deserialize(byte[] bytes) {
+            String[] parts = new String(bytes).split(",");
+            if (parts.length != 2) throw new IllegalArgumentException("no comma");
+            Pair pair = new Pair();
+            pair.a = parts[0];
+            pair.b = parts[1];
+            return pair;
+        }
+        public byte[] serialize(Pair pair) { return (pair.a + "," + pair.b).getBytes(); }
+    }
+    public Pair process(Pair in, Context context) {
+        Pair out = new Pair();
+        out.a = in.b;
+        out.b = in.a;
+        context.publish("other", in, "F$Comma");
+        return out;
+    }
+}
+"#;
+    let mut f = java(code, |spec| {
+        let topic = spec.inputs[0].clone();
+        spec.input_serdes.insert(topic, "F$Comma".into());
+        spec.output_serde = Some("F$Comma".into());
+    })
+    .await;
+    assert_eq!(payloads(&f.ask(b"x,y").await), [b"y,x", b"x,y"]);
+    let refused = f.ask(b"x").await;
+    assert_eq!(failure(&refused).kind, FailureKind::Data);
+    assert!(failure(&refused).reason.contains("no comma"), "{refused:?}");
+    f.stop().await;
+    let (directory, mut spec) = function(code, "F.java");
+    spec.output_serde = Some("F$Pair".into());
+    let said = start_spec(Kind::Java, directory, spec)
+        .await
+        .err()
+        .expect("refused");
+    assert!(said.to_string().contains("does not implement"), "{said}");
+}
+
+/// What one function writes by a schema another reads by it: Pulsar's own client encodes both.
+#[tokio::test]
+async fn schemas_follow_the_type_of_the_class() {
+    for (schema, is_json) in [("avro", false), ("JSON", true)] {
+        let point = "public static class Point { public int x; public String name; }";
+        let mut writer = java(
+            &format!(
+                "public class F implements java.util.function.Function<String, F.Point> {{ {point}\n\
+                 public Point apply(String in) {{ Point p = new Point(); p.x = in.length(); p.name = in; return p; }} }}\n"
+            ),
+            |spec| spec.output_schema = Some(schema.into()),
+        )
+        .await;
+        let mut reader = java(
+            &format!(
+                "public class F implements java.util.function.Function<F.Point, String> {{ {point}\n\
+                 public String apply(Point p) {{ return p.name + p.x; }} }}\n"
+            ),
+            |spec| {
+                let topic = spec.inputs[0].clone();
+                spec.input_schemas.insert(topic, schema.into());
+            },
+        )
+        .await;
+        let written = writer.ask("größe".as_bytes()).await;
+        let payload = payloads(&written)[0].to_vec();
+        assert_eq!(payload.starts_with(b"{"), is_json, "{payload:?}");
+        assert_eq!(payloads(&reader.ask(&payload).await), ["größe5".as_bytes()]);
+        assert_eq!(failure(&reader.ask(b"\xff").await).kind, FailureKind::Data);
+        writer.stop().await;
+        reader.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_record_that_is_returned_keeps_its_schema_and_its_type() {
+    let mut f = java(
+        r#"import org.apache.pulsar.functions.api.*;
+import org.apache.pulsar.client.api.Schema;
+import java.util.*;
+public class F implements Function<String, Record<Long>> {
+    public Record<Long> process(String in, Context context) throws Exception {
+        ((org.apache.pulsar.functions.api.state.CounterStateStore) context.getStateStore("f")).incrCounter("n", 2);
+        return context.newOutputRecordBuilder(Schema.INT64).value((long) in.length()).key("k")
+                .properties(Map.of("p", "v")).destinationTopic("other").build();
+    }
+}
+"#,
+        // The values of the records are what the configuration speaks of.
+        |spec| spec.output_type = Some("java.lang.Long".into()),
+    )
+    .await;
+    let outcome = f.ask(b"four").await;
+    let output = &outcome.outputs[0];
+    assert_eq!(output.payload[..], 4_i64.to_be_bytes());
+    assert_eq!(
+        (output.key.as_deref(), output.topic.as_deref()),
+        (Some("k"), Some("other"))
+    );
+    assert_eq!(outcome.state, [StateChange::Increment("n".into(), 2)]);
+    f.stop().await;
+}
+
+/// A NAR: jars in a folder of the package, the class named by a file in it.
+#[tokio::test]
+async fn a_nar_names_its_class() {
+    let (directory, spec) = function(
+        "package deep; public class F implements java.util.function.Function<String, String> {\n\
+         public String apply(String in) { return in + \"!\"; } }\n",
+        "F.java",
+    );
+    let root = directory.path().join("nar");
+    let bundled = root.join("META-INF/bundled-dependencies");
+    let services = root.join("META-INF/services");
+    std::fs::create_dir_all(&bundled).expect("made");
+    std::fs::create_dir_all(&services).expect("made");
+    std::fs::copy(&spec.code.path, bundled.join("f.jar")).expect("copied");
+    let about = "name: f\ndescription: x\nfunctionClass: deep.F\n";
+    std::fs::write(services.join("pulsar-io.yaml"), about).expect("written");
+    let nar = directory.path().join("f.nar");
+    let made = std::process::Command::new(crate::runtime::java::tool("jar"))
+        .arg("cf")
+        .arg(&nar)
+        .arg("-C")
+        .arg(&root)
+        .arg(".")
+        .status();
+    assert!(made.expect("a JDK is installed").success());
+    let spec = HostSpec {
+        code: Code {
+            path: nar,
+            class_name: None,
+        },
+        ..spec
+    };
+    let mut f = start_spec(Kind::Java, directory, spec)
+        .await
+        .expect("starts");
+    assert_eq!(payloads(&f.ask(b"a").await), [b"a!"]);
+    f.stop().await;
+}
