@@ -9,9 +9,11 @@ mod origin;
 mod rules;
 
 mod brokers;
+mod bundles;
 mod clusters;
 mod components;
 mod content;
+mod figures;
 mod lookup;
 mod metrics;
 mod namespaces;
@@ -134,6 +136,8 @@ impl Admin {
             .merge(brokers::router())
             .merge(tenants::router())
             .merge(namespaces::router())
+            .merge(bundles::router())
+            .merge(figures::router())
             .merge(policies::router())
             .merge(permissions::router())
             .merge(topics::router())

@@ -2,7 +2,7 @@
 //! method returns.
 
 mod schemas;
-mod subscriptions;
+pub(crate) mod subscriptions;
 mod topics;
 pub(crate) mod transactions;
 

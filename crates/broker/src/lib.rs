@@ -34,6 +34,7 @@ mod topic;
 mod topic_list;
 mod transaction;
 
+pub use admin::subscriptions::BacklogFigures;
 pub use admin::transactions::{CoordinatorStats, TopicTransactions, TransactionInfo};
 pub use admin::{PeekedEntry, SubscribeAt};
 pub use broker::Broker;

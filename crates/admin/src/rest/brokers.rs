@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::get;
+use axum::routing::{delete, get, post};
 use serde_json::json;
 
 use super::extract::{Params, Segments};
@@ -12,7 +12,7 @@ use crate::error::{Answer, ApiError};
 use crate::request;
 
 /// The Pulsar release whose API this is; clients and tools compare it.
-const PULSAR_VERSION: &str = "4.0.8";
+pub(super) const PULSAR_VERSION: &str = "4.0.8";
 
 pub(super) fn router() -> Router<Admin> {
     Router::new()
@@ -27,11 +27,19 @@ pub(super) fn router() -> Router<Admin> {
             get(no_dynamic_values),
         )
         .route("/admin/v2/brokers/configuration/runtime", get(runtime))
+        .route(
+            "/admin/v2/brokers/configuration/{setting}",
+            delete(not_dynamic),
+        )
+        .route(
+            "/admin/v2/brokers/configuration/{setting}/{value}",
+            post(not_dynamic_value),
+        )
         .route("/admin/v2/brokers/{cluster}", get(of_cluster))
 }
 
 /// `host:port` of the admin API.
-fn broker_id(admin: &Admin) -> String {
+pub(super) fn broker_id(admin: &Admin) -> String {
     let url = admin.http_url();
     url.strip_prefix("http://").unwrap_or(url).to_owned()
 }
@@ -91,6 +99,21 @@ async fn no_dynamic_settings() -> Answer {
 
 async fn no_dynamic_values() -> Answer {
     document(&json!({}))
+}
+
+/// Pulsar's answer for a setting that is not in the list of dynamic ones.
+fn refuse_dynamic(setting: &str) -> Answer {
+    Err(ApiError::precondition_failed(format!(
+        "Can't update non-dynamic configuration: `{setting}` is read when the broker starts"
+    )))
+}
+
+async fn not_dynamic(Segments(setting): Segments<String>) -> Answer {
+    refuse_dynamic(&setting)
+}
+
+async fn not_dynamic_value(Segments((setting, _)): Segments<(String, String)>) -> Answer {
+    refuse_dynamic(&setting)
 }
 
 /// The settings in force, as Pulsar writes them: text to text.

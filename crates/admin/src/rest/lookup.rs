@@ -8,6 +8,7 @@ use geminga_broker::ErrorKind;
 use geminga_model::TopicDomain;
 use serde_json::json;
 
+use super::bundles::{bundle_of, range_text};
 use super::extract::{Params, Segments};
 use super::{Admin, document, text};
 use crate::error::{Answer, ApiError};
@@ -98,14 +99,11 @@ async fn lookup(
 /// The range of the hash that the topic's name falls into, of the four that clients are shown.
 async fn bundle(State(_): State<Admin>, Segments(named): Segments<Named>) -> Answer {
     let topic = check(&named)?;
-    let quarter = crc32(topic.as_str().as_bytes()) >> 30;
-    let (from, to) = (quarter << 30, (u64::from(quarter) + 1) << 30);
-    let to = to.min(0xffff_ffff);
-    Ok(text(format!("0x{from:08x}_0x{to:08x}")))
+    Ok(text(range_text(bundle_of(&topic))))
 }
 
 /// CRC-32 (IEEE), by which Pulsar puts topics into bundles.
-fn crc32(bytes: &[u8]) -> u32 {
+pub(super) fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for byte in bytes {
         crc ^= u32::from(*byte);

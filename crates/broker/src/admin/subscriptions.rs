@@ -222,6 +222,64 @@ impl Broker {
         }
         Ok(())
     }
+
+    /// Counts what a subscription has not acked, from its first such entry or from a place on, up to
+    /// `entries_max` entries. Holds one entry at a time.
+    pub async fn analyze_backlog(
+        &self,
+        name: &TopicName,
+        subscription: &str,
+        from: Option<Position>,
+        entries_max: u64,
+    ) -> Result<BacklogFigures, BrokerError> {
+        let topic = self.existing(name).await?;
+        topic.require_persistent("Analyze the backlog")?;
+        let id = subscription_id(&topic, subscription)?;
+        let cursor = topic
+            .open()?
+            .subscription(id)
+            .map(|found| found.cursor.clone());
+        let mut figures = BacklogFigures::default();
+        let Some(cursor) = cursor else {
+            return Ok(figures);
+        };
+        let first = cursor.mark_delete().next_in_ledger();
+        let mut next = from.map_or(first, |from| from.max(first));
+        loop {
+            let position = cursor.next_unacked(next);
+            if position > topic.ledger.durable_position() {
+                return Ok(figures);
+            }
+            if figures.entries == entries_max {
+                figures.is_cut = true;
+                return Ok(figures);
+            }
+            let entries = topic
+                .ledger
+                .read(position, ReadLimits::new(1, usize::MAX))
+                .await?;
+            let Some(entry) = entries.into_iter().next() else {
+                return Ok(figures);
+            };
+            next = entry.position.next_in_ledger();
+            let count = geminga_proto::message::peek(&entry.data).map_or(1, |m| m.message_count());
+            figures.entries += 1;
+            figures.messages += u64::from(count);
+            figures.first.get_or_insert(entry.position);
+            figures.last = Some(entry.position);
+        }
+    }
+}
+
+/// What a backlog holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BacklogFigures {
+    pub entries: u64,
+    pub messages: u64,
+    pub first: Option<Position>,
+    pub last: Option<Position>,
+    /// There is more.
+    pub is_cut: bool,
 }
 
 fn subscription_id(topic: &Arc<Topic>, name: &str) -> Result<u32, BrokerError> {
