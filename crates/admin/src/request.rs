@@ -233,6 +233,12 @@ pub(crate) fn namespace_name(tenant: &str, namespace: &str) -> Answer<NamespaceN
         .map_err(|error| ApiError::precondition_failed(error.to_string()))
 }
 
+/// A namespace from its name as the broker lists it.
+pub(crate) fn namespace_name_of(name: &str) -> Answer<NamespaceName> {
+    name.parse()
+        .map_err(|error: geminga_model::NameError| ApiError::internal(error.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,11 +14,13 @@ mod clusters;
 mod components;
 mod content;
 mod figures;
+mod groups;
 mod lookup;
 mod metrics;
 mod namespaces;
 mod peek;
 mod permissions;
+mod placement;
 mod policies;
 mod schemas;
 mod subscriptions;
@@ -138,6 +140,8 @@ impl Admin {
             .merge(namespaces::router())
             .merge(bundles::router())
             .merge(figures::router())
+            .merge(placement::router())
+            .merge(groups::router())
             .merge(policies::router())
             .merge(permissions::router())
             .merge(topics::router())
@@ -196,6 +200,11 @@ pub(crate) fn done() -> Answer {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+/// Text that Pulsar sends as a document without writing it as one.
+pub(crate) fn raw(text: impl Into<String>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text.into()).into_response()
+}
+
 /// Plain text.
 pub(crate) fn text(text: impl Into<String>) -> Response {
     (
@@ -209,6 +218,7 @@ impl From<BrokerError> for ApiError {
     fn from(error: BrokerError) -> Self {
         let reason = error.to_string();
         match error.kind() {
+            ErrorKind::Malformed => Self::bad_request(reason),
             ErrorKind::Invalid => Self::precondition_failed(reason),
             ErrorKind::Unprocessable => Self::unprocessable(reason),
             ErrorKind::NotFound => Self::not_found(reason),

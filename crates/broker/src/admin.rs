@@ -1,6 +1,7 @@
 //! What operators do, as the REST API and the command line need it. Changes are durable when the
 //! method returns.
 
+pub(crate) mod placement;
 mod schemas;
 pub(crate) mod subscriptions;
 mod topics;
@@ -169,6 +170,7 @@ impl Broker {
             .delete(&namespace_key(namespace.as_str()))
             .await?;
         self.core.security.grants.forget(namespace).await?;
+        self.forget_quotas(namespace).await?;
         self.core.namespace_policies_changed(namespace).await;
         Ok(())
     }
@@ -475,6 +477,15 @@ impl Broker {
         snapshot
     }
 
+    /// The stats of every topic in memory, by name; idle ones are not there.
+    pub fn loaded_topic_stats(&self) -> BTreeMap<String, TopicStats> {
+        let loaded = self.core.loaded();
+        let stats = loaded
+            .iter()
+            .map(|topic| (topic.name.to_string(), topic.stats()));
+        stats.collect()
+    }
+
     /// `host:port`, as REST names brokers.
     pub fn broker_id(&self) -> String {
         self.core.broker_id()
@@ -488,7 +499,7 @@ impl Broker {
     }
 
     fn check_partitions(&self, partitions: u32) -> Result<(), BrokerError> {
-        let max = self.core.config.max_num_partitions_per_partitioned_topic;
+        let max = self.settings().max_num_partitions_per_partitioned_topic;
         if partitions == 0 {
             return Err(BrokerError::NotAllowed(
                 "Number of partitions should be more than 0".to_owned(),

@@ -16,6 +16,8 @@ pub mod token;
 
 use std::sync::Arc;
 
+use parking_lot::RwLock;
+
 pub use config::SecurityConfig;
 pub use decision::{Action, Need};
 pub use key::read_key;
@@ -89,6 +91,8 @@ pub(crate) struct Security {
     token: Option<TokenVerifier>,
     basic: Option<Passwords>,
     certificates: bool,
+    /// May change while the broker runs.
+    super_users: RwLock<Vec<String>>,
     pub(crate) grants: Arc<Grants>,
 }
 
@@ -106,9 +110,14 @@ impl Security {
                 false => None,
             },
             certificates: enabled("Tls"),
+            super_users: RwLock::new(config.super_user_roles.clone()),
             grants: Arc::new(grants),
             config,
         })
+    }
+
+    pub(crate) fn set_super_users(&self, roles: Vec<String>) {
+        *self.super_users.write() = roles;
     }
 
     /// Who shows these credentials. `certificate` is the name in the client's certificate.
@@ -176,8 +185,9 @@ impl Security {
         if !self.config.authorization_enabled || session.is_internal {
             return Ok(());
         }
+        let super_users = self.super_users.read();
         let roles = decision::Roles {
-            super_users: &self.config.super_user_roles,
+            super_users: &super_users,
             wildcards: self.config.authorization_allow_wildcards_matching,
         };
         let access = self.grants.of(need);

@@ -15,7 +15,7 @@ use geminga_storage::managed::{ManagedLedger, ManagedLedgers, OpenOptions};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::auth::grants::Grants;
 use crate::auth::{AuthError, Credentials, Need, Security, Session};
@@ -29,7 +29,9 @@ use crate::namespace::{Catalog, Partitioned, ledger_name, ledger_path, partition
 use crate::peer::Peer;
 use crate::policies::store::PolicyCache;
 use crate::replication::remote::Remotes;
+use crate::resource_group::Groups;
 use crate::schema::Schemas;
+use crate::settings::Settings;
 use crate::timers::Timers;
 use crate::tls::Tls;
 use crate::topic::{Life, Topic};
@@ -53,7 +55,9 @@ pub struct Broker {
 }
 
 pub(crate) struct Core {
+    /// As the broker was started with; what may change is read in `settings`.
     pub(crate) config: BrokerConfig,
+    pub(crate) settings: Settings,
     pub(crate) clock: Clock,
     /// Everything but the connections.
     pub(crate) tasks: Tasks,
@@ -61,6 +65,8 @@ pub(crate) struct Core {
     pub(crate) ledgers: ManagedLedgers,
     pub(crate) catalog: Catalog,
     pub(crate) policies: PolicyCache,
+    /// Resource groups.
+    pub(crate) groups: Groups,
     pub(crate) schemas: Schemas,
     pub(crate) watchers: Watchers,
     pub(crate) metrics: Metrics,
@@ -85,6 +91,8 @@ pub(crate) struct Core {
     next_producer: AtomicU64,
     service_url: OnceLock<String>,
     service_url_tls: OnceLock<String>,
+    /// Whether an operator asked for the end.
+    shutdown: watch::Sender<bool>,
     pub(crate) security: Security,
     tls: Option<Arc<Tls>>,
     listeners: Listeners,
@@ -117,10 +125,15 @@ impl Broker {
         let (transactions, unfinished) =
             Transactions::recover(store, &config, coordinators.into()).await?;
         let grants = Grants::load(catalog.clone()).await?;
+        let settings = Settings::load(&catalog, config.clone()).await?;
+        let live = settings.live();
+        let groups = Groups::load(&catalog, clock.now_ms()).await?;
         let core = Arc::new(Core {
-            security: Security::new(config.security.clone(), grants)?,
+            security: Security::new(live.security.clone(), grants)?,
+            groups,
+            settings,
             tls: Tls::new(&config.security)?,
-            publishing: crate::peer::publish_budget(config.max_message_publish_buffer_size_in_mb),
+            publishing: crate::peer::publish_budget(live.max_message_publish_buffer_size_in_mb),
             ahead_used: Arc::new(AtomicUsize::new(0)),
             policies: PolicyCache::default(),
             schemas: Schemas::new(catalog.clone()),
@@ -145,6 +158,7 @@ impl Broker {
             next_producer: AtomicU64::new(0),
             service_url: OnceLock::new(),
             service_url_tls: OnceLock::new(),
+            shutdown: watch::Sender::new(false),
             listeners,
             stopping: AtomicBool::new(false),
         });
@@ -283,6 +297,7 @@ impl Broker {
         self.core.urls().pulsar_ssl
     }
 
+    /// The settings of the file. What may change while the broker runs is in [`Broker::settings`].
     pub fn config(&self) -> &BrokerConfig {
         &self.core.config
     }
@@ -300,6 +315,23 @@ impl Broker {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         self.serve(stream, (None, None), address, false);
+    }
+
+    /// Asks whoever runs this broker to stop it.
+    pub fn request_shutdown(&self) {
+        self.core.shutdown.send_replace(true);
+    }
+
+    /// Until somebody asked for it.
+    pub async fn shutdown_requested(&self) {
+        // The sender lives as long as the broker.
+        drop(
+            self.core
+                .shutdown
+                .subscribe()
+                .wait_for(|asked| *asked)
+                .await,
+        );
     }
 
     /// Closes everything: producers and consumers are told, what waits for the disk is confirmed,
@@ -652,7 +684,7 @@ impl Core {
     ) -> Result<(), BrokerError> {
         let policies = self.catalog.policies(namespace.as_str()).await?;
         let own = policies.and_then(|(policies, _)| policies.max_topics_per_namespace);
-        let max = own.unwrap_or(self.config.max_topics_per_namespace) as usize;
+        let max = own.unwrap_or(self.settings.live().max_topics_per_namespace) as usize;
         if max > 0 && self.user_topics(namespace).await?.len() + more > max {
             return Err(BrokerError::PreconditionFailed(format!(
                 "Exceed maximum number of topics in namespace: {max}"
@@ -668,7 +700,7 @@ impl Core {
                 name.namespace_str().to_owned(),
             ));
         };
-        let config = &self.config;
+        let config = self.settings.live();
         let own = policies.auto_topic_creation.as_ref();
         let allowed = own.map_or(config.allow_auto_topic_creation, |own| {
             own.allow_auto_topic_creation

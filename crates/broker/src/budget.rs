@@ -11,18 +11,38 @@ use crate::peer::Peer;
 /// wait here.
 pub(crate) struct Budget {
     used: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
     waiting: Mutex<Vec<Arc<Peer>>>,
+}
+
+fn limit(max: usize) -> usize {
+    if max == 0 { usize::MAX } else { max }
 }
 
 impl Budget {
     /// 0 = no limit.
     pub(crate) fn new(max: usize) -> Budget {
-        let max = if max == 0 { usize::MAX } else { max };
         Budget {
             used: AtomicUsize::new(0),
-            max,
+            max: AtomicUsize::new(limit(max)),
             waiting: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Another limit from now on.
+    pub(crate) fn resize(&self, max: usize) {
+        self.max.store(limit(max), Ordering::Release);
+        // Who still has to wait comes back.
+        self.wake();
+    }
+
+    fn max(&self) -> usize {
+        self.max.load(Ordering::Relaxed)
+    }
+
+    fn wake(&self) {
+        for peer in self.waiting.lock().drain(..) {
+            peer.outbox.post(Box::new(|_| {}));
         }
     }
 
@@ -36,20 +56,19 @@ impl Budget {
 
     pub(crate) fn give_back(&self, bytes: usize) {
         let before = self.used.fetch_sub(bytes, Ordering::AcqRel);
-        if before >= self.max && before - bytes < self.max {
-            for peer in self.waiting.lock().drain(..) {
-                peer.outbox.post(Box::new(|_| {}));
-            }
+        let max = self.max();
+        if before >= max && before - bytes < max {
+            self.wake();
         }
     }
 
     /// Whether the limit is reached. If so, `peer` is woken when it no longer is.
     pub(crate) fn is_over(&self, peer: &Arc<Peer>) -> bool {
-        if self.used() < self.max {
+        if self.used() < self.max() {
             return false;
         }
         let mut waiting = self.waiting.lock();
-        if self.used() < self.max {
+        if self.used() < self.max() {
             return false;
         }
         if !waiting.iter().any(|other| Arc::ptr_eq(other, peer)) {

@@ -176,6 +176,12 @@ pub struct BrokerConfig {
     /// Messages that a subscription dispatches a second.
     pub dispatch_throttling_rate_per_subscription_in_msg: i64,
     pub dispatch_throttling_rate_per_subscription_in_byte: i64,
+    /// Messages that a topic sends to one other cluster a second.
+    pub dispatch_throttling_rate_per_replicator_in_msg: i64,
+    pub dispatch_throttling_rate_per_replicator_in_byte: i64,
+    /// How often one consumer may subscribe to a topic in a period.
+    pub subscribe_throttling_rate_per_consumer: i64,
+    pub subscribe_rate_period_per_consumer_in_second: u32,
 
     /// Drop what a producer sends a second time, by its sequence id.
     pub broker_deduplication_enabled: bool,
@@ -310,6 +316,10 @@ impl Default for BrokerConfig {
             dispatch_throttling_rate_per_topic_in_byte: 0,
             dispatch_throttling_rate_per_subscription_in_msg: 0,
             dispatch_throttling_rate_per_subscription_in_byte: 0,
+            dispatch_throttling_rate_per_replicator_in_msg: 0,
+            dispatch_throttling_rate_per_replicator_in_byte: 0,
+            subscribe_throttling_rate_per_consumer: 0,
+            subscribe_rate_period_per_consumer_in_second: 30,
             broker_service_compaction_threshold_in_bytes: 0,
             broker_service_compaction_monitor_interval_in_seconds: 60,
             topic_compaction_retain_null_key: false,
@@ -365,6 +375,9 @@ impl BrokerConfig {
         }
         if self.schema_compatibility_strategy == SchemaCompatibilityStrategy::Undefined {
             return bad("schemaCompatibilityStrategy", "must be defined");
+        }
+        if self.subscribe_rate_period_per_consumer_in_second == 0 {
+            return bad("subscribeRatePeriodPerConsumerInSecond", "must be above 0");
         }
         if self.dispatcher_max_read_batch_size == 0 {
             return bad("dispatcherMaxReadBatchSize", "must be above 0");

@@ -28,6 +28,12 @@ pub enum BrokerError {
     SchemaNotFound,
     #[error("Cluster does not exist")]
     ClusterNotFound,
+    /// A document that cannot be what it says it is.
+    #[error("{0}")]
+    Malformed(String),
+    /// Something else that an operator names.
+    #[error("{0}")]
+    NotFound(String),
     /// Whoever asks: what is asked for must not be.
     #[error("{0}")]
     NotPermitted(String),
@@ -91,6 +97,7 @@ pub enum BrokerError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
     Invalid,
+    Malformed,
     /// Well-formed, but the document in it is not.
     Unprocessable,
     NotFound,
@@ -107,6 +114,7 @@ impl BrokerError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             BrokerError::BadSetting { .. } | BrokerError::InvalidTopicName(_) => ErrorKind::Invalid,
+            BrokerError::Malformed(_) => ErrorKind::Malformed,
             BrokerError::InvalidSchema(_) => ErrorKind::Unprocessable,
             BrokerError::NotAuthorized(_) => ErrorKind::NotAuthorized,
             BrokerError::NotPermitted(_) => ErrorKind::NotPermitted,
@@ -118,6 +126,7 @@ impl BrokerError {
             | BrokerError::CoordinatorNotFound(_)
             | BrokerError::TransactionNotFound(_)
             | BrokerError::ClusterNotFound
+            | BrokerError::NotFound(_)
             | BrokerError::SchemaNotFound => ErrorKind::NotFound,
             BrokerError::AlreadyExists(_)
             | BrokerError::ProducerBusy(_)
@@ -179,6 +188,8 @@ impl BrokerError {
                 ServerError::AuthorizationError
             }
             BrokerError::ClusterNotFound
+            | BrokerError::NotFound(_)
+            | BrokerError::Malformed(_)
             | BrokerError::BadSetting { .. }
             | BrokerError::Tls(_)
             | BrokerError::AlreadyExists(_)

@@ -11,6 +11,7 @@ mod admin;
 pub mod auth;
 mod broker;
 mod budget;
+pub mod bundle;
 mod config;
 mod connection;
 mod consumer;
@@ -25,7 +26,9 @@ mod policies;
 mod producer;
 mod rate;
 mod replication;
+mod resource_group;
 mod schema;
+mod settings;
 mod subscription;
 mod time;
 mod timers;
@@ -34,6 +37,7 @@ mod topic;
 mod topic_list;
 mod transaction;
 
+pub use admin::placement::{FailoverPolicy, FailureDomain, IsolationPolicy, ResourceQuota};
 pub use admin::subscriptions::BacklogFigures;
 pub use admin::transactions::{CoordinatorStats, TopicTransactions, TransactionInfo};
 pub use admin::{PeekedEntry, SubscribeAt};
@@ -46,15 +50,18 @@ pub use namespace::{Partitioned, TenantInfo, stored_topic_name};
 pub use policies::{
     AutoTopicCreation, BacklogQuota, BacklogQuotaAction, BacklogQuotaType, DelayedDelivery,
     DispatchRate, EffectivePolicies, InactiveTopicDeleteMode, InactiveTopicPolicies, Persistence,
-    Policies, PublishRate, Retention, SchemaCompatibilityStrategy,
+    Policies, PublishRate, Retention, SchemaAutoUpdateStrategy, SchemaCompatibilityStrategy,
+    SubscribeRate,
 };
 pub use replication::remote::{
     ClusterData, Outgoing, Promise, RemoteError, RemoteProducer, RemoteTopic, Remotes,
 };
+pub use resource_group::ResourceGroup;
 pub use schema::{StoredSchema, type_name as schema_type_name, type_number as schema_type_number};
+pub use settings::DYNAMIC as DYNAMIC_SETTINGS;
 pub use tls::Tls;
 pub use topic::compaction::run::{CompactionState, CompactionStats, CompactionStatus};
 pub use topic::stats::{
-    CompactedLedger, ConsumerStats, CursorStats, PublisherStats, ReplicatorStats,
+    CompactedLedger, ConsumerStats, CursorStats, LedgerStats, PublisherStats, ReplicatorStats,
     SubscriptionStats, TopicInternalStats, TopicStats,
 };

@@ -8,6 +8,9 @@
 //! | `/partitioned/<tenant>/<namespace>/<domain>/<encoded topic>` | JSON of [`Partitioned`] |
 //! | `/schemas/<tenant>/<namespace>/<encoded topic>/<version, 20 digits>` | JSON, see `schema` |
 //! | `/broker/instance` | how often a broker was started here |
+//! | `/broker/settings` | see `settings` |
+//! | `/resource-groups/<encoded name>` | JSON, see `resource_group` |
+//! | `/failure-domains/<cluster>/<encoded name>`, `/isolation/...`, `/resource-quotas/...` | JSON, see `admin::placement` |
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

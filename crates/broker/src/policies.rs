@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use stored::{
     AutoTopicCreation, BacklogQuota, BacklogQuotaAction, BacklogQuotaType, DelayedDelivery,
     DispatchRate, InactiveTopicDeleteMode, InactiveTopicPolicies, Persistence, Policies,
-    PublishRate, Retention, SchemaCompatibilityStrategy,
+    PublishRate, Retention, SchemaAutoUpdateStrategy, SchemaCompatibilityStrategy, SubscribeRate,
 };
 
 use crate::config::{BrokerConfig, SubscriptionType};
@@ -42,6 +42,14 @@ pub struct EffectivePolicies {
     /// Of each subscription that has none of its own.
     pub subscription_dispatch_rate: DispatchRate,
     pub dispatch_rates: BTreeMap<String, DispatchRate>,
+    /// To each other cluster.
+    pub replicator_dispatch_rate: DispatchRate,
+    pub subscribe_rate: SubscribeRate,
+    /// Whose limits the topic shares.
+    pub resource_group: Option<String>,
+    /// What one read for dispatch takes.
+    pub read_entries_max: usize,
+    pub read_bytes_max: usize,
     pub delayed_delivery: DelayedDelivery,
     pub inactive_topic: InactiveTopicPolicies,
     pub subscription_types: Vec<SubscriptionType>,
@@ -49,6 +57,7 @@ pub struct EffectivePolicies {
     /// Never `Undefined`.
     pub schema_compatibility_strategy: SchemaCompatibilityStrategy,
     pub schema_validation_enforced: bool,
+    pub pause_on_ack_state: bool,
     /// Whether producers may register new versions of a schema.
     pub auto_update_schema: bool,
     /// 0 = subscriptions are kept for ever.
@@ -113,7 +122,10 @@ pub(crate) fn effective(
     let strategy = [topic, namespace]
         .iter()
         .filter_map(|level| level.schema_compatibility_strategy)
-        .find(|strategy| *strategy != SchemaCompatibilityStrategy::Undefined);
+        .find(|strategy| *strategy != SchemaCompatibilityStrategy::Undefined)
+        .or(namespace
+            .schema_auto_update_compatibility_strategy
+            .map(SchemaCompatibilityStrategy::from));
     let types = [topic, namespace]
         .iter()
         .map(|level| &level.subscription_types)
@@ -186,6 +198,27 @@ pub(crate) fn effective(
             }
         ),
         dispatch_rates: topic.dispatch_rates.clone(),
+        replicator_dispatch_rate: first!(
+            replicator_dispatch_rate,
+            DispatchRate {
+                dispatch_throttling_rate_in_msg: config
+                    .dispatch_throttling_rate_per_replicator_in_msg,
+                dispatch_throttling_rate_in_byte: config
+                    .dispatch_throttling_rate_per_replicator_in_byte,
+                ..DispatchRate::default()
+            }
+        ),
+        subscribe_rate: first!(
+            subscribe_rate,
+            SubscribeRate {
+                subscribe_throttling_rate_per_consumer: config
+                    .subscribe_throttling_rate_per_consumer,
+                rate_period_in_second: config.subscribe_rate_period_per_consumer_in_second,
+            }
+        ),
+        resource_group: namespace.resource_group.clone(),
+        read_entries_max: config.dispatcher_max_read_batch_size,
+        read_bytes_max: config.dispatcher_max_read_size_bytes,
         delayed_delivery: first!(
             delayed_delivery,
             DelayedDelivery {
@@ -211,6 +244,7 @@ pub(crate) fn effective(
             schema_validation_enforced,
             config.is_schema_validation_enforced
         ),
+        pause_on_ack_state: first!(pause_on_ack_state, false),
         auto_update_schema: namespace
             .auto_update_schema
             .unwrap_or(config.is_allow_auto_update_schema_enabled),

@@ -1,6 +1,8 @@
 //! How much may pass in a time: a token bucket. Pure: time is an argument.
 
-use crate::policies::{DispatchRate, PublishRate};
+use std::collections::HashMap;
+
+use crate::policies::{DispatchRate, PublishRate, SubscribeRate};
 
 /// Holds at most the tokens of one period. May go below zero: what is over is waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +133,47 @@ impl Limiter {
     }
 }
 
+/// Who subscribes: the client's host, the consumer's name and its number in its connection.
+pub(crate) type Subscriber = (String, String, u64);
+
+/// How often each consumer may subscribe in a period.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct SubscribeLimiter {
+    rate: SubscribeRate,
+    began_ms: u64,
+    /// In this period.
+    counts: HashMap<Subscriber, i64>,
+}
+
+impl SubscribeLimiter {
+    pub(crate) fn new(rate: SubscribeRate, now_ms: u64) -> SubscribeLimiter {
+        SubscribeLimiter {
+            rate,
+            began_ms: now_ms,
+            counts: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn is_limited(&self) -> bool {
+        self.rate.subscribe_throttling_rate_per_consumer > 0
+    }
+
+    /// Whether that one may subscribe now; if so, it counts.
+    pub(crate) fn allows(&mut self, who: Subscriber, now_ms: u64) -> bool {
+        if !self.is_limited() {
+            return true;
+        }
+        let period_ms = u64::from(self.rate.rate_period_in_second.max(1)) * 1_000;
+        if now_ms.saturating_sub(self.began_ms) >= period_ms {
+            self.began_ms = now_ms;
+            self.counts.clear();
+        }
+        let count = self.counts.entry(who).or_default();
+        *count += 1;
+        *count <= self.rate.subscribe_throttling_rate_per_consumer
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,6 +196,24 @@ mod tests {
         assert_eq!(limiter.allowance(2_000), Err(100));
         assert_eq!(limiter.allowance(2_100).unwrap().messages, 1);
         assert_eq!(limiter.allowance(90_000).unwrap().messages, 10, "one burst");
+    }
+
+    #[test]
+    fn each_consumer_subscribes_as_often_as_the_period_allows() {
+        let rate = SubscribeRate {
+            subscribe_throttling_rate_per_consumer: 2,
+            rate_period_in_second: 30,
+        };
+        let mut limiter = SubscribeLimiter::new(rate, 0);
+        let who = |id| ("host".to_owned(), "c".to_owned(), id);
+        let got: Vec<bool> = [(1, 0), (1, 1), (1, 2), (2, 2), (1, 29_999), (1, 30_000)]
+            .into_iter()
+            .map(|(id, now_ms)| limiter.allows(who(id), now_ms))
+            .collect();
+        assert_eq!(got, [true, true, false, true, false, true]);
+        let mut none = SubscribeLimiter::new(SubscribeRate::default(), 0);
+        assert!((0..100).all(|_| none.allows(who(1), 0)));
+        assert!(none.counts.is_empty());
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod run;
 pub(crate) mod snapshots;
 pub(crate) mod stats;
 pub(crate) mod subscriptions;
+mod throttle;
 mod window;
 
 use std::sync::Arc;
@@ -186,7 +187,7 @@ impl Topic {
             if has(&*self.open()?) {
                 continue;
             }
-            let initial = match self.core.config.replication_start_at {
+            let initial = match self.core.settings.live().replication_start_at {
                 ReplicationStart::Latest => Initial::Latest,
                 ReplicationStart::Earliest => Initial::Earliest,
             };

@@ -1,9 +1,13 @@
 //! `/admin/v2/brokers`: which broker this is, and whether it works.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::extract::State;
-use axum::response::Response;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use geminga_broker::{DYNAMIC_SETTINGS, ErrorKind};
 use serde_json::json;
 
 use super::extract::{Params, Segments};
@@ -21,20 +25,25 @@ pub(super) fn router() -> Router<Admin> {
         .route("/admin/v2/brokers/ready", get(ready))
         .route("/admin/v2/brokers/version", get(version))
         .route("/admin/v2/brokers/leaderBroker", get(leader))
-        .route("/admin/v2/brokers/configuration", get(no_dynamic_settings))
+        .route("/admin/v2/brokers/configuration", get(dynamic_names))
         .route(
             "/admin/v2/brokers/configuration/values",
-            get(no_dynamic_values),
+            get(dynamic_values),
         )
         .route("/admin/v2/brokers/configuration/runtime", get(runtime))
         .route(
             "/admin/v2/brokers/configuration/{setting}",
-            delete(not_dynamic),
+            delete(reset_dynamic),
         )
         .route(
             "/admin/v2/brokers/configuration/{setting}/{value}",
-            post(not_dynamic_value),
+            post(set_dynamic),
         )
+        .route(
+            "/admin/v2/brokers/internal-configuration",
+            get(internal_configuration),
+        )
+        .route("/admin/v2/brokers/shutdown", post(shutdown))
         .route("/admin/v2/brokers/{cluster}", get(of_cluster))
 }
 
@@ -92,33 +101,85 @@ async fn leader(State(admin): State<Admin>) -> Answer {
     }))
 }
 
-/// No setting can be changed while the broker runs.
-async fn no_dynamic_settings() -> Answer {
-    document(&json!([]))
+async fn dynamic_names() -> Answer {
+    document(&DYNAMIC_SETTINGS)
 }
 
-async fn no_dynamic_values() -> Answer {
-    document(&json!({}))
+/// What was set while a broker ran.
+async fn dynamic_values(State(admin): State<Admin>) -> Answer {
+    document(&admin.broker().changed_settings().await?)
 }
 
 /// Pulsar's answer for a setting that is not in the list of dynamic ones.
-fn refuse_dynamic(setting: &str) -> Answer {
+fn check_dynamic(setting: &str, what: &str) -> Answer<()> {
+    if DYNAMIC_SETTINGS.contains(&setting) {
+        return Ok(());
+    }
     Err(ApiError::precondition_failed(format!(
-        "Can't update non-dynamic configuration: `{setting}` is read when the broker starts"
+        "Can't {what} non-dynamic configuration: `{setting}` is read when the broker starts"
     )))
 }
 
-async fn not_dynamic(Segments(setting): Segments<String>) -> Answer {
-    refuse_dynamic(&setting)
+async fn reset_dynamic(State(admin): State<Admin>, Segments(setting): Segments<String>) -> Answer {
+    check_dynamic(&setting, "delete")?;
+    admin.broker().reset_setting(&setting).await?;
+    Ok(StatusCode::OK.into_response())
 }
 
-async fn not_dynamic_value(Segments((setting, _)): Segments<(String, String)>) -> Answer {
-    refuse_dynamic(&setting)
+/// Stricter than Pulsar, which takes any text and goes on with what it makes of it.
+async fn set_dynamic(
+    State(admin): State<Admin>,
+    Segments((setting, value)): Segments<(String, String)>,
+) -> Answer {
+    check_dynamic(&setting, "update")?;
+    admin.broker().change_setting(&setting, &value).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+/// Where the metadata is: in this process, so that nobody else can open it.
+async fn internal_configuration() -> Answer {
+    document(&json!({
+        "metadataStoreUrl": "geminga:embedded",
+        "configurationMetadataStoreUrl": "geminga:embedded",
+        "ledgersRootPath": "/",
+    }))
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Shutdown {
+    /// 0 = as fast as it goes.
+    #[serde(default)]
+    max_concurrent_unload_per_sec: u32,
+    /// Without it a topic would wait for its clients; they are told and given time in any case.
+    #[serde(rename = "forcedTerminateTopic")]
+    _forced: Option<bool>,
+}
+
+/// Answers before the server stops: then nobody could.
+async fn shutdown(State(admin): State<Admin>, Params(params): Params<Shutdown>) -> Answer {
+    if params.max_concurrent_unload_per_sec > 0 {
+        let pause = Duration::from_secs(1) / params.max_concurrent_unload_per_sec;
+        for topic in admin.broker().loaded_topic_stats().into_keys() {
+            let name = topic
+                .parse()
+                .map_err(|error: geminga_model::NameError| ApiError::internal(error.to_string()))?;
+            match admin.broker().unload(&name).await {
+                // Deleted meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                result => result?,
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+    tracing::warn!("an operator asked for the end of this server");
+    admin.broker().request_shutdown();
+    Ok(StatusCode::OK.into_response())
 }
 
 /// The settings in force, as Pulsar writes them: text to text.
 async fn runtime(State(admin): State<Admin>) -> Answer {
-    let config = serde_json::to_value(admin.broker().config())
+    let config = serde_json::to_value(&*admin.broker().settings())
         .map_err(|error| ApiError::internal(error.to_string()))?;
     let texts: serde_json::Map<String, serde_json::Value> = config
         .as_object()

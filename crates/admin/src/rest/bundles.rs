@@ -1,25 +1,20 @@
-//! Bundles: ranges of the hash of topic names, and what is done to the topics of one.
-//!
-//! A topic is not owned by its bundle here, so a namespace always has the four of Pulsar's default,
-//! and cutting one is refused.
+//! Bundles: what is done to those topics of a namespace whose names hash into one range.
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::Uri;
 use axum::routing::{get, post, put};
-use geminga_broker::ErrorKind;
+use geminga_broker::bundle::{self, Bundles, Split};
+use geminga_broker::{BrokerError, ErrorKind, Policies};
 use geminga_model::{NamespaceName, TopicName};
 use serde_json::{Map, Value, json};
 
 use super::brokers::broker_id;
 use super::extract::{NamespaceInPath, Params, Plain, Segments};
-use super::lookup::crc32;
 use super::topics::names;
 use super::{Admin, document, done};
 use crate::error::{Answer, ApiError};
-
-/// Where the bundles of every namespace begin and end.
-pub(super) const BOUNDARIES: [u32; 5] = [0, 0x4000_0000, 0x8000_0000, 0xc000_0000, 0xffff_ffff];
+use crate::request;
 
 pub(super) fn router() -> Router<Admin> {
     let one = "/admin/v2/namespaces/{tenant}/{namespace}/{bundle}";
@@ -52,25 +47,16 @@ struct Subscription {
     subscription: String,
 }
 
-/// As text: `0x00000000_0x40000000`.
-pub(super) fn range_text(number: usize) -> String {
-    format!(
-        "0x{:08x}_0x{:08x}",
-        BOUNDARIES[number],
-        BOUNDARIES[number + 1]
-    )
-}
-
-/// The number of the bundle that a topic's name falls into.
-pub(super) fn bundle_of(topic: &TopicName) -> usize {
-    (crc32(topic.as_str().as_bytes()) >> 30) as usize
-}
-
-fn number_of(range: &str) -> Answer<usize> {
-    let known = (0..BOUNDARIES.len() - 1).find(|number| range_text(*number) == range);
-    known.ok_or_else(|| {
-        ApiError::precondition_failed(format!("`{range}` is not the range of a bundle"))
-    })
+/// The cuts of a namespace, and the number of the bundle with this range.
+pub(super) async fn find(
+    admin: &Admin,
+    namespace: &NamespaceName,
+    range: &str,
+) -> Answer<(Bundles, usize)> {
+    let bundles = admin.broker().policies(namespace).await?.bundles;
+    let number = bundles.number(range);
+    let number = number.map_err(ApiError::precondition_failed)?;
+    Ok((bundles, number))
 }
 
 async fn topics_in(
@@ -78,10 +64,9 @@ async fn topics_in(
     namespace: &NamespaceName,
     range: &str,
 ) -> Answer<Vec<TopicName>> {
-    let number = number_of(range)?;
-    admin.broker().policies(namespace).await?;
+    let (bundles, number) = find(admin, namespace, range).await?;
     let mut topics = names(admin, namespace).await?;
-    topics.retain(|topic| bundle_of(topic) == number);
+    topics.retain(|topic| bundles.of(topic) == number);
     Ok(topics)
 }
 
@@ -105,28 +90,98 @@ async fn unload(
         .destination
         .filter(|name| !name.is_empty() && *name != own)
     {
-        return Err(ApiError::precondition_failed(format!(
-            "`destinationBroker` {other} is not a broker of this cluster"
+        return Err(ApiError::conflict(format!(
+            "Not allowed unload namespace bundle to inactive destination broker {other}"
         )));
     }
-    for topic in topics_in(&admin, &namespace, &bundle).await? {
-        match admin.broker().unload(&topic).await {
+    let topics = topics_in(&admin, &namespace, &bundle).await?;
+    unload_each(&admin, &topics).await?;
+    done()
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Splitting {
+    #[serde(rename = "authoritative")]
+    _authoritative: Option<bool>,
+    /// Whether the new bundles are unloaded at once.
+    #[serde(default)]
+    unload: bool,
+    #[serde(default)]
+    split_algorithm_name: String,
+}
+
+const ALGORITHMS: &str =
+    "range_equally_divide, topic_count_equally_divide, specified_positions_divide";
+
+async fn split(
+    State(admin): State<Admin>,
+    NamespaceInPath(namespace): NamespaceInPath,
+    Segments(Bundle { bundle }): Segments<Bundle>,
+    Params(params): Params<Splitting>,
+    request: Request,
+) -> Answer {
+    let places: Option<Vec<u32>> = request::json_or_none(request).await?;
+    let (bundles, number) = match bundle.as_str() {
+        "LARGEST" => largest(&admin, &namespace).await?,
+        range => find(&admin, &namespace, range).await?,
+    };
+    let range = bundles.range(number);
+    let topics = topics_in(&admin, &namespace, &range).await?;
+    let how = match params.split_algorithm_name.as_str() {
+        "" | "range_equally_divide" => Split::Range,
+        "topic_count_equally_divide" => Split::Topics(topics.iter().map(bundle::hash).collect()),
+        "specified_positions_divide" => {
+            let places = places.filter(|places| !places.is_empty());
+            Split::At(places.ok_or_else(|| {
+                ApiError::precondition_failed(
+                    "With specified_positions_divide split algorithm, splitBoundaries must not be \
+                     empty",
+                )
+            })?)
+        }
+        _ => {
+            return Err(ApiError::precondition_failed(format!(
+                "Unsupported namespace bundle split algorithm, supported algorithms are \
+                 [{ALGORITHMS}]"
+            )));
+        }
+    };
+    let change = |policies: &mut Policies| {
+        // Cut by somebody else meanwhile: as if he had been first.
+        let refused = BrokerError::PreconditionFailed;
+        let number = policies.bundles.number(&range).map_err(refused)?;
+        policies.bundles.split(number, &how).map_err(refused)
+    };
+    admin.broker().update_policies(&namespace, change).await?;
+    if params.unload {
+        unload_each(&admin, &topics).await?;
+    }
+    done()
+}
+
+/// The bundle with the most topics.
+async fn largest(admin: &Admin, namespace: &NamespaceName) -> Answer<(Bundles, usize)> {
+    let bundles = admin.broker().policies(namespace).await?.bundles;
+    let mut counts = vec![0_usize; bundles.len()];
+    for topic in names(admin, namespace).await? {
+        counts[bundles.of(&topic)] += 1;
+    }
+    // The first of those that have as many.
+    let most = counts.iter().max().copied().unwrap_or(0);
+    let number = counts.iter().position(|count| *count == most);
+    Ok((bundles, number.unwrap_or(0)))
+}
+
+async fn unload_each(admin: &Admin, topics: &[TopicName]) -> Answer<()> {
+    for topic in topics {
+        match admin.broker().unload(topic).await {
             // Deleted meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             result => result?,
         }
     }
-    done()
-}
-
-async fn split(
-    NamespaceInPath(namespace): NamespaceInPath,
-    Segments(Bundle { bundle }): Segments<Bundle>,
-) -> Answer {
-    number_of(&bundle)?;
-    Err(ApiError::not_implemented(format!(
-        "bundle {bundle} of {namespace} can't be split: topics are not placed by bundle on one broker"
-    )))
+    Ok(())
 }
 
 async fn clear_backlog(
@@ -219,12 +274,7 @@ async fn hash_positions(
     }
     let positions: Map<String, Value> = topics
         .iter()
-        .map(|topic| {
-            (
-                topic.as_str().to_owned(),
-                json!(crc32(topic.as_str().as_bytes())),
-            )
-        })
+        .map(|topic| (topic.as_str().to_owned(), json!(bundle::hash(topic))))
         .collect();
     document(&json!({
         "namespace": namespace.to_string(),
@@ -246,7 +296,7 @@ async fn owned(State(admin): State<Admin>, Segments(owner): Segments<Owner>) -> 
     }
     if owner.broker != broker_id(&admin) {
         return Err(ApiError::not_found(format!(
-            "there is no broker `{}`",
+            "Broker id '{}' not found in available brokers.",
             owner.broker
         )));
     }
@@ -256,31 +306,11 @@ async fn owned(State(admin): State<Admin>, Segments(owner): Segments<Owner>) -> 
     let mut all = Map::new();
     for tenant in admin.broker().tenants().await? {
         for namespace in admin.broker().namespaces(&tenant).await? {
-            for number in 0..BOUNDARIES.len() - 1 {
-                all.insert(
-                    format!("{namespace}/{}", range_text(number)),
-                    status.clone(),
-                );
+            let name = request::namespace_name_of(&namespace)?;
+            for range in admin.broker().policies(&name).await?.bundles.ranges() {
+                all.insert(format!("{namespace}/{range}"), status.clone());
             }
         }
     }
     document(&all)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bundle_is_known_by_its_range() {
-        assert_eq!(number_of("0x00000000_0x40000000"), Ok(0));
-        assert_eq!(number_of("0xc0000000_0xffffffff"), Ok(3));
-        for range in ["", "0x00000000_0x80000000", "0x40000000_0x40000000"] {
-            assert_eq!(
-                number_of(range).unwrap_err().status.as_u16(),
-                412,
-                "{range}"
-            );
-        }
-    }
 }

@@ -5,11 +5,13 @@
 
 use axum::Router;
 use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use axum::routing::get;
 use geminga_broker::ClusterData;
 use serde_json::{Map, Value, json};
 
-use super::extract::Segments;
+use super::extract::{Params, Segments};
 use super::{Admin, document, done};
 use crate::error::{Answer, ApiError};
 use crate::request;
@@ -24,6 +26,10 @@ pub(super) fn router() -> Router<Admin> {
         .route(
             "/admin/v2/clusters/{cluster}",
             get(one).put(create).post(update).delete(delete),
+        )
+        .route(
+            "/admin/v2/clusters/{cluster}/migrate",
+            get(migration).post(set_migration),
         )
         .route(
             "/admin/v2/clusters/{cluster}/peers",
@@ -155,6 +161,33 @@ async fn update(
 async fn delete(State(admin): State<Admin>, Segments(cluster): Segments<String>) -> Answer {
     admin.broker().delete_cluster(&cluster).await?;
     done()
+}
+
+/// Pulsar says 404 of a cluster that its clients never left.
+async fn migration(State(admin): State<Admin>, Segments(cluster): Segments<String>) -> Answer {
+    stored(&admin, &cluster).await?;
+    document(&json!({ "migrated": false }))
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Migrating {
+    #[serde(default)]
+    migrated: bool,
+}
+
+async fn set_migration(
+    State(admin): State<Admin>,
+    Segments(cluster): Segments<String>,
+    Params(params): Params<Migrating>,
+) -> Answer {
+    stored(&admin, &cluster).await?;
+    match params.migrated {
+        false => Ok(StatusCode::OK.into_response()),
+        true => Err(ApiError::not_implemented(format!(
+            "`migrated` of {cluster} cannot be honoured: clients are not sent to another cluster"
+        ))),
+    }
 }
 
 async fn peers(State(admin): State<Admin>, Segments(cluster): Segments<String>) -> Answer {

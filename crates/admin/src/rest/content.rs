@@ -141,6 +141,7 @@ pub(super) async fn put_properties(
     request: Request,
 ) -> Answer {
     let given: BTreeMap<String, String> = request::json(request).await?;
+    super::topics::check_properties(Some(&given))?;
     admin
         .broker()
         .change_topic_properties(&topic, given, None)

@@ -1,16 +1,19 @@
-//! Figures of the whole broker, of a subscription's backlog, and answers about what one broker has
-//! none of: quotas of resources, isolation, failure domains.
+//! Figures of the whole broker, and of a subscription's backlog.
+//!
+//! Topics that nobody uses are not in memory and count for nothing here.
+
+use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::routing::{delete, get, post};
-use geminga_model::Position;
+use axum::routing::{get, post};
+use geminga_broker::TopicStats;
+use geminga_model::{NamespaceName, Position, TopicName};
 use serde_json::{Map, Value, json};
 
-use super::bundles::{bundle_of, range_text};
 use super::extract::{InPath, NamespaceInPath, Params, Plain, Segments};
-use super::topics::{names, not_partitioned};
-use super::{Admin, document, done};
+use super::topics::not_partitioned;
+use super::{Admin, document};
 use crate::error::{Answer, ApiError};
 use crate::request;
 
@@ -18,83 +21,141 @@ use crate::request;
 const SCAN_ENTRIES_MAX: u64 = 10_000;
 
 pub(super) fn router() -> Router<Admin> {
-    let namespace = "/admin/v2/namespaces/{tenant}/{namespace}";
     let topic = "/admin/v2/persistent/{tenant}/{namespace}/{topic}";
-    let quota = "/admin/v2/resource-quotas/{tenant}/{namespace}/{bundle}";
-    let mut router = Router::new()
-        .route("/admin/v2/broker-stats/topics", get(topics))
-        .route("/admin/v2/broker-stats/load-report", get(load_report))
-        .route("/admin/v2/resource-quotas", get(default_quota))
-        .route(quota, get(quota_of).delete(reset_quota))
+    let stats = "/admin/v2/broker-stats";
+    Router::new()
+        .route(&format!("{stats}/topics"), get(topics))
+        .route(&format!("{stats}/metrics"), get(metrics))
+        .route(&format!("{stats}/load-report"), get(load_report))
+        .route(
+            &format!("{stats}/allocator-stats/{{allocator}}"),
+            get(allocator),
+        )
+        .route(
+            &format!("{stats}/broker-resource-availability/{{tenant}}/{{namespace}}"),
+            get(availability),
+        )
         .route(
             &format!("{topic}/subscription/{{subscription}}/analyzeBacklog"),
             post(analyze),
-        );
-    // What cannot be set needs no removing: scripts that tidy up go on.
-    for unset in [
-        "antiAffinity",
-        "resourcegroup",
-        "removeOffloadPolicies",
-        "offloadDeletionLagMs",
-        "subscribeRate",
-        "entryFilters",
-        "dispatcherPauseOnAckStatePersistent",
-    ] {
-        router = router.route(
-            &format!("{namespace}/{unset}"),
-            delete(nothing_of_namespace),
-        );
+        )
+}
+
+type Loaded = Vec<(TopicName, TopicStats)>;
+
+fn loaded(admin: &Admin) -> BTreeMap<NamespaceName, Loaded> {
+    let mut all: BTreeMap<NamespaceName, Loaded> = BTreeMap::new();
+    for (name, stats) in admin.broker().loaded_topic_stats() {
+        if let Ok(name) = name.parse::<TopicName>() {
+            all.entry(name.namespace()).or_default().push((name, stats));
+        }
     }
-    for unset in [
-        "offloadPolicies",
-        "subscribeRate",
-        "entryFilters",
-        "deduplicationSnapshotInterval",
-        "dispatcherPauseOnAckStatePersistent",
-    ] {
-        router = router.route(&format!("{topic}/{unset}"), delete(nothing_of_topic));
-    }
-    router
+    all
 }
 
-async fn nothing_of_namespace(
-    State(admin): State<Admin>,
-    NamespaceInPath(namespace): NamespaceInPath,
-) -> Answer {
-    admin.broker().policies(&namespace).await?;
-    done()
-}
-
-async fn nothing_of_topic(State(admin): State<Admin>, InPath(topic): InPath) -> Answer {
-    admin.broker().topic_policies(&topic).await?;
-    done()
-}
-
-/// Stats of all topics by namespace, bundle and domain.
+/// Stats of the topics by namespace, bundle and domain.
 async fn topics(State(admin): State<Admin>) -> Answer {
     let mut all = Map::new();
-    for tenant in admin.broker().tenants().await? {
-        for namespace in admin.broker().namespaces(&tenant).await? {
-            let Ok(name) = namespace.parse() else {
-                continue;
-            };
-            let mut bundles = Map::new();
-            for topic in names(&admin, &name).await? {
-                // One that is deleted meanwhile has none.
-                let Ok(stats) = admin.broker().topic_stats(&topic).await else {
-                    continue;
-                };
-                let stats = serde_json::to_value(&stats)
-                    .map_err(|error| ApiError::internal(error.to_string()))?;
-                let bundle = bundles
-                    .entry(range_text(bundle_of(&topic)))
-                    .or_insert_with(|| json!({}));
-                bundle["persistent"][topic.as_str()] = stats;
-            }
-            if !bundles.is_empty() {
-                all.insert(namespace, Value::Object(bundles));
-            }
+    for (namespace, topics) in loaded(&admin) {
+        let bundles = admin.broker().policies(&namespace).await?.bundles;
+        let mut by_bundle = json!({});
+        for (topic, stats) in topics {
+            let range = bundles.range(bundles.of(&topic));
+            let domain = topic.domain().to_string();
+            by_bundle[range][domain][topic.as_str()] = value(&stats)?;
         }
+        all.insert(namespace.to_string(), by_bundle);
+    }
+    document(&all)
+}
+
+fn value(stats: &TopicStats) -> Answer<Value> {
+    serde_json::to_value(stats).map_err(|error| ApiError::internal(error.to_string()))
+}
+
+/// What the topics of a namespace do together.
+#[derive(Default)]
+struct Sum {
+    rate_in: f64,
+    bytes_rate_in: f64,
+    rate_out: f64,
+    bytes_rate_out: f64,
+    storage: u64,
+    backlog: u64,
+    producers: usize,
+    consumers: usize,
+    subscriptions: usize,
+    replicators: usize,
+    replication_backlog: u64,
+    replication_delay: u64,
+}
+
+impl Sum {
+    fn add(&mut self, stats: &Value) {
+        let number = |value: &Value, name: &str| value[name].as_f64().unwrap_or(0.0);
+        let count = |value: &Value, name: &str| value[name].as_u64().unwrap_or(0);
+        let length = |value: &Value| value.as_array().map_or(0, Vec::len);
+        self.rate_in += number(stats, "msgRateIn");
+        self.bytes_rate_in += number(stats, "msgThroughputIn");
+        self.rate_out += number(stats, "msgRateOut");
+        self.bytes_rate_out += number(stats, "msgThroughputOut");
+        self.storage += count(stats, "storageSize");
+        self.producers += length(&stats["publishers"]);
+        for subscription in stats["subscriptions"]
+            .as_object()
+            .into_iter()
+            .flat_map(Map::values)
+        {
+            self.subscriptions += 1;
+            self.backlog += count(subscription, "msgBacklog");
+            self.consumers += length(&subscription["consumers"]);
+        }
+        for replicator in stats["replication"]
+            .as_object()
+            .into_iter()
+            .flat_map(Map::values)
+        {
+            self.replicators += 1;
+            self.replication_backlog += count(replicator, "replicationBacklog");
+            let delay = count(replicator, "replicationDelayInSeconds");
+            self.replication_delay = self.replication_delay.max(delay);
+        }
+    }
+}
+
+/// Pulsar's list of figures with the dimensions that they have: of the broker, of each namespace.
+async fn metrics(State(admin): State<Admin>) -> Answer {
+    let broker = admin.broker().metrics();
+    let mut all = vec![json!({
+        "metrics": {
+            "brk_ml_count": broker.topics.len(),
+            "brk_ml_cache_used_size": broker.cache_bytes,
+            "brk_topic_load_failed_count": broker.topic_load_failures_total,
+        },
+        "dimensions": {},
+    })];
+    for (namespace, topics) in loaded(&admin) {
+        let mut sum = Sum::default();
+        for (_, stats) in &topics {
+            sum.add(&value(stats)?);
+        }
+        all.push(json!({
+            "metrics": {
+                "brk_in_rate": sum.rate_in,
+                "brk_in_tp_rate": sum.bytes_rate_in,
+                "brk_max_replication_delay_second": sum.replication_delay,
+                "brk_msg_backlog": sum.backlog,
+                "brk_no_of_consumers": sum.consumers,
+                "brk_no_of_producers": sum.producers,
+                "brk_no_of_replicators": sum.replicators,
+                "brk_no_of_subscriptions": sum.subscriptions,
+                "brk_out_rate": sum.rate_out,
+                "brk_out_tp_rate": sum.bytes_rate_out,
+                "brk_replication_backlog": sum.replication_backlog,
+                "brk_storage_size": sum.storage,
+            },
+            "dimensions": { "namespace": namespace.to_string() },
+        }));
     }
     document(&all)
 }
@@ -102,7 +163,18 @@ async fn topics(State(admin): State<Admin>) -> Answer {
 /// `LocalBrokerData` of Pulsar, without what only a balancer of load needs.
 async fn load_report(State(admin): State<Admin>) -> Answer {
     let config = admin.broker().config();
-    let figures = admin.broker().metrics();
+    let (mut sum, mut count, mut bundles) = (Sum::default(), 0, Vec::new());
+    for (namespace, topics) in loaded(&admin) {
+        let cuts = admin.broker().policies(&namespace).await?.bundles;
+        for (topic, stats) in topics {
+            sum.add(&value(&stats)?);
+            count += 1;
+            let range = format!("{namespace}/{}", cuts.range(cuts.of(&topic)));
+            if !bundles.contains(&range) {
+                bundles.push(range);
+            }
+        }
+    }
     document(&json!({
         "loadReportType": "LocalBrokerData",
         "webServiceUrl": admin.http_url(),
@@ -110,37 +182,37 @@ async fn load_report(State(admin): State<Admin>) -> Answer {
         "pulsarServiceUrlTls": admin.broker().service_url_tls(),
         "persistentTopicsEnabled": config.enable_persistent_topics,
         "nonPersistentTopicsEnabled": config.enable_non_persistent_topics,
-        "numTopics": figures.topics.len(),
+        "msgRateIn": sum.rate_in,
+        "msgThroughputIn": sum.bytes_rate_in,
+        "msgRateOut": sum.rate_out,
+        "msgThroughputOut": sum.bytes_rate_out,
+        "numTopics": count,
+        "numBundles": bundles.len(),
+        "numConsumers": sum.consumers,
+        "numProducers": sum.producers,
+        "bundles": bundles,
         "brokerVersionString": super::brokers::PULSAR_VERSION,
     }))
 }
 
-/// Pulsar's default; there is no balancer of load that would use another one.
-fn quota() -> Value {
-    json!({
-        "msgRateIn": 40.0, "msgRateOut": 120.0, "bandwidthIn": 100_000.0,
-        "bandwidthOut": 300_000.0, "memory": 80.0, "dynamic": true,
+/// Pulsar's two are parts of its Java runtime.
+async fn allocator(Segments(name): Segments<String>) -> Answer {
+    Err(match name.as_str() {
+        "default" | "ml-cache" => ApiError::not_implemented(format!(
+            "this server has no allocator `{name}`: memory is in `/metrics`"
+        )),
+        _ => ApiError::not_acceptable(format!("Invalid allocator name : {name}")),
     })
 }
 
-async fn default_quota() -> Answer {
-    document(&quota())
-}
-
-async fn quota_of(
+async fn availability(
     State(admin): State<Admin>,
     NamespaceInPath(namespace): NamespaceInPath,
 ) -> Answer {
     admin.broker().policies(&namespace).await?;
-    document(&quota())
-}
-
-async fn reset_quota(
-    State(admin): State<Admin>,
-    NamespaceInPath(namespace): NamespaceInPath,
-) -> Answer {
-    admin.broker().policies(&namespace).await?;
-    done()
+    Err(ApiError::conflict(
+        "one broker has no balancer of load to ask: it does not support this operation",
+    ))
 }
 
 #[derive(serde::Deserialize)]

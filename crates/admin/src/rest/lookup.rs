@@ -8,7 +8,6 @@ use geminga_broker::ErrorKind;
 use geminga_model::TopicDomain;
 use serde_json::json;
 
-use super::bundles::{bundle_of, range_text};
 use super::extract::{Params, Segments};
 use super::{Admin, document, text};
 use crate::error::{Answer, ApiError};
@@ -96,32 +95,9 @@ async fn lookup(
     document(&answer)
 }
 
-/// The range of the hash that the topic's name falls into, of the four that clients are shown.
-async fn bundle(State(_): State<Admin>, Segments(named): Segments<Named>) -> Answer {
+/// The range of the hash that the topic's name falls into.
+async fn bundle(State(admin): State<Admin>, Segments(named): Segments<Named>) -> Answer {
     let topic = check(&named)?;
-    Ok(text(range_text(bundle_of(&topic))))
-}
-
-/// CRC-32 (IEEE), by which Pulsar puts topics into bundles.
-pub(super) fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = u32::MAX;
-    for byte in bytes {
-        crc ^= u32::from(*byte);
-        for _ in 0..8 {
-            crc = if crc & 1 == 1 {
-                (crc >> 1) ^ 0xedb8_8320
-            } else {
-                crc >> 1
-            };
-        }
-    }
-    !crc
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_hash_is_the_known_one() {
-        assert_eq!(super::crc32(b"123456789"), 0xcbf4_3926);
-    }
+    let bundles = admin.broker().policies(&topic.namespace()).await?.bundles;
+    Ok(text(bundles.range(bundles.of(&topic))))
 }

@@ -3,6 +3,7 @@
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::routing::{get, post, put};
+use geminga_broker::bundle::Bundles;
 use geminga_model::TopicDomain;
 use serde_json::{Map, Value, json};
 
@@ -43,7 +44,7 @@ fn defaults(cluster: &str) -> Map<String, Value> {
         },
         "replication_clusters": [cluster],
         "allowed_clusters": [],
-        "bundles": bundles_document(),
+        "bundles": Bundles::default(),
         "backlog_quota_map": {},
         "clusterDispatchRate": {},
         "topicDispatchRate": {},
@@ -70,14 +71,6 @@ fn defaults(cluster: &str) -> Map<String, Value> {
     }
 }
 
-/// Topics are not owned by bundle on one broker; clients see Pulsar's default.
-fn bundles_document() -> Value {
-    json!({
-        "boundaries": ["0x00000000", "0x40000000", "0x80000000", "0xc0000000", "0xffffffff"],
-        "numBundles": 4,
-    })
-}
-
 async fn policies(
     State(admin): State<Admin>,
     NamespaceInPath(namespace): NamespaceInPath,
@@ -85,6 +78,18 @@ async fn policies(
     let policies = admin.broker().policies(&namespace).await?;
     let cluster = &admin.broker().config().cluster_name;
     let mut all = defaults(cluster);
+    let granted = admin.broker().auth_policies(&namespace).await?;
+    all.insert(
+        "auth_policies".to_owned(),
+        json!({
+            "namespace_auth": granted.namespace_auth,
+            "destination_auth": granted.destination_auth,
+            "subscription_auth_roles": granted.subscription_auth_roles,
+        }),
+    );
+    if granted.subscription_prefix_mode {
+        all.insert("subscription_auth_mode".to_owned(), json!("Prefix"));
+    }
     let own = serde_json::to_value(&policies).map_err(|e| ApiError::internal(e.to_string()))?;
     if let Value::Object(own) = own {
         all.extend(
@@ -96,10 +101,12 @@ async fn policies(
 }
 
 /// What Pulsar keeps for each cluster.
-const BY_CLUSTER: [&str; 3] = [
+const BY_CLUSTER: [&str; 5] = [
     "publishMaxMessageRate",
     "topicDispatchRate",
     "subscriptionDispatchRate",
+    "replicatorDispatchRate",
+    "clusterSubscribeRate",
 ];
 const AUTO_SUBSCRIPTION: &str = "autoSubscriptionCreationOverride";
 
@@ -128,7 +135,15 @@ fn taken(name: &str, value: Value, cluster: &str) -> Option<Value> {
 /// Policies given at creation: those of ours pass, defaults of Pulsar mean nothing, any other value
 /// is refused by name.
 fn check_given(given: Map<String, Value>, cluster: &str) -> Answer<geminga_broker::Policies> {
-    const HONOURED: [&str; 27] = [
+    const HONOURED: [&str; 35] = [
+        "resource_group_name",
+        "allowed_clusters",
+        "antiAffinityGroup",
+        "bundles",
+        "clusterSubscribeRate",
+        "deduplicationSnapshotIntervalSeconds",
+        "replicatorDispatchRate",
+        "schema_auto_update_compatibility_strategy",
         "replication_clusters",
         "retention_policies",
         "message_ttl_in_seconds",
@@ -179,10 +194,6 @@ fn check_given(given: Map<String, Value>, cluster: &str) -> Answer<geminga_broke
             kept.insert(name, value);
             continue;
         }
-        // How many bundles a namespace is cut into changes nothing on one broker.
-        if name == "bundles" {
-            continue;
-        }
         let known = HONOURED
             .into_iter()
             .chain(defaults.keys().map(String::as_str));
@@ -214,6 +225,18 @@ async fn create(
             .broker()
             .check_replication(&namespace, clusters)
             .await?;
+    }
+    let used = policies.replication_clusters.as_deref();
+    admin
+        .broker()
+        .check_allowed(&namespace, &policies.allowed_clusters, used)
+        .await?;
+    if let Some(group) = &policies.resource_group
+        && admin.broker().resource_group(group).is_none()
+    {
+        return Err(ApiError::precondition_failed(
+            "ResourceGroup does not exist",
+        ));
     }
     admin
         .broker()
@@ -251,8 +274,8 @@ async fn bundles(
     State(admin): State<Admin>,
     NamespaceInPath(namespace): NamespaceInPath,
 ) -> Answer {
-    admin.broker().policies(&namespace).await?;
-    document(&bundles_document())
+    let bundles = admin.broker().policies(&namespace).await?.bundles;
+    document(&bundles)
 }
 
 async fn unload(State(admin): State<Admin>, NamespaceInPath(namespace): NamespaceInPath) -> Answer {

@@ -6,7 +6,8 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::routing::{delete, get, post};
 use geminga_broker::auth::Action;
-use geminga_model::NamespaceName;
+use geminga_broker::auth::grants::AuthPolicies;
+use geminga_model::TopicName;
 
 use super::extract::{InPath, NamespaceInPath, Segments};
 use super::{Admin, document, done};
@@ -16,6 +17,14 @@ use crate::request;
 pub(super) fn router() -> Router<Admin> {
     let one = "/admin/v2/namespaces/{tenant}/{namespace}";
     let mut router = Router::new()
+        .route(
+            "/admin/v2/namespaces/grantPermissionsOnTopics",
+            post(grant_topics),
+        )
+        .route(
+            "/admin/v2/namespaces/revokePermissionsOnTopics",
+            post(revoke_topics),
+        )
         .route(&format!("{one}/permissions"), get(of_namespace))
         .route(
             &format!("{one}/permissions/subscription"),
@@ -157,17 +166,26 @@ async fn grant_topic(
     Segments(Role { role }): Segments<Role>,
     request: Request,
 ) -> Answer {
-    let actions = actions(request).await?;
-    let name = topic.to_string();
-    let namespace: NamespaceName = topic.namespace();
-    admin
-        .broker()
-        .update_auth_policies(&namespace, |policies| {
-            let grants: &mut BTreeMap<_, _> = policies.destination_auth.entry(name).or_default();
-            grants.insert(role, actions);
-        })
-        .await?;
+    grant_one(&admin, &topic, role, actions(request).await?).await?;
     done()
+}
+
+async fn grant_one(
+    admin: &Admin,
+    topic: &TopicName,
+    role: String,
+    actions: BTreeSet<Action>,
+) -> Answer<()> {
+    let name = topic.to_string();
+    let change = |policies: &mut AuthPolicies| {
+        let grants: &mut BTreeMap<_, _> = policies.destination_auth.entry(name).or_default();
+        grants.insert(role, actions);
+    };
+    let broker = admin.broker();
+    broker
+        .update_auth_policies(&topic.namespace(), change)
+        .await?;
+    Ok(())
 }
 
 async fn revoke_topic(
@@ -175,26 +193,64 @@ async fn revoke_topic(
     InPath(topic): InPath,
     Segments(Role { role }): Segments<Role>,
 ) -> Answer {
-    let name = topic.to_string();
-    let namespace: NamespaceName = topic.namespace();
+    revoke_one(&admin, &topic, &role).await?;
+    done()
+}
+
+async fn revoke_one(admin: &Admin, topic: &TopicName, role: &str) -> Answer<()> {
+    let (name, namespace) = (topic.to_string(), topic.namespace());
     let policies = admin.broker().auth_policies(&namespace).await?;
     let known = policies.destination_auth.get(&name);
-    if !known.is_some_and(|grants| grants.contains_key(&role)) {
+    if !known.is_some_and(|grants| grants.contains_key(role)) {
         return Err(ApiError::precondition_failed(
             "Permissions are not set at the topic level",
         ));
     }
-    admin
-        .broker()
-        .update_auth_policies(&namespace, |policies| {
-            if let Some(grants) = policies.destination_auth.get_mut(&name) {
-                grants.remove(&role);
-                if grants.is_empty() {
-                    policies.destination_auth.remove(&name);
-                }
+    let change = |policies: &mut AuthPolicies| {
+        if let Some(grants) = policies.destination_auth.get_mut(&name) {
+            grants.remove(role);
+            if grants.is_empty() {
+                policies.destination_auth.remove(&name);
             }
+        }
+    };
+    let broker = admin.broker();
+    broker.update_auth_policies(&namespace, change).await?;
+    Ok(())
+}
+
+/// `GrantTopicPermissionOptions`, and `Revoke..` where there are no actions.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OnTopic {
+    topic: String,
+    role: String,
+    #[serde(default)]
+    actions: BTreeSet<Action>,
+}
+
+impl OnTopic {
+    fn topic(&self) -> Answer<TopicName> {
+        let name = self.topic.parse();
+        name.map_err(|error: geminga_model::NameError| {
+            ApiError::precondition_failed(error.to_string())
         })
-        .await?;
+    }
+}
+
+async fn grant_topics(State(admin): State<Admin>, request: Request) -> Answer {
+    let all: Vec<OnTopic> = request::json(request).await?;
+    for one in all {
+        grant_one(&admin, &one.topic()?, one.role, one.actions).await?;
+    }
+    done()
+}
+
+async fn revoke_topics(State(admin): State<Admin>, request: Request) -> Answer {
+    let all: Vec<OnTopic> = request::json(request).await?;
+    for one in all {
+        revoke_one(&admin, &one.topic()?, &one.role).await?;
+    }
     done()
 }
 

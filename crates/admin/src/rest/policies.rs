@@ -4,6 +4,7 @@
 //! answered as Pulsar does: 200 without a body. With `applied=true` a topic's getter answers what is
 //! in force. What cannot be honoured is refused by the name of its field, and never stored.
 
+mod fixed;
 mod quotas;
 mod replication;
 mod table;
@@ -67,6 +68,7 @@ pub(super) fn router() -> Router<Admin> {
         .route(&format!("{TOPIC}/policies"), delete(remove_all));
     let router = quotas::routes(router);
     let router = replication::routes(router);
+    let router = fixed::routes(router);
     table::routes(router)
 }
 
@@ -213,9 +215,9 @@ async fn remove_of_topic<P: Policy>(
     .await
 }
 
-/// The value in the body, checked; `null` removes the policy.
+/// The value in the body, checked; `null` or no body removes the policy.
 async fn given<P: Policy>(admin: &Admin, request: Request) -> Answer<Option<P::Value>> {
-    let value: Option<P::Value> = request::json(request).await?;
+    let value: Option<P::Value> = request::json_or_none(request).await?;
     if let Some(value) = &value {
         P::check(value, admin)?;
     }

@@ -157,6 +157,10 @@ fn v2(method: &Method, path: &[&str]) -> Guarded {
             "namespaces",
             "grantPermissionsOnTopics" | "revokePermissionsOnTopics",
         ] => unauthorized(Rule::SuperUser),
+        // There the first is a cluster.
+        ["namespaces", _, "antiAffinity", _] if is_get => unauthorized(Rule::SuperUser),
+        // A group's limits are for super users to give and to take.
+        ["namespaces", _, _, "resourcegroup", ..] if !is_get => forbidden(Rule::SuperUser),
         ["namespaces", t, n, "topics"] if is_get => forbidden(see(t, n)),
         // What an operator limits, a tenant does not lift.
         ["namespaces", _, _, "publishRate" | "delayedDelivery"] if !is_get => {

@@ -6,6 +6,7 @@ pub(crate) mod guard;
 mod harness;
 mod refusals;
 mod sockets;
+mod served;
 mod transactions;
 
 use serde_json::{Value, json};

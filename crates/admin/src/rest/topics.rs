@@ -6,7 +6,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::Uri;
 use axum::routing::{get, post, put};
-use geminga_broker::Partitioned;
+use geminga_broker::{Partitioned, TopicInternalStats};
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use serde_json::{Map, Value, json};
 
@@ -14,6 +14,9 @@ use super::extract::{Force, InPath, Listing, NamespaceInPath, Params, Plain, dom
 use super::{Admin, document, done};
 use crate::error::{Answer, ApiError};
 use crate::request;
+
+/// Which topic one would be the shadow of.
+const SHADOW_SOURCE: &str = "PULSAR.SHADOW_SOURCE";
 
 /// The media type of the longer form of a partition count.
 const PARTITIONED_METADATA: &str = "application/vnd.partitioned-topic-metadata+json";
@@ -44,6 +47,7 @@ pub(super) fn router() -> Router<Admin> {
                 get(partitioned_stats),
             )
             .route(&format!("{topic}/internalStats"), get(internal_stats))
+            .route(&format!("{topic}/internal-info"), get(internal_info))
             .route(
                 &format!("{topic}/partitioned-internalStats"),
                 get(partitioned_internal_stats),
@@ -155,6 +159,16 @@ pub(super) async fn names(admin: &Admin, namespace: &NamespaceName) -> Answer<Ve
         .collect())
 }
 
+/// Refuses a property that asks for more than being kept.
+pub(super) fn check_properties(given: Option<&BTreeMap<String, String>>) -> Answer<()> {
+    match given.is_some_and(|given| given.contains_key(SHADOW_SOURCE)) {
+        true => Err(ApiError::not_implemented(format!(
+            "`{SHADOW_SOURCE}` cannot be honoured: a topic cannot be the shadow of another one"
+        ))),
+        false => Ok(()),
+    }
+}
+
 async fn create(
     State(admin): State<Admin>,
     InPath(topic): InPath,
@@ -162,6 +176,7 @@ async fn create(
     request: Request,
 ) -> Answer {
     let properties: Option<BTreeMap<String, String>> = request::json_or_none(request).await?;
+    check_properties(properties.as_ref())?;
     admin.broker().create_topic(&topic).await?;
     if let Some(properties) = properties.filter(|properties| !properties.is_empty()) {
         admin
@@ -211,13 +226,14 @@ async fn create_partitioned(
     let long_form = request::content_type(request.headers()).starts_with(PARTITIONED_METADATA);
     let (partitions, properties) = if long_form {
         let metadata: Metadata = request::json(request).await?;
+        check_properties(metadata.properties.as_ref())?;
         (metadata.partitions, metadata.properties.unwrap_or_default())
     } else {
         (request::json::<u32>(request).await?, BTreeMap::new())
     };
     let max = admin
         .broker()
-        .config()
+        .settings()
         .max_num_partitions_per_partitioned_topic;
     if partitions == 0 || (max > 0 && partitions > max) {
         let most = if max > 0 {
@@ -263,7 +279,7 @@ async fn update_partitioned(
     };
     let max = admin
         .broker()
-        .config()
+        .settings()
         .max_num_partitions_per_partitioned_topic;
     if max > 0 && partitions > max {
         return Err(ApiError::unprocessable(format!(
@@ -348,7 +364,7 @@ async fn create_missed(State(admin): State<Admin>, InPath(topic): InPath) -> Ans
     let partitions = partitions_of(&admin, &topic).await?;
     if partitions.is_empty() {
         return Err(ApiError::not_found(format!(
-            "Topic {} is not partitioned",
+            "Topic {} does not exist or is not partitioned",
             topic.as_str()
         )));
     }
@@ -459,6 +475,66 @@ async fn internal_stats(
     Params(_): Params<InternalParams>,
 ) -> Answer {
     document(&admin.broker().topic_internal_stats(&topic).await?)
+}
+
+/// `ManagedLedgerInfo`: of a partitioned topic that of each partition.
+async fn internal_info(
+    State(admin): State<Admin>,
+    InPath(topic): InPath,
+    Params(_): Params<Plain>,
+) -> Answer {
+    if topic.domain() != TopicDomain::Persistent {
+        return Err(ApiError::not_allowed(
+            "a non-persistent topic has no ledgers",
+        ));
+    }
+    let partitions = partitions_of(&admin, &topic).await?;
+    if partitions.is_empty() {
+        return document(&info_of(
+            &admin.broker().topic_internal_stats(&topic).await?,
+        ));
+    }
+    let mut all = Map::new();
+    for partition in partitions {
+        let stats = admin.broker().topic_internal_stats(&partition).await?;
+        all.insert(partition.as_str().to_owned(), info_of(&stats));
+    }
+    document(&json!({ "version": 0, "partitions": all }))
+}
+
+fn info_of(stats: &TopicInternalStats) -> Value {
+    let ledgers: Vec<Value> = stats
+        .ledgers
+        .iter()
+        .map(|ledger| {
+            json!({
+                "ledgerId": ledger.ledger_id, "entries": ledger.entries, "size": ledger.size,
+                "timestamp": ledger.closed_ms.unwrap_or(0), "isOffloaded": false,
+            })
+        })
+        .collect();
+    let place = |text: &str| {
+        let (ledger, entry) = text.split_once(':').unwrap_or(("-1", "-1"));
+        let number = |text: &str| text.parse::<i64>().unwrap_or(-1);
+        json!({ "ledgerId": number(ledger), "entryId": number(entry) })
+    };
+    let cursors: Map<String, Value> = stats
+        .cursors
+        .iter()
+        .map(|(name, cursor)| {
+            // What was acked is in the log, not in a ledger of the cursor.
+            let info = json!({
+                "version": 0, "cursorsLedgerId": -1,
+                "markDelete": place(&cursor.mark_delete_position),
+            });
+            (name.clone(), info)
+        })
+        .collect();
+    let mut info = json!({ "version": 0, "ledgers": ledgers, "cursors": cursors });
+    if stats.state == "Terminated" {
+        info["terminatedPosition"] = place(&stats.last_confirmed_entry);
+    }
+    info
 }
 
 async fn partitioned_internal_stats(

@@ -73,7 +73,7 @@ impl Core {
         let policies = Arc::new(effective(
             own.as_ref().unwrap_or(&Policies::default()),
             &namespace,
-            &self.config,
+            &self.settings.live(),
         ));
         if own.is_none() {
             let mut namespaces = cache.namespaces.lock();
@@ -99,6 +99,11 @@ impl Core {
                 tracing::error!(topic = %topic.name, %error, "policies could not be read");
             }
         }
+    }
+
+    /// The broker's settings are part of all that is in force.
+    pub(crate) async fn all_policies_changed(&self) {
+        self.policies_changed(|_| true).await;
     }
 
     pub(crate) async fn namespace_policies_changed(&self, namespace: &NamespaceName) {

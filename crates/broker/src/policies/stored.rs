@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::Bundles;
 use crate::config::SubscriptionType;
 
 /// How long acked messages are kept: as long as either limit keeps them.
@@ -104,6 +105,23 @@ impl Default for DispatchRate {
     }
 }
 
+/// How often one consumer may subscribe in a period. 0 or less = as often as it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SubscribeRate {
+    pub subscribe_throttling_rate_per_consumer: i64,
+    pub rate_period_in_second: u32,
+}
+
+impl Default for SubscribeRate {
+    fn default() -> SubscribeRate {
+        SubscribeRate {
+            subscribe_throttling_rate_per_consumer: -1,
+            rate_period_in_second: 30,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DelayedDelivery {
@@ -173,6 +191,35 @@ pub enum SchemaCompatibilityStrategy {
     FullTransitive,
 }
 
+/// The older name of a strategy, of namespaces only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SchemaAutoUpdateStrategy {
+    AutoUpdateDisabled,
+    Backward,
+    Forward,
+    Full,
+    AlwaysCompatible,
+    BackwardTransitive,
+    ForwardTransitive,
+    FullTransitive,
+}
+
+impl From<SchemaAutoUpdateStrategy> for SchemaCompatibilityStrategy {
+    fn from(old: SchemaAutoUpdateStrategy) -> SchemaCompatibilityStrategy {
+        use SchemaAutoUpdateStrategy as Old;
+        match old {
+            Old::AutoUpdateDisabled => SchemaCompatibilityStrategy::AlwaysIncompatible,
+            Old::Backward => SchemaCompatibilityStrategy::Backward,
+            Old::Forward => SchemaCompatibilityStrategy::Forward,
+            Old::Full => SchemaCompatibilityStrategy::Full,
+            Old::AlwaysCompatible => SchemaCompatibilityStrategy::AlwaysCompatible,
+            Old::BackwardTransitive => SchemaCompatibilityStrategy::BackwardTransitive,
+            Old::ForwardTransitive => SchemaCompatibilityStrategy::ForwardTransitive,
+            Old::FullTransitive => SchemaCompatibilityStrategy::FullTransitive,
+        }
+    }
+}
+
 /// The policies of a namespace or of a topic that are honoured. What is unset comes from the level
 /// above: of a topic its namespace, of a namespace the broker's settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -229,6 +276,16 @@ pub struct Policies {
         skip_serializing_if = "Option::is_none"
     )]
     pub subscription_dispatch_rate: Option<DispatchRate>,
+    #[serde(
+        rename = "replicatorDispatchRate",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub replicator_dispatch_rate: Option<DispatchRate>,
+    #[serde(
+        rename = "clusterSubscribeRate",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub subscribe_rate: Option<SubscribeRate>,
     /// Of single subscriptions, by name; of a topic only.
     #[serde(
         rename = "subscriptionPolicies",
@@ -255,6 +312,9 @@ pub struct Policies {
     pub persistence: Option<Persistence>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schema_compatibility_strategy: Option<SchemaCompatibilityStrategy>,
+    /// Of a namespace only; counts where the strategy itself says nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schema_auto_update_compatibility_strategy: Option<SchemaAutoUpdateStrategy>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schema_validation_enforced: Option<bool>,
     /// Of a namespace only.
@@ -272,6 +332,28 @@ pub struct Policies {
     /// The clusters that topics are in; unset = this one alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replication_clusters: Option<Vec<String>>,
+    /// Of a namespace only: the clusters that `replication_clusters` may name; empty = the tenant's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_clusters: Vec<String>,
+    /// Whether dispatch is to wait while what was acked is not kept. Every ack is kept here, so that
+    /// there is nothing to wait for.
+    #[serde(
+        rename = "dispatcherPauseOnAckStatePersistentEnabled",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub pause_on_ack_state: Option<bool>,
+    /// Of a namespace only: what its topics share limits with.
+    #[serde(
+        rename = "resource_group_name",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub resource_group: Option<String>,
+    /// Of a namespace only: those of a group would not be on one broker if there were several.
+    #[serde(rename = "antiAffinityGroup", skip_serializing_if = "Option::is_none")]
+    pub anti_affinity_group: Option<String>,
+    /// Of a namespace only: how its topics are cut into bundles.
+    #[serde(skip_serializing_if = "Bundles::is_default")]
+    pub bundles: Bundles,
     /// Of a namespace only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption_required: Option<bool>,

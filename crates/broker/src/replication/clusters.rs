@@ -166,7 +166,7 @@ impl Broker {
         let is_named = |names: &[String]| names.iter().any(|other| other == name);
         let in_namespace = namespaces.iter().any(|(_, policies)| {
             let names = policies.replication_clusters.as_deref();
-            is_named(names.unwrap_or_default())
+            is_named(names.unwrap_or_default()) || is_named(&policies.allowed_clusters)
         });
         let in_tenant = tenants.iter().any(|(_, t)| is_named(&t.allowed_clusters));
         if in_namespace || in_tenant || name == self.core.config.cluster_name {
@@ -220,6 +220,17 @@ impl Broker {
                 namespace.tenant()
             ));
         }
+        let policies = self.core.catalog.policies(namespace.as_str()).await?;
+        let allowed = policies.map(|(policies, _)| policies.allowed_clusters);
+        let allowed = allowed.filter(|allowed| !allowed.is_empty());
+        if let Some(allowed) = allowed
+            && let Some(other) = clusters.iter().find(|name| !allowed.contains(name))
+        {
+            return forbid(format!(
+                "Cluster [{other}] is not in the list of allowed clusters list for namespace \
+                 [{namespace}]"
+            ));
+        }
         for name in clusters {
             let data = self.cluster(name).await?.unwrap_or_default();
             let peer = clusters
@@ -233,6 +244,51 @@ impl Broker {
             }
         }
         Ok(())
+    }
+}
+
+impl Broker {
+    /// Says which clusters a namespace may be in; none: those that its tenant may be in.
+    pub async fn set_allowed_clusters(
+        &self,
+        namespace: &NamespaceName,
+        clusters: &[String],
+    ) -> Result<(), BrokerError> {
+        let used = self.policies(namespace).await?.replication_clusters;
+        self.check_allowed(namespace, clusters, used.as_deref())
+            .await?;
+        self.update_policies(namespace, |policies| {
+            policies.allowed_clusters = clusters.to_vec();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether a namespace may be allowed these clusters while it is in those that it uses.
+    pub async fn check_allowed(
+        &self,
+        namespace: &NamespaceName,
+        clusters: &[String],
+        used: Option<&[String]>,
+    ) -> Result<(), BrokerError> {
+        let tenant = self.tenant(namespace.tenant()).await?;
+        let mut all = clusters.iter();
+        if let Some(name) = all.find(|name| !tenant.allowed_clusters.contains(name)) {
+            return Err(BrokerError::NotPermitted(format!(
+                "Cluster [{name}] is not in the list of allowed clusters list for tenant [{}]",
+                namespace.tenant()
+            )));
+        }
+        let own = [self.core.config.cluster_name.clone()];
+        let mut used = used.unwrap_or(&own).iter();
+        let missing = used.find(|name| !clusters.contains(name));
+        match missing.filter(|_| !clusters.is_empty()) {
+            None => Ok(()),
+            Some(name) => Err(BrokerError::Malformed(format!(
+                "Allowed clusters do not contain the replication cluster [{name}]. Please remove \
+                 the replication cluster if the cluster is not allowed for this namespace"
+            ))),
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use super::Replicator;
 use super::forward::{LeftOut, Rules, forward, judge};
 use super::producer_name;
 use super::remote::{RemoteError, RemoteProducer, RemoteTopic};
+use super::throttle::Throttle;
 use super::window::{Confirmed, Sent, Window};
 use crate::error::BrokerError;
 use crate::topic::Topic;
@@ -77,7 +78,7 @@ impl Replicator {
         let remote = remotes.connect(to).await?;
         tracing::info!(topic = %topic.name, cluster = &*self.cluster, "replication runs");
         self.figures.lock().connected_since_ms = topic.core.clock.now_ms();
-        let entries_max = topic.core.config.replication_producer_queue_size;
+        let entries_max = topic.core.settings.live().replication_producer_queue_size;
         let mut stream = Stream {
             replicator: self,
             topic,
@@ -85,12 +86,24 @@ impl Replicator {
             window: Window::new(entries_max, WINDOW_BYTES),
             read: self.cursor.mark_delete().next_in_ledger(),
             schemas: HashMap::new(),
+            throttle: Throttle::default(),
         };
         let idle = Duration::from_millis(topic.core.config.geminga_topic_idle_millis.max(100));
         loop {
             // Before it is read: what comes afterwards wakes.
             let more = self.wake.notified();
-            stream.fill().await?;
+            if let Some(wait_ms) = stream.fill().await? {
+                // Receipts that come meanwhile are counted as soon as it goes on.
+                let waiting = stream.window.waits();
+                tokio::select! {
+                    count = stream.remote.confirmed(), if waiting => {
+                        stream.confirm(count?)?;
+                        *progress = true;
+                    }
+                    () = tokio::time::sleep(Duration::from_millis(wait_ms)) => {}
+                }
+                continue;
+            }
             if !stream.window.waits() {
                 self.figures.lock().oldest_ms = None;
                 // The other side may still end the way.
@@ -168,15 +181,30 @@ struct Stream<'a> {
     read: Position,
     /// Versions of our schemas and what they are there.
     schemas: HashMap<Bytes, Option<Bytes>>,
+    throttle: Throttle,
 }
 
 impl Stream<'_> {
-    /// Sends until the window is full or there is no more.
-    async fn fill(&mut self) -> Result<(), RemoteError> {
+    /// Sends until the window is full or there is no more, or until the rate says to wait: then for
+    /// how many milliseconds.
+    async fn fill(&mut self) -> Result<Option<u64>, RemoteError> {
         while self.window.room() > 0 {
+            let now_ms = self.topic.core.clock.now_ms();
+            let rate = self.topic.policies().replicator_dispatch_rate;
+            let allowed = match self.throttle.allowance(rate, now_ms) {
+                Ok(allowed) => allowed,
+                Err(wait_ms) => return Ok(Some(wait_ms)),
+            };
+            let most = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
             let limits = ReadLimits::new(
-                self.window.room().min(READ_ENTRIES),
-                self.window.bytes_room().min(READ_BYTES),
+                self.window
+                    .room()
+                    .min(READ_ENTRIES)
+                    .min(most(allowed.messages)),
+                self.window
+                    .bytes_room()
+                    .min(READ_BYTES)
+                    .min(most(allowed.bytes)),
             );
             // Expired meanwhile, or skipped by an operator.
             let unread = self.replicator.cursor.mark_delete().next_in_ledger();
@@ -188,18 +216,18 @@ impl Stream<'_> {
             let count = entries.len();
             for entry in entries {
                 if entry.position > limit {
-                    return Ok(());
+                    return Ok(None);
                 }
                 self.read = entry.position.next_in_ledger();
                 self.take(entry).await?;
             }
             if count == 0 {
-                return Ok(());
+                return Ok(None);
             }
             // Millions of entries may have to be left out, one after the other.
             tokio::task::yield_now().await;
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn take(&mut self, entry: Entry) -> Result<(), RemoteError> {
@@ -257,6 +285,7 @@ impl Stream<'_> {
         let local = &self.topic.core.config.cluster_name;
         let payload = payload(&entry.data).map_err(own)?;
         let message = forward(metadata, local, position, schema_version, payload);
+        self.throttle.spend(sent.messages.into(), sent.bytes as u64);
         self.window.send(position, sent);
         self.remote.send(message);
         Ok(())

@@ -26,19 +26,16 @@ impl Topic {
         view: Option<&'a Arc<View>>,
     ) -> Source<'a> {
         let config = &self.core.config;
+        let policies = self.policies();
         let now_ms = self.core.clock.now_ms();
         Source {
             ledger: &self.ledger,
             partition: self.partition(),
             terminated: self.is_terminated(),
             now_ms,
-            due_before_ms: self.due_before_ms(now_ms),
-            entries_max: config
-                .dispatcher_max_read_batch_size
-                .min(as_size(allowance.messages)),
-            bytes_max: config
-                .dispatcher_max_read_size_bytes
-                .min(as_size(allowance.bytes)),
+            due_before_ms: self.due_before_ms(&policies, now_ms),
+            entries_max: policies.read_entries_max.min(as_size(allowance.messages)),
+            bytes_max: policies.read_bytes_max.min(as_size(allowance.bytes)),
             throttled: allowance.is_limited(),
             batch_index_acks: config.acknowledgment_at_batch_index_level_enabled,
             ahead_used: &self.core.ahead_used,
@@ -240,8 +237,7 @@ impl Topic {
                     // A read may return fewer than asked for, bounded by bytes.
                     while from.entry.0 < end {
                         let left = (end - from.entry.0) as usize;
-                        let limits =
-                            ReadLimits::new(left, self.core.config.dispatcher_max_read_size_bytes);
+                        let limits = ReadLimits::new(left, self.policies().read_bytes_max);
                         let found = self.ledger.read(from, limits).await?;
                         let in_run = |entry: &Entry| {
                             entry.position.ledger == first.ledger && entry.position.entry.0 < end
@@ -279,7 +275,7 @@ impl Topic {
     /// A timer that was set for a subscription.
     pub(crate) fn alarm(self: &Arc<Topic>, alarm: Alarm) {
         let now_ms = self.core.clock.now_ms();
-        let due_before_ms = self.due_before_ms(now_ms);
+        let due_before_ms = self.due_before_ms(&self.policies(), now_ms);
         if alarm == Alarm::Quota {
             return self.quota_alarm();
         }

@@ -59,9 +59,9 @@ fn wait_ms(policies: &EffectivePolicies, has_data: bool) -> Option<u64> {
 impl Core {
     /// The topics that are to be looked at though nobody uses them.
     pub(super) async fn timed_topics(&self) -> Result<Vec<TopicName>, BrokerError> {
-        let is_timed = |own: &Policies, namespace: &Policies| {
-            effective(own, namespace, &self.config).is_timed()
-        };
+        let config = self.settings.live();
+        let is_timed =
+            |own: &Policies, namespace: &Policies| effective(own, namespace, &config).is_timed();
         self.topics_where(|all| is_timed(&Policies::default(), all), is_timed)
             .await
     }

@@ -70,6 +70,12 @@ impl Core {
     /// policy of it lets time do something to it.
     pub(crate) async fn maintain(self: Arc<Core>) {
         let config = &self.config;
+        // May change while this runs.
+        let frequency = || {
+            self.settings
+                .live()
+                .broker_delete_inactive_topics_frequency_seconds
+        };
         let idle = config.geminga_topic_idle_millis.max(100);
         let seconds = |seconds: u64| seconds.saturating_mul(1_000);
         let minutes = |minutes: u64| minutes.saturating_mul(60_000);
@@ -77,8 +83,7 @@ impl Core {
             true => seconds(config.backlog_quota_check_interval_in_seconds),
             false => 0,
         };
-        let inactive = seconds(config.broker_delete_inactive_topics_frequency_seconds);
-        let longest_ms = [idle / 2, quotas, inactive]
+        let longest_ms = [idle / 2, quotas, seconds(frequency())]
             .into_iter()
             .filter(|ms| *ms > 0)
             .min()
@@ -87,7 +92,7 @@ impl Core {
         let mut trim = Every::new(seconds(config.retention_check_interval_in_seconds));
         let mut expiry = Every::new(minutes(config.message_expiry_check_interval_in_minutes));
         let mut quotas = Every::new(quotas);
-        let mut inactive = Every::new(inactive);
+        let mut inactive = Every::new(seconds(frequency()));
         let mut subscriptions = Every::new(minutes(
             config.subscription_expiry_check_interval_in_minutes,
         ));
@@ -104,6 +109,7 @@ impl Core {
             };
             tokio::time::sleep(Duration::from_millis(step_ms)).await;
             let trim = trim.passes(step_ms);
+            inactive.interval_ms = seconds(frequency());
             let due = Due {
                 expiry: expiry.passes(step_ms),
                 quotas: quotas.passes(step_ms),

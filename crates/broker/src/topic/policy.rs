@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{State, Topic};
+use crate::policies::EffectivePolicies;
 
 /// What a SEND is checked against, copied once for each run.
 #[derive(Debug, Default, Clone, Copy)]
@@ -30,8 +31,8 @@ impl Topic {
     }
 
     /// Delayed entries with a time up to this may go out now.
-    pub(super) fn due_before_ms(&self, now_ms: u64) -> u64 {
-        let delays = self.policies().delayed_delivery;
+    pub(super) fn due_before_ms(&self, policies: &EffectivePolicies, now_ms: u64) -> u64 {
+        let delays = policies.delayed_delivery;
         if !delays.active {
             u64::MAX
         } else if self.core.config.is_delayed_delivery_deliver_at_time_strict {

@@ -62,11 +62,28 @@ pub struct TopicInternalStats {
     pub number_of_entries: u64,
     pub total_size: u64,
     pub last_confirmed_entry: String,
+    pub current_ledger_entries: u64,
+    pub current_ledger_size: u64,
     pub state: &'static str,
+    /// In order; the last may still be written.
+    pub ledgers: Vec<LedgerStats>,
     pub cursors: BTreeMap<String, CursorStats>,
     /// What readers of the compacted topic read first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compacted_ledger: Option<CompactedLedger>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LedgerStats {
+    pub ledger_id: i64,
+    pub entries: u64,
+    pub size: u64,
+    pub offloaded: bool,
+    pub under_replicated: bool,
+    /// When it was closed.
+    #[serde(skip)]
+    pub closed_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -155,7 +172,11 @@ impl Topic {
             (subscription.name.to_string(), stats)
         });
         let first = self.ledger.first_position();
+        let ledgers = self.ledger_stats();
+        let current = ledgers.last().filter(|last| last.closed_ms.is_none());
         TopicInternalStats {
+            current_ledger_entries: current.map_or(0, |ledger| ledger.entries),
+            current_ledger_size: current.map_or(0, |ledger| ledger.size),
             number_of_entries: self
                 .ledger
                 .count(first, self.ledger.durable_position().next_in_ledger()),
@@ -166,9 +187,31 @@ impl Topic {
             } else {
                 "LedgerOpened"
             },
+            ledgers,
             cursors: cursors.collect(),
             compacted_ledger: state.view.as_ref().map(|view| view.figures()),
         }
+    }
+
+    fn ledger_stats(&self) -> Vec<LedgerStats> {
+        let last = self.ledger.durable_position();
+        let mut left = self.ledger.size_bytes();
+        let stats = self.ledger.ledgers().into_iter().map(|ledger| {
+            let (entries, size) = match ledger.closed {
+                Some(closed) => (closed.entries, closed.bytes),
+                None if last.ledger == ledger.id => (last.entry.0.unsigned_abs() + 1, left),
+                None => (0, 0),
+            };
+            left = left.saturating_sub(size);
+            LedgerStats {
+                ledger_id: ledger.id.0,
+                entries,
+                size,
+                closed_ms: ledger.closed.map(|closed| closed.at_ms),
+                ..LedgerStats::default()
+            }
+        });
+        stats.collect()
     }
 
     pub(crate) fn metrics(&self) -> TopicMetrics {

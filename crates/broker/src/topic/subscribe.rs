@@ -77,6 +77,7 @@ impl Topic {
         consumer: NewConsumer,
         rollback: Option<Duration>,
     ) -> Result<u32, BrokerError> {
+        self.count_subscribe(&consumer)?;
         let id = self.ensure_subscription(wanted).await?;
         if let Some(back) = rollback {
             let back_ms = u64::try_from(back.as_millis()).unwrap_or(u64::MAX);

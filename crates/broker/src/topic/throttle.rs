@@ -7,9 +7,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{State, Topic};
+use crate::consumer::NewConsumer;
+use crate::error::BrokerError;
 use crate::peer::Peer;
 use crate::policies::EffectivePolicies;
-use crate::rate::{Allowance, Limiter};
+use crate::rate::{Allowance, Limiter, SubscribeLimiter};
+use crate::resource_group::Group;
 use crate::timers::Alarm;
 
 pub(crate) struct Rates {
@@ -17,10 +20,35 @@ pub(crate) struct Rates {
     /// Connections that are not read until there are tokens again.
     stopped: Vec<Arc<Peer>>,
     dispatch: Limiter,
+    subscribes: SubscribeLimiter,
+    /// Whose limits the topic shares with others.
+    group: Option<Arc<Group>>,
     /// By subscription, made when it first dispatches.
     subscriptions: HashMap<u32, Limiter>,
     /// When the alarm that is set for dispatch fires.
     alarm_ms: Option<u64>,
+}
+
+impl Rates {
+    fn limits_publishing(&self) -> bool {
+        self.publish.is_limited() || self.group.is_some()
+    }
+
+    fn spend_published(&mut self, messages: u64, bytes: u64) {
+        self.publish.spend(messages, bytes);
+        if let Some(group) = &self.group {
+            group.publish.lock().spend(messages, bytes);
+        }
+    }
+
+    /// In how many milliseconds something may be published; 0 = now.
+    fn publish_wait_ms(&mut self, now_ms: u64) -> u64 {
+        let own = self.publish.allowance(now_ms).err().unwrap_or(0);
+        let shared = self.group.as_ref().map_or(0, |group| {
+            group.publish.lock().allowance(now_ms).err().unwrap_or(0)
+        });
+        own.max(shared)
+    }
 }
 
 impl Topic {
@@ -31,8 +59,13 @@ impl Topic {
         let publish = Limiter::of_publish(policies.publish_rate, now_ms);
         let dispatch = Limiter::of_dispatch(policies.dispatch_rate, now_ms);
         let of_each = Limiter::of_dispatch(policies.subscription_dispatch_rate, now_ms);
+        let subscribes = SubscribeLimiter::new(policies.subscribe_rate, now_ms);
+        let group = policies.resource_group.as_deref();
+        let group = group.and_then(|name| self.core.groups.get(name));
         let any = publish.is_limited()
             || dispatch.is_limited()
+            || subscribes.is_limited()
+            || group.is_some()
             || of_each.is_limited()
             || !policies.dispatch_rates.is_empty();
         state.rates = any.then(|| {
@@ -40,6 +73,8 @@ impl Topic {
                 publish,
                 stopped: Vec::new(),
                 dispatch,
+                subscribes,
+                group,
                 subscriptions: HashMap::new(),
                 alarm_ms: None,
             })
@@ -54,14 +89,15 @@ impl Topic {
         messages: u64,
         bytes: u64,
     ) {
-        let Some(rates) = state.rates.as_mut().filter(|r| r.publish.is_limited()) else {
+        let Some(rates) = state.rates.as_mut().filter(|r| r.limits_publishing()) else {
             return;
         };
         let now_ms = self.core.clock.now_ms();
-        rates.publish.spend(messages, bytes);
-        let Err(wait_ms) = rates.publish.allowance(now_ms) else {
+        rates.spend_published(messages, bytes);
+        let wait_ms = rates.publish_wait_ms(now_ms);
+        if wait_ms == 0 {
             return;
-        };
+        }
         if rates.stopped.iter().any(|other| Arc::ptr_eq(other, peer)) {
             return;
         }
@@ -81,8 +117,8 @@ impl Topic {
         let Some(rates) = state.rates.as_mut() else {
             return;
         };
-        match rates.publish.allowance(now_ms) {
-            Err(wait_ms) if !rates.stopped.is_empty() => {
+        match rates.publish_wait_ms(now_ms) {
+            wait_ms if wait_ms > 0 && !rates.stopped.is_empty() => {
                 let at_ms = now_ms.saturating_add(wait_ms);
                 self.core
                     .timers
@@ -123,10 +159,21 @@ impl Topic {
                 let rate = self.policies().dispatch_rate_of(&subscription.name);
                 Limiter::of_dispatch(rate, now_ms)
             });
-        match (rates.dispatch.allowance(now_ms), own.allowance(now_ms)) {
-            (Ok(all), Ok(own)) => Some(all.and(own)),
-            (all, own) => {
-                let wait_ms = all.err().unwrap_or(0).max(own.err().unwrap_or(0));
+        let shared = match &rates.group {
+            Some(group) => group.dispatch.lock().allowance(now_ms),
+            None => Ok(Allowance::ANY),
+        };
+        let all = [
+            rates.dispatch.allowance(now_ms),
+            own.allowance(now_ms),
+            shared,
+        ];
+        match all.iter().filter_map(|one| one.err()).max() {
+            None => {
+                let allowed = all.into_iter().flatten();
+                Some(allowed.fold(Allowance::ANY, Allowance::and))
+            }
+            Some(wait_ms) => {
                 let at_ms = now_ms.saturating_add(wait_ms);
                 if rates
                     .alarm_ms
@@ -150,8 +197,30 @@ impl Topic {
             return;
         }
         rates.dispatch.spend(messages, bytes);
+        if let Some(group) = &rates.group {
+            group.dispatch.lock().spend(messages, bytes);
+        }
         if let Some(own) = rates.subscriptions.get_mut(&id) {
             own.spend(messages, bytes);
+        }
+    }
+
+    /// Refuses a consumer that subscribes more often than it may.
+    pub(super) fn count_subscribe(&self, consumer: &NewConsumer) -> Result<(), BrokerError> {
+        let mut state = self.open()?;
+        let Some(rates) = &mut state.rates else {
+            return Ok(());
+        };
+        let address = &consumer.peer.address;
+        let host = address
+            .rsplit_once(':')
+            .map_or(&**address, |(host, _)| host);
+        let who = (host.to_owned(), consumer.name.to_string(), consumer.id);
+        match rates.subscribes.allows(who, self.core.clock.now_ms()) {
+            true => Ok(()),
+            false => Err(BrokerError::NotAllowed(
+                "Subscribe limited by subscribe rate limit per consumer.".to_owned(),
+            )),
         }
     }
 

@@ -93,6 +93,8 @@ pub(crate) fn run(args: StandaloneArgs, global: &Global) -> Outcome {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            // `brokers shutdown`.
+            () = server.shutdown_requested() => {}
         }
         if !server.stop().await {
             output::note("warning: not everything ended in time; what was acknowledged is safe");

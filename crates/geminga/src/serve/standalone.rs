@@ -231,6 +231,11 @@ impl Standalone {
         !self.service.ip().is_loopback()
     }
 
+    /// Until an operator asks for the end.
+    pub(crate) async fn shutdown_requested(&self) {
+        self.broker.shutdown_requested().await;
+    }
+
     /// Finishes what came in, writes it, and closes. False when that took too long.
     pub(crate) async fn stop(self) -> bool {
         if let Some(worker) = &self.worker {

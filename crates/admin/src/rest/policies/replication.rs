@@ -1,5 +1,4 @@
-//! In which clusters topics are; and the policies that one machine has one answer to: they can be
-//! read, and another value is refused by name.
+//! In which clusters topics are, and in which a namespace's may be.
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -8,69 +7,22 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 
 use super::{NAMESPACE, TOPIC, Which, change_topic, read};
-use crate::error::{Answer, ApiError};
+use crate::error::Answer;
 use crate::request;
 use crate::rest::extract::{InPath, NamespaceInPath, Params};
 use crate::rest::{Admin, document, done};
 
 pub(super) fn routes(router: Router<Admin>) -> Router<Admin> {
     let at = |rest: &str| format!("{NAMESPACE}/{rest}");
-    let mut router = router
+    router
         .route(&at("replication"), get(clusters).post(set_clusters))
         .route(&at("allowedClusters"), get(allowed).post(set_allowed))
-        .route(&at("offloadThreshold"), get(no_offload))
-        .route(&at("offloadThresholdInSeconds"), get(no_offload))
         .route(
             &format!("{TOPIC}/replication"),
             get(clusters_of_topic)
                 .post(set_clusters_of_topic)
                 .delete(remove_clusters_of_topic),
-        );
-    for unset in [
-        "antiAffinity",
-        "resourcegroup",
-        "offloadPolicies",
-        "offloadDeletionLagMs",
-        "replicatorDispatchRate",
-        "subscribeRate",
-        "entryFilters",
-        "deduplicationSnapshotInterval",
-        "dispatcherPauseOnAckStatePersistent",
-    ] {
-        router = router.route(&at(unset), get(unset_of_namespace));
-    }
-    for unset in [
-        "offloadPolicies",
-        "replicatorDispatchRate",
-        "subscribeRate",
-        "entryFilters",
-        "deduplicationSnapshotInterval",
-        "dispatcherPauseOnAckStatePersistent",
-    ] {
-        router = router.route(&format!("{TOPIC}/{unset}"), get(unset_of_topic));
-    }
-    router
-}
-
-/// What cannot be set is not set.
-async fn unset_of_namespace(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    read(&admin, namespace).await?;
-    Ok(StatusCode::OK.into_response())
-}
-
-async fn unset_of_topic(
-    State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Params(which): Params<Which>,
-) -> Answer {
-    which.check()?;
-    admin.broker().topic_policies(&topic).await?;
-    Ok(StatusCode::OK.into_response())
-}
-
-async fn no_offload(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    read(&admin, namespace).await?;
-    document(&-1)
+        )
 }
 
 async fn clusters(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
@@ -81,23 +33,18 @@ async fn clusters(State(admin): State<Admin>, namespace: NamespaceInPath) -> Ans
 
 /// None is named: those of the tenant are allowed.
 async fn allowed(State(admin): State<Admin>, namespace: NamespaceInPath) -> Answer {
-    read(&admin, namespace).await?;
-    document(&[""; 0])
+    document(&read(&admin, namespace).await?.allowed_clusters)
 }
 
 async fn set_allowed(
     State(admin): State<Admin>,
-    namespace: NamespaceInPath,
+    NamespaceInPath(namespace): NamespaceInPath,
     request: Request,
 ) -> Answer {
     let given: Vec<String> = request::json(request).await?;
-    read(&admin, namespace).await?;
-    match given.is_empty() {
-        true => done(),
-        false => Err(ApiError::precondition_failed(
-            "`allowed_clusters` cannot be honoured: the tenant's allowed clusters decide",
-        )),
-    }
+    let broker = admin.broker();
+    broker.set_allowed_clusters(&namespace, &given).await?;
+    Ok(StatusCode::OK.into_response())
 }
 
 async fn set_clusters(

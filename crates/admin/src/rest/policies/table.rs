@@ -3,7 +3,8 @@
 use axum::Router;
 use geminga_broker::{
     AutoTopicCreation, DelayedDelivery, DispatchRate, EffectivePolicies, InactiveTopicPolicies,
-    Persistence, Policies, PublishRate, Retention, SchemaCompatibilityStrategy, SubscriptionType,
+    Persistence, Policies, PublishRate, Retention, SchemaAutoUpdateStrategy,
+    SchemaCompatibilityStrategy, SubscribeRate, SubscriptionType,
 };
 use serde::{Deserialize, Serialize};
 
@@ -199,6 +200,16 @@ policies! {
         set: |p, v| p.deduplication = v,
         applied: |all| Some(all.deduplication),
     }
+    DeduplicationSnapshot: i64 {
+        namespace: Some("deduplicationSnapshotInterval"),
+        topic: Some("deduplicationSnapshotInterval"),
+        get: |p| shown(p.deduplication_snapshot_interval_seconds),
+        set: |p, v| p.deduplication_snapshot_interval_seconds = stored(v),
+        applied: |_| None,
+        check: |value, admin| count(value, admin).map_err(|_| {
+            ApiError::precondition_failed("interval must be greater than or equal to 0")
+        }),
+    }
     CompactionThreshold: i64 {
         namespace: Some("compactionThreshold"),
         topic: Some("compactionThreshold"),
@@ -308,6 +319,27 @@ policies! {
         applied: |all| Some(all.subscription_dispatch_rate),
         check: check_dispatch,
     }
+    ReplicatorDispatchRate: DispatchRate {
+        namespace: Some("replicatorDispatchRate"),
+        topic: Some("replicatorDispatchRate"),
+        get: |p| p.replicator_dispatch_rate,
+        set: |p, v| p.replicator_dispatch_rate = v,
+        applied: |all| Some(all.replicator_dispatch_rate),
+        check: check_dispatch,
+    }
+    SubscribeRatePolicy: SubscribeRate {
+        namespace: Some("subscribeRate"),
+        topic: Some("subscribeRate"),
+        get: |p| p.subscribe_rate,
+        set: |p, v| p.subscribe_rate = v,
+        applied: |all| Some(all.subscribe_rate),
+        check: |value, _| match value.rate_period_in_second {
+            0 => Err(ApiError::precondition_failed(
+                "`ratePeriodInSecond` must be above 0",
+            )),
+            _ => Ok(()),
+        },
+    }
     Delayed: DelayedDelivery {
         namespace: Some("delayedDelivery"),
         topic: Some("delayedDelivery"),
@@ -352,6 +384,13 @@ policies! {
         applied: |all| Some(all.schema_compatibility_strategy),
         unset: |_| SchemaCompatibilityStrategy::Undefined,
     }
+    SchemaAutoUpdate: SchemaAutoUpdateStrategy {
+        namespace: Some("schemaAutoUpdateCompatibilityStrategy"),
+        topic: None,
+        get: |p| p.schema_auto_update_compatibility_strategy,
+        set: |p, v| p.schema_auto_update_compatibility_strategy = v,
+        applied: |_| None,
+    }
     SchemaEnforced: bool {
         namespace: Some("schemaValidationEnforced"),
         topic: Some("schemaValidationEnforced"),
@@ -366,7 +405,7 @@ policies! {
         get: |p| p.auto_update_schema,
         set: |p, v| p.auto_update_schema = v,
         applied: |all| Some(all.auto_update_schema),
-        unset: |admin| admin.broker().config().is_allow_auto_update_schema_enabled,
+        unset: |admin| admin.broker().settings().is_allow_auto_update_schema_enabled,
     }
     SubscriptionExpiration: i64 {
         namespace: Some("subscriptionExpirationTime"),

@@ -22,17 +22,17 @@ async fn every_refusal_has_a_status_and_a_reason() {
         ),
         (
             "GET",
-            "/admin/v2/bookies/all",
+            "/admin/v2/broker-stats/mbeans",
             None,
             501,
-            "/admin/v2/bookies/all",
+            "not a Java program",
         ),
         (
-            "POST",
-            "/admin/v2/namespaces/public/default/replicatorDispatchRate",
+            "PUT",
+            "/admin/v2/namespaces/public/default/offloadThreshold",
             None,
             501,
-            "replicatorDispatchRate",
+            "no other storage",
         ),
         (
             "PUT",
