@@ -45,6 +45,10 @@ const REASONS: &[(&str, &str)] = &[
         "a bundle is a range of names and cannot be deleted: delete its topics",
     ),
     (
+        "/metadata",
+        "schemas are kept in the metadata, not in ledgers with positions: see `schemas get`",
+    ),
+    (
         "/topics/",
         "messages are sent by the binary protocol or by WebSocket",
     ),

@@ -116,7 +116,7 @@ impl IsolationPolicy {
         }
         for name in ["min_limit", "usage_threshold"] {
             let value = failover.parameters.get(name);
-            if !value.is_some_and(|value| value.parse::<u32>().is_ok()) {
+            if value.is_none_or(|value| value.parse::<u32>().is_err()) {
                 return Err(format!("`parameters` must have a number `{name}`"));
             }
         }

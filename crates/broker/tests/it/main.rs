@@ -10,6 +10,7 @@ mod consume;
 mod dedup;
 mod lookup;
 mod nonpersistent;
+mod operators;
 mod policies;
 mod produce;
 mod replication;

@@ -485,3 +485,30 @@ async fn a_topic_that_nobody_uses_gives_up_its_way_and_takes_it_up_again() {
     .await;
     assert!(there.opened.lock().len() > ways);
 }
+
+#[tokio::test]
+async fn a_replicator_sends_no_faster_than_its_rate() {
+    let there = Arc::new(There::default());
+    let server = Server::new().await;
+    replicated(&server, &there).await;
+    let namespace = TOPIC.parse::<TopicName>().unwrap().namespace();
+    let limit = |policies: &mut Policies| {
+        policies.replicator_dispatch_rate = Some(geminga_broker::DispatchRate {
+            dispatch_throttling_rate_in_msg: 20,
+            ..geminga_broker::DispatchRate::default()
+        });
+        Ok(())
+    };
+    let limited = server.broker.update_policies(&namespace, limit);
+    limited.await.unwrap();
+    let began = std::time::Instant::now();
+    let mut wire = server.connect().await;
+    wire.producer(TOPIC, 1, Some("p")).await;
+    wire.publish_all(1, &["x"; 50]).await;
+    eventually("all came", async || {
+        (there.texts().len() == 50).then_some(())
+    })
+    .await;
+    // A burst of 20, and 30 more.
+    assert!(began.elapsed() >= std::time::Duration::from_millis(1_400));
+}
