@@ -5,8 +5,8 @@ mod functions;
 pub(crate) mod guard;
 mod harness;
 mod refusals;
-mod sockets;
 mod served;
+mod sockets;
 mod transactions;
 
 use serde_json::{Value, json};
