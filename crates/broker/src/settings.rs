@@ -199,6 +199,7 @@ impl Broker {
         self.core.publishing.resize(mib.saturating_mul(1 << 20));
         let roles = live.security.super_user_roles.clone();
         self.core.security.set_super_users(roles);
+        self.core.rights_changed();
         self.core.all_policies_changed().await;
     }
 }
