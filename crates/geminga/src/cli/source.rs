@@ -43,9 +43,9 @@ impl Source {
             Some((file, name)) if !path.exists() => (PathBuf::from(file), Some(name.to_owned())),
             _ => (path.to_owned(), None),
         };
-        let file = if file.is_dir() && !file.join("go.mod").exists() {
-            file.join("function.yaml")
-        } else if file.is_dir() && file.join("function.yaml").exists() {
+        // A folder of Go may stand for itself.
+        let has = |name: &str| file.join(name).exists();
+        let file = if file.is_dir() && (has("function.yaml") || !has("go.mod")) {
             file.join("function.yaml")
         } else {
             file

@@ -174,7 +174,7 @@ fn find(paths: &[PathBuf]) -> Outcome<Vec<PathBuf>> {
 fn function(file: &CaseFile) -> Outcome<FunctionConfig> {
     let directory = file.path.parent().unwrap_or(Path::new(""));
     if let Some(named) = &file.function {
-        return Ok(Source::of(&directory.join(named))?.load()?);
+        return Source::of(&directory.join(named))?.load();
     }
     let shown = file.path.file_name().unwrap_or_default().to_string_lossy();
     let stem = shown.strip_suffix(ENDING).unwrap_or(&shown);

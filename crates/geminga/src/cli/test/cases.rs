@@ -502,7 +502,7 @@ mod tests {
                 "cases:\n  - name: x\n    input: a\n    expect: {outpust: []}\n",
                 "4:14",
                 "unknown field `outpust`",
-                "`outputs`",
+                "`output`",
             ),
             (
                 "cases:\n  - {name: x, input: {base64: '*'}}\n",
