@@ -42,6 +42,8 @@ use crate::transaction::Transactions;
 const PIPE_BYTES: usize = 1 << 20;
 /// Topics loaded at one time: more than that share no more of a sync, and take memory.
 const LOADS_MAX: usize = 1_024;
+/// Lists of topics that are made for clients at once.
+const LISTINGS_MAX: usize = 4;
 /// TLS handshakes at once; further clients wait in the listen queue of the system.
 const HANDSHAKES_MAX: usize = 2_048;
 /// Wait after a failed accept (out of file descriptors, for example).
@@ -78,6 +80,8 @@ pub(crate) struct Core {
     pub(crate) ahead_used: Arc<AtomicUsize>,
     /// Turns to load a topic.
     loading: Semaphore,
+    /// Turns to list topics for clients.
+    pub(crate) listing: Arc<Semaphore>,
     /// Places for TLS handshakes.
     handshakes: Arc<Semaphore>,
     /// Topics that are being compacted, over unloads.
@@ -148,6 +152,7 @@ impl Broker {
             remotes: OnceLock::new(),
             metrics: Metrics::default(),
             loading: Semaphore::new(LOADS_MAX),
+            listing: Arc::new(Semaphore::new(LISTINGS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             compacting: Mutex::new(HashSet::new()),
             topics: Mutex::new(HashMap::new()),

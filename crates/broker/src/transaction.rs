@@ -295,5 +295,8 @@ fn refused(tc: u64, txn: Option<TxnId>, refusal: Refusal) -> BrokerError {
             BrokerError::InvalidTransaction(format!("the transaction {txn} is ending or has ended"))
         }
         Refusal::TooMany => BrokerError::TooManyTransactions(tc),
+        Refusal::Full => BrokerError::NotAllowed(format!(
+            "the transaction {txn} has too many topics or subscriptions"
+        )),
     }
 }

@@ -104,6 +104,23 @@ def test_tokens_and_grants(house, new_client, topic):
         as_role(house, new_client, "stranger").create_producer(topic)
 
 
+def test_a_right_that_is_taken_back_counts_at_once(house, new_client, topic):
+    right = "/admin/v2/namespaces/public/default/permissions/leaver"
+    house.rest("POST", right, ["produce", "consume"])
+    client = as_role(house, new_client, "leaver", operation_timeout_seconds=5)
+    producer = client.create_producer(topic, send_timeout_millis=5000)
+    consumer = client.subscribe(topic, "s")
+    other = as_role(house, new_client, "maker").create_producer(topic)
+    producer.send(b"x")
+    assert consumer.receive(5000).data() == b"x"
+    house.rest("DELETE", right)
+    with pytest.raises(pulsar.PulsarException):
+        producer.send(b"late")
+    other.send(b"not for everybody")
+    with pytest.raises(pulsar.PulsarException):
+        consumer.receive(1000)
+
+
 @pytest.mark.parametrize("how", ["nothing", "forged", "expired"])
 def test_nobody_else_comes_in(house, new_client, topic, how):
     if how == "nothing":

@@ -1,9 +1,10 @@
 //! User names and passwords from an htpasswd file: apr1, SHA-256 and SHA-512 crypt, as Pulsar reads
 //! them; DES crypt is refused, it can be broken in minutes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use md5::Md5;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256, Sha512};
 
 use super::key::read_key;
@@ -22,7 +23,14 @@ pub struct Passwords {
     hashes: HashMap<String, Hash>,
     /// What an unknown user is checked against, so that it takes as long.
     nobody: Hash,
+    /// Digests, under a key of this process, of pairs that were right: over HTTP a pair is shown with
+    /// each request, and a hash is made to be slow.
+    known: Mutex<HashSet<[u8; 32]>>,
+    key: [u8; 32],
 }
+
+/// Pairs that are remembered.
+const KNOWN_MAX: usize = 1_000;
 
 #[derive(Clone)]
 struct Hash {
@@ -66,7 +74,12 @@ impl Passwords {
             hashes.insert(user.to_owned(), hash);
         }
         let nobody = hashes.values().next().cloned().ok_or("names nobody")?;
-        Ok(Passwords { hashes, nobody })
+        Ok(Passwords {
+            hashes,
+            nobody,
+            known: Mutex::default(),
+            key: super::token::new_secret_key().map_err(|_| "needs random bytes")?,
+        })
     }
 
     /// The user, if the password is theirs.
@@ -77,13 +90,34 @@ impl Passwords {
         if password.len() > PASSWORD_BYTES_MAX {
             return Err(AuthError::Wrong("the password is too long"));
         }
+        let digest = self.digest(pair);
+        if self.known.lock().contains(&digest) {
+            return Ok(user.to_owned());
+        }
         let known = self.hashes.get(user);
         let hash = known.unwrap_or(&self.nobody);
         let fits = same(&hash.of(password.as_bytes()), &hash.hash);
         match fits && known.is_some() {
-            true => Ok(user.to_owned()),
+            true => {
+                let mut known = self.known.lock();
+                if known.len() >= KNOWN_MAX {
+                    known.clear();
+                }
+                known.insert(digest);
+                Ok(user.to_owned())
+            }
             false => Err(AuthError::Wrong("unknown user or wrong password")),
         }
+    }
+}
+
+impl Passwords {
+    fn digest(&self, pair: &str) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        digest.update(self.key);
+        digest.update(pair);
+        digest.update(self.key);
+        digest.finalize().into()
     }
 }
 
@@ -280,6 +314,9 @@ mod tests {
             assert_eq!(passwords.verify(&right).unwrap(), user, "{user}");
             let wrong = passwords.verify(&format!("{user}:a password: with"));
             assert!(wrong.is_err(), "{user}");
+            // Remembered, and only what was right.
+            assert_eq!(passwords.verify(&right).unwrap(), user, "{user}");
+            assert!(passwords.verify(&format!("{right}!")).is_err(), "{user}");
         }
         for pair in ["nobody:x", "apr", "", ":", "apr:"] {
             assert!(passwords.verify(pair).is_err(), "{pair}");

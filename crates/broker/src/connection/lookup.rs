@@ -1,5 +1,7 @@
 //! LOOKUP, PARTITIONED_METADATA and GET_TOPICS_OF_NAMESPACE.
 
+use std::time::Duration;
+
 use geminga_proto::pb::command_get_topics_of_namespace::Mode;
 use geminga_proto::pb::command_lookup_topic_response::LookupType;
 use geminga_proto::pb::command_partitioned_topic_metadata_response::LookupType as PartitionsResult;
@@ -12,6 +14,9 @@ use geminga_proto::pb::{
 use super::Connection;
 use crate::error::BrokerError;
 use crate::topic_list::{Pattern, topics_hash};
+
+/// How often a client that reads slowly is looked at again.
+const LISTING_WAIT: Duration = Duration::from_millis(20);
 
 impl Connection {
     pub(super) fn handle_lookup(&mut self, request: CommandLookupTopic) {
@@ -85,12 +90,25 @@ impl Connection {
 
     pub(super) fn handle_topics(&mut self, request: CommandGetTopicsOfNamespace) {
         let request_id = request.request_id;
-        let core = self.core.clone();
+        let (core, peer) = (self.core.clone(), self.peer.clone());
         self.request("list topics", async move {
+            // A list may have millions of names, and a client may ask hundreds of times at once.
+            let turn = loop {
+                while !peer.takes_replies() && !peer.is_gone() {
+                    tokio::time::sleep(LISTING_WAIT).await;
+                }
+                let turn = core.listing.clone().acquire_owned().await;
+                if peer.takes_replies() || peer.is_gone() {
+                    break turn;
+                }
+            };
             let result = topics(&core, &request).await;
-            move |connection: &mut Connection| match result {
-                Ok(response) => connection.peer.outbox.send(response),
-                Err(reason) => connection.refuse(request_id, &reason),
+            move |connection: &mut Connection| {
+                match result {
+                    Ok(response) => connection.peer.outbox.send(response),
+                    Err(reason) => connection.refuse(request_id, &reason),
+                }
+                drop(turn);
             }
         });
     }

@@ -14,6 +14,7 @@ use geminga_proto::pb::{
 use super::Connection;
 use crate::auth::Need;
 use crate::error::BrokerError;
+use crate::topic::subscribe::check_name;
 use crate::transaction::TxnId;
 use crate::transaction::coordinator::Outcome;
 
@@ -156,6 +157,7 @@ impl Connection {
         let txn = wire(request.txnid_most_bits, request.txnid_least_bits);
         let add = |named: &geminga_proto::pb::Subscription| {
             let name = self.core.parse_topic(&named.topic)?;
+            check_name(&named.subscription)?;
             let transactions = &self.core.transactions;
             transactions.add_subscription(txn, name.as_str(), &named.subscription)
         };

@@ -7,6 +7,10 @@ use std::collections::HashMap;
 
 use super::{Candidate, ConsumerKey, Flow};
 
+/// Chunked messages under way that are remembered. Producers may begin any number and end none; what
+/// comes beyond is given out chunk by chunk.
+const CHUNKED_MAX: usize = 10_000;
+
 #[derive(Debug, Default)]
 pub(crate) struct RoundRobin {
     /// Index after the consumer that had the last turn.
@@ -42,12 +46,12 @@ impl RoundRobin {
                 // be completed by a consumer with a short queue.
                 (!consumers[at].is_blocked() && consumers[at].writable).then_some(at)?
             }
-            None if chunk.id != 0 => return None,
+            None if chunk.id != 0 && self.chunks.len() < CHUNKED_MAX => return None,
             None => self.turn(consumers, turn_max)?,
         };
         if chunk.last {
             self.chunks.remove(&chunk.uuid);
-        } else if known.is_none() {
+        } else if known.is_none() && self.chunks.len() < CHUNKED_MAX {
             self.chunks.insert(chunk.uuid.clone(), consumers[at].key);
         }
         Some(at)
@@ -82,5 +86,42 @@ impl RoundRobin {
         self.next = at + 1;
         self.turn_left = i64::from(turn_max.max(1));
         Some(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use geminga_model::Position;
+
+    use super::super::Chunk;
+    use super::*;
+
+    #[test]
+    fn chunked_messages_that_never_end_are_not_remembered_for_ever() {
+        let mut turns = RoundRobin::default();
+        let mut consumers = vec![Flow::new(ConsumerKey(1), "c".into(), 0, 0)];
+        consumers[0].add_permits(i32::MAX as u32);
+        let chunk = |uuid: usize, id: i32, last: bool| Candidate {
+            position: Position::new(1, 1),
+            messages: 1,
+            hash: 0,
+            deliver_at_ms: 0,
+            chunk: Some(Chunk {
+                uuid: uuid.to_string().into(),
+                id,
+                last,
+            }),
+        };
+        for uuid in 0..CHUNKED_MAX + 100 {
+            let taken = turns.choose(&consumers, &chunk(uuid, 0, false), 1);
+            assert_eq!(taken, Some(0));
+        }
+        assert_eq!(turns.chunks.len(), CHUNKED_MAX);
+        // The rest of one that was not remembered comes too.
+        let rest = chunk(CHUNKED_MAX + 50, 1, true);
+        assert_eq!(turns.choose(&consumers, &rest, 1), Some(0));
+        // And with room again, a chunk without its first waits for it.
+        assert_eq!(turns.choose(&consumers, &chunk(0, 1, true), 1), Some(0));
+        assert_eq!(turns.choose(&consumers, &rest, 1), None);
     }
 }

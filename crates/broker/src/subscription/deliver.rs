@@ -23,6 +23,8 @@ use crate::transaction::buffer::Buffer;
 const PASSES_MAX: usize = 64;
 /// The marker that says which places in several clusters are the same.
 const SNAPSHOT: i32 = MarkerType::ReplicatedSubscriptionSnapshot as i32;
+/// Bytes of a chunked message's name that are remembered: a producer's name and a number, usually.
+const CHUNK_UUID_BYTES_MAX: usize = 2_048;
 /// What one read of the store brings at least, if there is so much: see `ahead`.
 const AHEAD_ENTRIES: usize = 4_096;
 const AHEAD_BYTES: usize = 1 << 20;
@@ -563,7 +565,8 @@ pub(super) fn candidate(
     by_key: bool,
 ) -> Candidate {
     let chunk = match (head.is_chunk() && !by_key, head.uuid) {
-        (true, Some(uuid)) => Some(Chunk {
+        // One with a longer name is given out chunk by chunk.
+        (true, Some(uuid)) if uuid.len() <= CHUNK_UUID_BYTES_MAX => Some(Chunk {
             uuid: uuid.into(),
             id: head.chunk_id.unwrap_or(0),
             last: head.is_last_chunk(),

@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// Outcomes that are remembered, for clients that ask again.
 pub(crate) const ENDED_MAX: usize = 10_000;
 
+/// Topics of one transaction, and subscriptions.
+const PARTICIPANTS_MAX: usize = 100_000;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub(crate) enum Outcome {
@@ -48,6 +51,8 @@ pub(crate) enum Refusal {
     /// It is ending, or has ended, otherwise than asked.
     Ended,
     TooMany,
+    /// It has as many topics or subscriptions as it may have.
+    Full,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,7 +199,13 @@ impl Coordinator {
     pub(crate) fn add_partition(&mut self, number: u64, topic: &Arc<str>) -> Result<bool, Refusal> {
         let open = self.joinable(number)?;
         // Not cloned for each SEND.
-        Ok(!open.partitions.contains(topic) && open.partitions.insert(topic.clone()))
+        if open.partitions.contains(topic) {
+            return Ok(false);
+        }
+        if open.partitions.len() >= PARTICIPANTS_MAX {
+            return Err(Refusal::Full);
+        }
+        Ok(open.partitions.insert(topic.clone()))
     }
 
     pub(crate) fn add_subscription(
@@ -202,7 +213,11 @@ impl Coordinator {
         number: u64,
         name: SubscriptionName,
     ) -> Result<bool, Refusal> {
-        Ok(self.joinable(number)?.subscriptions.insert(name))
+        let open = self.joinable(number)?;
+        if open.subscriptions.len() >= PARTICIPANTS_MAX && !open.subscriptions.contains(&name) {
+            return Err(Refusal::Full);
+        }
+        Ok(open.subscriptions.insert(name))
     }
 
     pub(crate) fn end(&mut self, number: u64, outcome: Outcome) -> Result<End, Refusal> {

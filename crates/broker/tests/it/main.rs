@@ -18,6 +18,7 @@ mod restart;
 mod rights;
 mod server;
 mod subscriptions;
+mod tls;
 mod transaction_crash;
 mod transactions;
 mod txn;

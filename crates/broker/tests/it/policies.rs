@@ -351,3 +351,54 @@ async fn a_truncated_topic_is_empty_and_goes_on() {
     wire.receipt().await;
     assert_eq!(backlog(&server, "s").await, 1);
 }
+
+/// A time that is so long that it does not fit is for ever; it is not 0, and ends no task.
+#[tokio::test]
+async fn times_beyond_all_numbers_are_for_ever() {
+    let server = Server::new().await;
+    let t = topic("t");
+    server.broker.create_topic(&t).await.unwrap();
+    server
+        .broker
+        .update_topic_policies(&t, |policies| {
+            policies.inactive_topic = Some(InactiveTopicPolicies {
+                inactive_topic_delete_mode: InactiveTopicDeleteMode::DeleteWhenNoSubscriptions,
+                max_inactive_duration_seconds: u64::MAX,
+                delete_while_inactive: true,
+            });
+            policies.retention = Some(Retention {
+                retention_time_in_minutes: i64::MAX,
+                retention_size_in_mb: i64::MAX,
+            });
+            let quota = BacklogQuota {
+                limit_size: -1,
+                limit_time: i64::MAX / 2,
+                policy: BacklogQuotaAction::ProducerException,
+            };
+            policies
+                .backlog_quotas
+                .insert(BacklogQuotaType::MessageAge, quota);
+            Ok(())
+        })
+        .await
+        .unwrap();
+    server.broker.run_checks().await;
+    let mut wire = server.connect().await;
+    let consumer = CommandSubscribe {
+        topic: t.to_string(),
+        ..subscribe(1, "s", command_subscribe::SubType::Shared)
+    };
+    wire.subscribe(consumer).await;
+    wire.producer(t.as_str(), 1, None).await;
+    // Published at the end of time, as its client has it.
+    let metadata = MessageMetadata {
+        publish_time: u64::MAX,
+        ..crate::wire::metadata(1)
+    };
+    wire.publish_with(1, metadata, b"x").await;
+    wire.receipt().await;
+    server.broker.run_checks().await;
+    let all = server.broker.topics(&t.namespace()).await.unwrap();
+    assert!(all.contains(&t.to_string()), "{all:?}");
+    assert_eq!(wire.publish_all(1, &["goes on"]).await.len(), 1);
+}

@@ -121,7 +121,7 @@ pub(crate) fn function(text: &str, name: &str) -> (tempfile::TempDir, HostSpec) 
 /// The jar of one source file, compiled once.
 fn jar(source: &std::path::Path, text: &str) -> PathBuf {
     use std::process::Command;
-    let key = toolchain::fnv([text.as_bytes()]);
+    let key = toolchain::content_key([text.as_bytes()]);
     let place = toolchain::cache().join(format!("test-jar-{key:032x}/f.jar"));
     if place.exists() {
         return place;

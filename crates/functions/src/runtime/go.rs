@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use super::process::{Processes, Scope};
 use super::python::on_socket;
-use super::toolchain::{cache, deployment, fnv, once, run, sources, write};
+use super::toolchain::{cache, content_key, deployment, once, run, sources, write};
 use super::warm::{self, Launch, Launched};
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 
@@ -131,7 +131,7 @@ pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
         let reason = format!("`{}` holds no Go source", source.display());
         return Err(deployment(reason, ""));
     }
-    let sdk_key = fnv(SDK.iter().map(|(_, text)| text.as_bytes()));
+    let sdk_key = content_key(SDK.iter().map(|(_, text)| text.as_bytes()));
     let sdk = cache().join(format!("go-sdk-{sdk_key:032x}"));
     once(&sdk, |into| async move { write(&into, SDK) }).await?;
     // Relative `replace` lines of the function mean something by where it lies.
@@ -150,7 +150,7 @@ pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
         .iter()
         .zip(&names)
         .flat_map(|((_, text), name)| [name.as_bytes(), &b"\0"[..], text, &b"\0"[..]]);
-    let key = fnv(parts.chain([where_from.as_bytes(), &sdk_key.to_le_bytes()[..]]));
+    let key = content_key(parts.chain([where_from.as_bytes(), &sdk_key.to_le_bytes()[..]]));
     let place = cache().join(format!("go-{key:032x}"));
     once(&place, |into| async move {
         compile(source, &files, &sdk, &into).await

@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use super::process::{Processes, Scope};
 use super::python::on_socket;
-use super::toolchain::{cache, deployment, fnv, once, run, sources, write};
+use super::toolchain::{cache, content_key, deployment, once, run, sources, write};
 use super::warm::{self, Launch, Launched};
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 
@@ -170,7 +170,7 @@ pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
         let name = name.as_os_str().as_encoded_bytes();
         [name, &b"\0"[..], text, &b"\0"[..]]
     });
-    let place = cache().join(format!("java-{:032x}", fnv(parts)));
+    let place = cache().join(format!("java-{:032x}", content_key(parts)));
     once(&place, |into| async move {
         let missing = "install a JDK of version 11 or later, or set `JAVA_HOME`";
         let classes = into.join("classes");
@@ -215,7 +215,7 @@ pub(super) fn tool(name: &str) -> PathBuf {
 async fn host() -> Result<PathBuf, Broken> {
     let place = cache().join(format!(
         "java-host-{:032x}",
-        fnv(HOST.iter().map(|(_, text)| text.as_bytes()))
+        content_key(HOST.iter().map(|(_, text)| text.as_bytes()))
     ));
     once(&place, |into| async move {
         write(&into, HOST)?;
@@ -244,7 +244,7 @@ async fn host() -> Result<PathBuf, Broken> {
 
 /// The folder of a NAR's files: the JDK does not read jars inside of one.
 async fn unpacked(nar: &Path, bytes: &[u8]) -> Result<PathBuf, Broken> {
-    let place = cache().join(format!("java-nar-{:032x}", fnv([bytes])));
+    let place = cache().join(format!("java-nar-{:032x}", content_key([bytes])));
     once(&place, |into| async move {
         let mut jar = Command::new(tool("jar"));
         // It leaves out names that lead elsewhere.
@@ -280,7 +280,7 @@ pub(super) async fn api() -> Result<Vec<PathBuf>, Broken> {
          <groupId>geminga</groupId><artifactId>api</artifactId><version>1</version>\
          <dependencies>{dependencies}</dependencies></project>"
     );
-    let place = cache().join(format!("java-api-{:032x}", fnv([pom.as_bytes()])));
+    let place = cache().join(format!("java-api-{:032x}", content_key([pom.as_bytes()])));
     let fetched = once(&place, |into| async move {
         write(&into, &[("pom.xml", &pom)])?;
         let maven = |offline: bool| {

@@ -12,7 +12,7 @@ use geminga_stdx::Tasks;
 use tokio::sync::OnceCell;
 
 use super::process::{Processes, Scope, start_error};
-use super::toolchain::{cache, deployment, fnv, once, run, sources, write};
+use super::toolchain::{cache, content_key, deployment, once, run, sources, write};
 use super::warm::{self, Launch, Launched};
 use super::wire::packed::Packed;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
@@ -69,7 +69,7 @@ impl Python {
                 }
             }
         }
-        let key = fnv(parts.iter().map(|part| &part[..]));
+        let key = content_key(parts.iter().map(|part| &part[..]));
         let place = cache().join(format!("python-{key:032x}"));
         once(&place, |into| async move {
             write(&into, &[("package.py", PACKAGE)])?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
 use super::Broken;
@@ -33,16 +34,16 @@ pub(crate) fn cache() -> PathBuf {
     users.unwrap_or_else(std::env::temp_dir).join("geminga")
 }
 
-/// Names content: FNV-1a in 128 bits, stable for ever. It does not prove who made something.
-pub(crate) fn fnv<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u128 {
-    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+/// Names content: the first half of its SHA-256. Whoever uploads something must not be able to make
+/// it look like what somebody else will upload or build.
+pub(crate) fn content_key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u128 {
+    let mut hash = Sha256::new();
     for part in parts {
-        for byte in part {
-            hash =
-                (hash ^ u128::from(*byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
-        }
+        hash.update(part);
     }
-    hash
+    let digest = hash.finalize();
+    let half = digest.iter().take(16);
+    half.fold(0, |key, byte| key << 8 | u128::from(*byte))
 }
 
 pub(crate) fn deployment(reason: impl Into<String>, said: impl Into<String>) -> Broken {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Upload;
 use crate::component::Component;
 use crate::error::WorkerError;
-use crate::runtime::toolchain::fnv;
+use crate::runtime::toolchain::content_key;
 
 /// Largest upload.
 const BYTES_MAX: usize = 512 * 1024 * 1024;
@@ -27,7 +27,7 @@ pub(crate) fn store(folder: &Path, upload: &Upload) -> Result<String, WorkerErro
             upload.bytes.len()
         )]));
     }
-    let hash = format!("{:032x}", fnv([&upload.bytes[..]]));
+    let hash = format!("{:032x}", content_key([&upload.bytes[..]]));
     let directory = folder.join(&hash);
     let path = directory.join(name);
     let failed = |error| WorkerError::io(format!("keeping `{}`", path.display()))(error);
@@ -91,6 +91,10 @@ mod tests {
             std::fs::read(folder.path().join(first)).expect("there"),
             b"text"
         );
-        assert_eq!(fnv([&b""[..]]), 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
+        // Of the first half of SHA-256: nobody can make another package of the same name.
+        assert_eq!(
+            content_key([&b""[..]]),
+            0xe3b0_c442_98fc_1c14_9afb_f4c8_996f_b924
+        );
     }
 }

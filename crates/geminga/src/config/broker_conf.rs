@@ -56,8 +56,17 @@ impl BrokerConf {
             let (name, value) = (name.trim(), value.trim());
             let bad = || (at, format!("the value of `{name}` is not valid"));
             if OURS.contains(&name) {
-                if value.is_empty() {
+                if value.is_empty() && name == "bindAddress" {
                     continue;
+                }
+                if value.is_empty() {
+                    // In Pulsar that switches the port off: whoever wants that must not get it on.
+                    let hint = "leave `bindAddress` on loopback, and give addresses with TLS in \
+                                `bindAddresses`";
+                    return Err((
+                        at,
+                        format!("an empty `{name}` is not honoured, the port stays on: {hint}"),
+                    ));
                 }
                 match name {
                     "bindAddress" => conf.bind = Some(value.parse().map_err(|_| bad())?),
@@ -180,6 +189,8 @@ mod tests {
             ),
             ("brokerServicePortTls=hunter2", 1, "`brokerServicePortTls`"),
             ("hunter2", 1, "without `=`"),
+            ("brokerServicePort=", 1, "`brokerServicePort`"),
+            ("webServicePort=", 1, "`bindAddresses`"),
         ] {
             let (at, message) = BrokerConf::parse(text).unwrap_err();
             assert_eq!(at, line, "{message}");

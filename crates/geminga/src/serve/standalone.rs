@@ -228,7 +228,9 @@ impl Standalone {
     }
 
     pub(crate) fn is_exposed(&self) -> bool {
+        let bound = self.broker.bind_addresses().iter();
         !self.service.ip().is_loopback()
+            || bound.into_iter().any(|it| !it.address.ip().is_loopback())
     }
 
     /// Until an operator asks for the end.
