@@ -11,7 +11,8 @@ use geminga_broker::TopicStats;
 use geminga_model::{NamespaceName, Position, TopicName};
 use serde_json::{Map, Value, json};
 
-use super::extract::{InPath, NamespaceInPath, Params, Plain, Segments};
+use super::extract::{NamespaceInPath, Segments};
+use super::subscriptions::On;
 use super::topics::not_partitioned;
 use super::{Admin, document};
 use crate::error::{Answer, ApiError};
@@ -215,11 +216,6 @@ async fn availability(
     ))
 }
 
-#[derive(serde::Deserialize)]
-struct Named {
-    subscription: String,
-}
-
 /// Where to begin; both -1 or nothing: at the first message that is not acked.
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -236,9 +232,10 @@ struct Start {
 
 async fn analyze(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Named { subscription }): Segments<Named>,
-    Params(_): Params<Plain>,
+    On {
+        topic,
+        subscription,
+    }: On,
     request: Request,
 ) -> Answer {
     let start: Option<Start> = request::json_or_none(request).await?;

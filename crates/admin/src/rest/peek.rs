@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::Admin;
 use super::extract::{InPath, Params, Plain, Segments};
-use super::subscriptions::Numbered;
+use super::subscriptions::{Number, On};
 use super::topics::not_partitioned;
 use crate::error::{Answer, ApiError};
 
@@ -30,12 +30,11 @@ pub(super) struct Place {
 /// The nth entry of a backlog, counted from 1.
 pub(super) async fn peek(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Numbered {
+    On {
+        topic,
         subscription,
-        number,
-    }): Segments<Numbered>,
-    Params(_): Params<Plain>,
+    }: On,
+    Number(number): Number,
 ) -> Answer {
     not_partitioned(&admin, &topic, "peeking").await?;
     if number == 0 {

@@ -61,6 +61,11 @@ pub(super) fn router() -> Router<Admin> {
             "/admin/v2/namespaces/{tenant}/antiAffinity/{group}",
             get(with_group),
         )
+        // Where pulsar-admin asks for it, still.
+        .route(
+            "/admin/namespaces/{tenant}/antiAffinity/{group}",
+            get(with_group),
+        )
 }
 
 #[derive(serde::Deserialize)]

@@ -44,6 +44,10 @@ trait Policy: 'static {
     fn unset(_: &Admin) -> Option<Self::Value> {
         None
     }
+    /// What a topic's getter answers where it is not set.
+    fn unset_of_topic() -> Option<Self::Value> {
+        None
+    }
     fn check(_: &Self::Value, _: &Admin) -> Answer<()> {
         Ok(())
     }
@@ -184,7 +188,7 @@ async fn of_topic<P: Policy>(
     let own = P::get(&admin.broker().topic_policies(&topic).await?);
     let answer = match own {
         None if which.applied => P::applied(&*admin.broker().effective_policies(&topic).await?),
-        own => own,
+        own => own.or_else(P::unset_of_topic),
     };
     document_or_empty(answer.as_ref())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Request, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use geminga_broker::{StoredSchema, schema_type_name, schema_type_number};
@@ -180,19 +180,29 @@ async fn all(
     document(&json!({ "getSchemaResponses": all }))
 }
 
-async fn create(
-    State(admin): State<Admin>,
-    Segments(named): Segments<Named>,
-    Params(_): Params<Plain>,
-    request: Request,
-) -> Answer {
-    let topic = named.topic()?;
-    admin.broker().policies(&topic.namespace()).await?;
-    let given: Given = request::json(request).await?;
-    let version = admin
-        .broker()
-        .create_schema(&topic, &given.schema(&topic)?)
-        .await?;
+/// A schema that was sent for a topic.
+struct Posted {
+    topic: TopicName,
+    schema: pb::Schema,
+}
+
+impl FromRequest<Admin> for Posted {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, admin: &Admin) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        let Segments(named) = Segments::<Named>::from_request_parts(&mut parts, admin).await?;
+        Params::<Plain>::from_request_parts(&mut parts, admin).await?;
+        let topic = named.topic()?;
+        admin.broker().policies(&topic.namespace()).await?;
+        let given: Given = request::json(Request::from_parts(parts, body)).await?;
+        let schema = given.schema(&topic)?;
+        Ok(Posted { topic, schema })
+    }
+}
+
+async fn create(State(admin): State<Admin>, Posted { topic, schema }: Posted) -> Answer {
+    let version = admin.broker().create_schema(&topic, &schema).await?;
     document(&json!({ "version": { "version": version } }))
 }
 
@@ -207,31 +217,13 @@ async fn delete(
     document(&json!({ "version": or_none(deleted) }))
 }
 
-async fn version_of(
-    State(admin): State<Admin>,
-    Segments(named): Segments<Named>,
-    Params(_): Params<Plain>,
-    request: Request,
-) -> Answer {
-    let topic = named.topic()?;
-    admin.broker().policies(&topic.namespace()).await?;
-    let given: Given = request::json(request).await?;
-    let schema = given.schema(&topic)?;
+async fn version_of(State(admin): State<Admin>, Posted { topic, schema }: Posted) -> Answer {
     let version = admin.broker().schema_version(&topic, &schema).await?;
     document(&json!({ "version": or_none(version) }))
 }
 
 /// Pulsar answers 500 for what is not compatible; the document has a field for it.
-async fn compatibility(
-    State(admin): State<Admin>,
-    Segments(named): Segments<Named>,
-    Params(_): Params<Plain>,
-    request: Request,
-) -> Answer {
-    let topic = named.topic()?;
-    admin.broker().policies(&topic.namespace()).await?;
-    let given: Given = request::json(request).await?;
-    let schema = given.schema(&topic)?;
+async fn compatibility(State(admin): State<Admin>, Posted { topic, schema }: Posted) -> Answer {
     let (strategy, compatible) = admin.broker().is_schema_compatible(&topic, &schema).await?;
     let mut response = document(&json!({
         "schemaCompatibilityStrategy": strategy,

@@ -6,7 +6,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::routing::{get, post, put};
 use geminga_broker::{ErrorKind, SubscribeAt};
 use geminga_model::{Position, TopicName};
@@ -60,11 +61,40 @@ pub(super) struct Named {
     pub(super) subscription: String,
 }
 
-/// The subscription and the number behind it.
-#[derive(serde::Deserialize)]
-pub(super) struct Numbered {
+/// The topic and the subscription in a path, of a request without parameters.
+pub(super) struct On {
+    pub(super) topic: TopicName,
     pub(super) subscription: String,
-    pub(super) number: u64,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for On {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let InPath(topic) = InPath::from_request_parts(parts, state).await?;
+        let Segments(Named { subscription }) = Segments::from_request_parts(parts, state).await?;
+        Params::<Plain>::from_request_parts(parts, state).await?;
+        Ok(On {
+            topic,
+            subscription,
+        })
+    }
+}
+
+/// The number behind it.
+pub(super) struct Number(pub(super) u64);
+
+impl<S: Send + Sync> FromRequestParts<S> for Number {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        #[derive(serde::Deserialize)]
+        struct Numbered {
+            number: u64,
+        }
+        let Segments(Numbered { number }) = Segments::from_request_parts(parts, state).await?;
+        Ok(Number(number))
+    }
 }
 
 async fn list(
@@ -209,12 +239,11 @@ async fn having(admin: &Admin, topic: TopicName, subscription: &str) -> Answer<V
 
 async fn reset_by_time(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Numbered {
+    On {
+        topic,
         subscription,
-        number,
-    }): Segments<Numbered>,
-    Params(_): Params<Plain>,
+    }: On,
+    Number(number): Number,
 ) -> Answer {
     for topic in having(&admin, topic, &subscription).await? {
         admin
@@ -227,9 +256,10 @@ async fn reset_by_time(
 
 async fn reset_by_id(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Named { subscription }): Segments<Named>,
-    Params(_): Params<Plain>,
+    On {
+        topic,
+        subscription,
+    }: On,
     request: Request,
 ) -> Answer {
     let place: Place = request::json(request).await?;
@@ -253,12 +283,11 @@ async fn reset_by_id(
 
 async fn skip(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Numbered {
+    On {
+        topic,
         subscription,
-        number,
-    }): Segments<Numbered>,
-    Params(_): Params<Plain>,
+    }: On,
+    Number(number): Number,
 ) -> Answer {
     not_partitioned(&admin, &topic, "skipping a number of messages").await?;
     admin.broker().skip(&topic, &subscription, number).await?;
@@ -267,9 +296,10 @@ async fn skip(
 
 async fn skip_all(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Named { subscription }): Segments<Named>,
-    Params(_): Params<Plain>,
+    On {
+        topic,
+        subscription,
+    }: On,
 ) -> Answer {
     for topic in having(&admin, topic, &subscription).await? {
         admin.broker().skip_all(&topic, &subscription).await?;
@@ -279,12 +309,11 @@ async fn skip_all(
 
 async fn expire(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Numbered {
+    On {
+        topic,
         subscription,
-        number,
-    }): Segments<Numbered>,
-    Params(_): Params<Plain>,
+    }: On,
+    Number(number): Number,
 ) -> Answer {
     let mut targets = Vec::new();
     for topic in having(&admin, topic, &subscription).await? {
@@ -296,7 +325,7 @@ async fn expire(
 async fn expire_all(
     State(admin): State<Admin>,
     InPath(topic): InPath,
-    Segments(Seconds { number }): Segments<Seconds>,
+    Number(number): Number,
     Params(_): Params<Plain>,
 ) -> Answer {
     let mut all = Vec::new();
@@ -324,17 +353,13 @@ async fn expire_each(admin: &Admin, targets: &[(TopicName, String)], seconds: u6
     }
 }
 
-#[derive(serde::Deserialize)]
-struct Seconds {
-    number: u64,
-}
-
 /// Up to a message, which is expired too unless it is `excluded`.
 async fn expire_through(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Named { subscription }): Segments<Named>,
-    Params(_): Params<Plain>,
+    On {
+        topic,
+        subscription,
+    }: On,
     request: Request,
 ) -> Answer {
     let place: Place = request::json(request).await?;
@@ -350,9 +375,10 @@ async fn expire_through(
 /// Of a partitioned topic those of its partitions, which are changed together.
 async fn properties(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Named { subscription }): Segments<Named>,
-    Params(_): Params<Plain>,
+    On {
+        topic,
+        subscription,
+    }: On,
 ) -> Answer {
     let mut all = std::collections::BTreeMap::new();
     for topic in having(&admin, topic, &subscription).await? {
@@ -366,9 +392,10 @@ async fn properties(
 
 async fn set_properties(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Named { subscription }): Segments<Named>,
-    Params(_): Params<Plain>,
+    On {
+        topic,
+        subscription,
+    }: On,
     request: Request,
 ) -> Answer {
     let given: std::collections::BTreeMap<String, String> = request::json(request).await?;
@@ -383,9 +410,10 @@ async fn set_properties(
 
 async fn replicated(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Named { subscription }): Segments<Named>,
-    Params(_): Params<Plain>,
+    On {
+        topic,
+        subscription,
+    }: On,
 ) -> Answer {
     let mut all = std::collections::BTreeMap::new();
     for topic in having(&admin, topic, &subscription).await? {
@@ -398,9 +426,10 @@ async fn replicated(
 
 async fn set_replicated(
     State(admin): State<Admin>,
-    InPath(topic): InPath,
-    Segments(Named { subscription }): Segments<Named>,
-    Params(_): Params<Plain>,
+    On {
+        topic,
+        subscription,
+    }: On,
     request: Request,
 ) -> Answer {
     let on = request::json::<bool>(request).await?;

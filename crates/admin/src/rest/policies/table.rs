@@ -22,6 +22,7 @@ macro_rules! policies {
             set: $set:expr,
             applied: $applied:expr,
             $(unset: $unset:expr,)?
+            $(unset_of_topic: $unset_of_topic:expr,)?
             $(check: $check:expr,)?
         }
     )*) => {
@@ -51,6 +52,10 @@ macro_rules! policies {
                 $(fn unset(admin: &Admin) -> Option<$value> {
                     let unset: fn(&Admin) -> $value = $unset;
                     Some(unset(admin))
+                })?
+
+                $(fn unset_of_topic() -> Option<$value> {
+                    Some($unset_of_topic)
                 })?
 
                 $(fn check(value: &$value, admin: &Admin) -> Answer<()> {
@@ -398,6 +403,7 @@ policies! {
         set: |p, v| p.schema_validation_enforced = v,
         applied: |all| Some(all.schema_validation_enforced),
         unset: |admin| admin.broker().config().is_schema_validation_enforced,
+        unset_of_topic: false,
     }
     AutoUpdateSchema: bool {
         namespace: Some("isAllowAutoUpdateSchema"),

@@ -322,6 +322,8 @@ async fn single_policies_are_kept_at_both_levels() {
             json!("BACKWARD"),
         )
         .await;
+    let enforced = format!("{topic}/schemaValidationEnforced");
+    server.get(&enforced, 200, json!(false)).await;
     let shadow = json!({ "PULSAR.SHADOW_SOURCE": topic });
     server
         .put("/admin/v2/persistent/public/default/y", &shadow, 501)
