@@ -315,6 +315,8 @@ struct Group {
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OfTenant {
+    /// `property` is its older name, which pulsar-admin sends.
+    #[serde(alias = "property")]
     tenant: Option<String>,
 }
 

@@ -213,6 +213,15 @@ async fn placement_is_kept_and_answered() {
     let no_bundle = format!("{quotas}/public/default/0x00000000_0x10000000");
     server.get(&no_bundle, 412, Value::Null).await;
 
+    let group = "/admin/v2/namespaces/public/default/antiAffinity";
+    server.change("POST", group, Some(&json!("g")), 204).await;
+    for path in [
+        "/admin/v2/namespaces/standalone/antiAffinity/%22g%22?tenant=public",
+        "/admin/namespaces/standalone/antiAffinity/%22g%22?property=public",
+    ] {
+        server.get(path, 200, json!(["public/default"])).await;
+    }
+
     server
         .get("/admin/v2/bookies/all", 200, json!({ "bookies": [] }))
         .await;
