@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use hyper::{Method, Request, StatusCode, Uri};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -22,10 +22,15 @@ use serde::de::DeserializeOwned;
 
 pub use form::Form;
 pub use functions::{Code, Component, Fqfn};
+pub use hyper::Method;
 pub use topics::MessageId;
 
 /// How long one request may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// The header of a worker that asks another.
+pub(crate) const ASKED_BY_WORKER: &str = "x-geminga-worker";
+/// How often a request may be sent on.
+const REDIRECTS_MAX: usize = 4;
 /// Largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -76,6 +81,8 @@ pub struct AdminClient {
     base: String,
     /// The value of `Authorization`.
     authorization: Option<HeaderValue>,
+    /// Another worker asks, for what the one that is asked knows itself.
+    as_worker: bool,
 }
 
 impl std::fmt::Debug for AdminClient {
@@ -111,6 +118,7 @@ impl AdminClient {
             http: legacy::Client::builder(TokioExecutor::new()).build(connector),
             base,
             authorization: None,
+            as_worker: false,
         })
     }
 
@@ -123,6 +131,14 @@ impl AdminClient {
             value.set_sensitive(true);
             value
         });
+        self
+    }
+
+    /// Asks as one worker asks another, for somebody who showed this.
+    #[must_use]
+    pub(crate) fn as_worker_for(mut self, authorization: Option<HeaderValue>) -> Self {
+        self.authorization = authorization;
+        self.as_worker = true;
         self
     }
 
@@ -142,19 +158,57 @@ impl AdminClient {
         path: &str,
         body: Option<(String, Bytes)>,
     ) -> Result<Reply, ClientError> {
-        let url = format!("{}{path}", self.base);
-        let mut request = Request::builder().method(method).uri(&url);
+        let mut url = format!("{}{path}", self.base);
+        // Another worker of the cluster may be the one to ask.
+        for _ in 0..REDIRECTS_MAX {
+            let (head, body) = self.exchange(&method, &url, path, body.as_ref()).await?;
+            let to = head.headers.get(LOCATION).and_then(|to| to.to_str().ok());
+            match to.filter(|_| head.status == StatusCode::TEMPORARY_REDIRECT) {
+                Some(to) => url = to.to_owned(),
+                None if head.status.is_success() => {
+                    return Ok(Reply {
+                        headers: head.headers,
+                        body,
+                    });
+                }
+                None => {
+                    return Err(ClientError::Refused {
+                        status: head.status,
+                        reason: reason(head.status, &body),
+                    });
+                }
+            }
+        }
+        Err(ClientError::Answer {
+            path: path.to_owned(),
+            reason: "it was sent on without end".to_owned(),
+        })
+    }
+
+    async fn exchange(
+        &self,
+        method: &Method,
+        url: &str,
+        path: &str,
+        body: Option<&(String, Bytes)>,
+    ) -> Result<(hyper::http::response::Parts, Bytes), ClientError> {
+        let mut request = Request::builder().method(method.clone()).uri(url);
         if let Some(value) = &self.authorization {
             request = request.header(AUTHORIZATION, value);
+        }
+        if self.as_worker {
+            request = request.header(ASKED_BY_WORKER, "1");
         }
         let mut bytes = Bytes::new();
         if let Some((kind, content)) = body {
             request = request.header(CONTENT_TYPE, kind);
-            bytes = content;
+            bytes = content.clone();
         }
         let request = request
             .body(Full::new(bytes))
-            .map_err(|_| ClientError::Url { url: url.clone() })?;
+            .map_err(|_| ClientError::Url {
+                url: url.to_owned(),
+            })?;
         let exchange =
             async {
                 let response = self.http.request(request).await.map_err(|source| {
@@ -173,21 +227,11 @@ impl AdminClient {
                     })?;
                 Ok((head, body.to_bytes()))
             };
-        let (head, body) = tokio::time::timeout(REQUEST_TIMEOUT, exchange)
+        tokio::time::timeout(REQUEST_TIMEOUT, exchange)
             .await
             .map_err(|_| ClientError::TimedOut {
                 url: self.base.clone(),
-            })??;
-        if head.status.is_success() {
-            return Ok(Reply {
-                headers: head.headers,
-                body,
-            });
-        }
-        Err(ClientError::Refused {
-            status: head.status,
-            reason: reason(head.status, &body),
-        })
+            })?
     }
 
     /// GET, read as JSON.

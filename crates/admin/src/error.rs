@@ -24,6 +24,14 @@ macro_rules! statuses {
 }
 
 impl ApiError {
+    /// Another server answers this: where. The reason is the address.
+    pub(crate) fn sent_on(url: &str) -> Self {
+        Self {
+            status: StatusCode::TEMPORARY_REDIRECT,
+            reason: url.to_owned(),
+        }
+    }
+
     statuses! {
         bad_request = BAD_REQUEST;
         unauthorized = UNAUTHORIZED;
@@ -51,6 +59,9 @@ impl IntoResponse for ApiError {
                 reason = self.reason,
                 "request failed"
             );
+        }
+        if self.status == StatusCode::TEMPORARY_REDIRECT {
+            return (self.status, [(header::LOCATION, self.reason)]).into_response();
         }
         let body = serde_json::json!({ "reason": self.reason }).to_string();
         (

@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
+use geminga_functions::{PACKAGE_BYTES_MAX, Spool, Spooled, Worker};
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use geminga_stdx::nearest::nearest;
 use http_body_util::BodyExt;
@@ -20,8 +21,10 @@ use crate::multipart::{Event, FormError, Head, Splitter};
 
 /// Largest body that is held in memory: JSON documents and the text parts of forms.
 pub(crate) const JSON_BYTES_MAX: usize = 1024 * 1024;
-/// Largest form: a function package with its dependencies.
-pub(crate) const FORM_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Largest part of a form that is a file in memory: a message for a trigger.
+const HELD_FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Largest form: a package and what is said of it.
+pub(crate) const FORM_BYTES_MAX: u64 = PACKAGE_BYTES_MAX + JSON_BYTES_MAX as u64;
 /// How long a whole JSON body may take.
 const JSON_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a form may send nothing.
@@ -112,6 +115,8 @@ pub(crate) struct Part {
     pub(crate) name: String,
     pub(crate) file_name: Option<String>,
     pub(crate) bytes: Bytes,
+    /// The content of a file that was written to disk as it came.
+    pub(crate) spooled: Option<Spooled>,
 }
 
 impl Part {
@@ -122,10 +127,26 @@ impl Part {
     }
 }
 
-/// Reads a form. The parts that `is_file` names may be long, the rest are text. A part given twice
-/// is an error. Two forms are read at once; more wait, so that memory stays bounded.
-pub(crate) async fn form(request: Request, is_file: impl Fn(&str) -> bool) -> Answer<Vec<Part>> {
-    static READING: Semaphore = Semaphore::const_new(2);
+/// What becomes of a part's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Text, within the limit of all text.
+    Text,
+    /// Bytes in memory.
+    Held,
+    /// A file on disk.
+    Spooled,
+}
+
+/// Reads a form; `keep` says what becomes of a part by its name. A part given twice is an error.
+/// Files are written to disk as they come: a form holds no more memory than its text. A few forms
+/// are read at once; more wait, so that memory stays bounded.
+pub(crate) async fn form(
+    request: Request,
+    worker: Option<&Worker>,
+    keep: impl Fn(&str) -> Keep,
+) -> Answer<Vec<Part>> {
+    static READING: Semaphore = Semaphore::const_new(8);
     let Ok(_permit) = tokio::time::timeout(FORM_IDLE_TIMEOUT, READING.acquire()).await else {
         return Err(ApiError::unavailable("too many uploads at once: try again"));
     };
@@ -135,6 +156,7 @@ pub(crate) async fn form(request: Request, is_file: impl Fn(&str) -> bool) -> An
     let mut body = request.into_body();
     let mut parts: Vec<Part> = Vec::new();
     let mut content = BytesMut::new();
+    let mut spool: Option<Spool> = None;
     let (mut total, mut text_total) = (0u64, 0usize);
     loop {
         let next = tokio::time::timeout(FORM_IDLE_TIMEOUT, chunk(&mut body))
@@ -158,26 +180,46 @@ pub(crate) async fn form(request: Request, is_file: impl Fn(&str) -> bool) -> An
                         )));
                     }
                     let Head { name, file_name } = head;
+                    if let (Keep::Spooled, Some(worker)) = (keep(&name), worker) {
+                        spool = Some(worker.spool().await?);
+                    }
                     parts.push(Part {
                         name,
                         file_name,
                         bytes: Bytes::new(),
+                        spooled: None,
                     });
                 }
                 Event::Data(bytes) => {
-                    if !parts.last().is_some_and(|part| is_file(&part.name)) {
+                    if let Some(spool) = &mut spool {
+                        let written = spool.write(&bytes).await;
+                        written.map_err(|error| ApiError::too_large(error.to_string()))?;
+                        continue;
+                    }
+                    let kept = parts.last().map_or(Keep::Text, |part| keep(&part.name));
+                    if kept == Keep::Text {
                         text_total += bytes.len();
                         if text_total > JSON_BYTES_MAX {
                             return Err(ApiError::too_large(format!(
                                 "the text parts of the form are longer than {JSON_BYTES_MAX} bytes"
                             )));
                         }
+                    } else if content.len() + bytes.len() > HELD_FILE_BYTES_MAX {
+                        return Err(ApiError::too_large(format!(
+                            "a file of the form is longer than {HELD_FILE_BYTES_MAX} bytes"
+                        )));
                     }
                     content.extend_from_slice(&bytes);
                 }
                 Event::PartEnd => {
                     if let Some(part) = parts.last_mut() {
                         part.bytes = content.split().freeze();
+                        if let Some(spool) = spool.take() {
+                            let spooled = spool.finish().await;
+                            let spooled =
+                                spooled.map_err(|error| ApiError::internal(error.to_string()))?;
+                            part.spooled = Some(spooled);
+                        }
                     }
                 }
                 Event::End => {}

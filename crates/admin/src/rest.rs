@@ -15,9 +15,11 @@ mod components;
 mod content;
 mod figures;
 mod groups;
+mod functions;
 mod lookup;
 mod metrics;
 mod namespaces;
+mod packages;
 mod peek;
 mod permissions;
 mod placement;
@@ -49,6 +51,7 @@ use serde::Serialize;
 use crate::endpoint;
 use crate::error::{Answer, ApiError};
 
+pub use functions::worker_router;
 pub(crate) use guard::ClientCertificate;
 
 /// What the endpoints act on.
@@ -113,12 +116,12 @@ impl Admin {
         self.inner.sockets.as_ref()
     }
 
-    /// Pulsar answers 503 where no worker runs.
-    pub(crate) fn worker(&self) -> Answer<&Worker> {
-        self.inner
-            .worker
-            .as_ref()
-            .ok_or_else(|| ApiError::unavailable("there is no function worker in this process"))
+    pub(crate) fn worker(&self) -> Option<&Worker> {
+        self.inner.worker.as_ref()
+    }
+
+    fn functions(&self) -> functions::Functions {
+        functions::Functions::beside(self.broker(), self.inner.worker.clone())
     }
 
     /// `http://host:port` of this API.
@@ -149,8 +152,7 @@ impl Admin {
             .merge(subscriptions::router())
             .merge(schemas::router())
             .merge(transactions::router())
-            .merge(components::router())
-            .merge(worker::router())
+            .merge(self.functions().router())
             .merge(lookup::router())
             .merge(metrics::router())
             .merge(ws::router())

@@ -34,6 +34,8 @@ pub(crate) struct Changelog {
     records: AtomicU64,
     records_max: u64,
     rewriting: AtomicBool,
+    /// The last record that `open` read.
+    read_to: MessageId,
 }
 
 impl Changelog {
@@ -50,6 +52,7 @@ impl Changelog {
         let last = keeper.last_message_id().await?;
         keeper.close().await?;
         let (mut from, mut records) = (None, 0);
+        let mut read_to = MessageId::EARLIEST;
         if last.entry_id >= 0 {
             from = last_place(client, topic, last).await?;
             let mut reader = client
@@ -61,6 +64,7 @@ impl Changelog {
             while reader.has_message_available().await? {
                 for message in reader.next_batch(1000).await? {
                     records += 1;
+                    read_to = message.id;
                     if message.key.is_some() {
                         take(message);
                     }
@@ -77,7 +81,18 @@ impl Changelog {
             records: AtomicU64::new(records),
             records_max: records_max.max(1),
             rewriting: AtomicBool::new(false),
+            read_to,
         })
+    }
+
+    /// Up to where it was read when it was opened.
+    pub(crate) fn read_to(&self) -> MessageId {
+        self.read_to
+    }
+
+    /// Writes by `producer` from now on; by nothing when it is none.
+    pub(crate) async fn write_by(&self, producer: Option<Producer>) {
+        *self.producer.lock().await = producer;
     }
 
     /// Puts a record on its way. Records reach the topic in the order of these calls.

@@ -29,6 +29,14 @@ impl Kind {
         }
     }
 
+    /// Reads `function`, `source` or `sink`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Function, Self::Source, Self::Sink]
+            .into_iter()
+            .find(|kind| kind.as_str() == text)
+    }
+
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -74,6 +82,22 @@ impl ComponentId {
 impl fmt::Display for ComponentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind.as_str(), self.fqfn())
+    }
+}
+
+impl std::str::FromStr for ComponentId {
+    type Err = ();
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (kind, fqfn) = text.split_once(' ').ok_or(())?;
+        let mut parts = fqfn.splitn(3, '/');
+        match (Kind::parse(kind), parts.next(), parts.next(), parts.next()) {
+            (Some(kind), Some(tenant), Some(namespace), Some(name)) => {
+                Ok(Self::new(kind, tenant, namespace, name))
+            }
+            _ => Err(()),
+        }
     }
 }
 

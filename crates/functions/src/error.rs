@@ -36,6 +36,23 @@ pub enum WorkerError {
     },
     #[error("the worker is stopping")]
     Stopping,
+    /// Another worker writes the catalogue.
+    #[error("this worker does not lead: ask the leader")]
+    NotLeader,
+    #[error("there is no worker `{0}`")]
+    NoWorker(String),
+    #[error("Package '{0}' metadata does not exist")]
+    NoPackage(String),
+    #[error("Package '{0}' metadata already exists")]
+    PackageExists(String),
+    /// An update that did not start, and was undone.
+    #[error("version {version} of {id} did not start, version {restored} runs again: {why}")]
+    RolledBack {
+        id: ComponentId,
+        version: u64,
+        restored: u64,
+        why: String,
+    },
 }
 
 impl WorkerError {
@@ -54,7 +71,7 @@ impl WorkerError {
     pub fn is_retriable(&self) -> bool {
         match self {
             Self::Client { source, .. } => source.is_retriable(),
-            Self::Timeout { .. } => true,
+            Self::Timeout { .. } | Self::NotLeader => true,
             _ => false,
         }
     }

@@ -313,8 +313,15 @@ impl Instance {
     }
 
     /// Decides about a processed message: it is tried again, or waits in line for its release.
-    fn settle(&mut self, outcome: Outcome, work: &mut Work) {
+    fn settle(&mut self, mut outcome: Outcome, work: &mut Work) {
         let ticket = outcome.ticket;
+        if self.state.is_none() && !outcome.state.is_empty() {
+            outcome.outputs.clear();
+            outcome.verdict = Verdict::Failed(Failure::new(
+                FailureKind::Data,
+                "the function changed its state, and `spread` in `customRuntimeOptions` says that it has none",
+            ));
+        }
         if let Verdict::Failed(failure) = &outcome.verdict {
             self.gauge.stats.failed(failure, outcome.took);
             let attempts = work.line.get(ticket).map_or(1, |held| held.attempts + 1);

@@ -24,4 +24,7 @@ pub use trial::{Trial, TrialReport, TrialValue, check_code, run_trial};
 pub use worker::report::{
     ExceptionInformation, FunctionState, FunctionStats, FunctionStatus, Progress,
 };
-pub use worker::{Upload, Worker, WorkerConfig};
+pub use worker::{
+    Answered, Asked, DrainStatus, MemberInfo, Owner, PACKAGE_BYTES_MAX, PackageMetadata,
+    PackageName, Spool, Spooled, Upload, Version, Worker, WorkerConfig,
+};

@@ -33,7 +33,7 @@ pub(crate) mod toolchain;
 pub(crate) mod warm;
 pub(crate) mod wire;
 
-pub use options::Options;
+pub use options::{OnFailedUpdate, Options};
 pub use process::Processes;
 pub(crate) use process::plain;
 pub(crate) use warm::incremented;

@@ -3,14 +3,13 @@
 //! Owns the catalogue topic, the package folder, the process guard and every instance's supervisor.
 //! What must hold: an operation that answered is in the catalogue, so it survives a restart; an
 //! instance that breaks is started again with growing pauses and says why; stopping ends every
-//! process of user code.
+//! process of user code; no two workers run the same instance (`cluster`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use geminga_client::{Client, ConsumerHandle, MessageId};
 use geminga_stdx::Tasks;
 use parking_lot::Mutex;
@@ -19,17 +18,29 @@ use tokio::time::Instant;
 use crate::component::{Component, ComponentId, Kind};
 use crate::connector::table::TableView;
 use crate::error::WorkerError;
-use crate::plan::{Input, Output, Plan, Process, plan};
+use crate::plan::{Input, Output, Plan, plan};
 use crate::runtime::{Broken, LogLine, Processes, StateChange};
 
 pub(crate) mod catalog;
+mod change;
+pub(crate) mod cluster;
+pub(crate) mod membership;
 pub(crate) mod package;
+pub(crate) mod packages;
 pub mod report;
 pub(crate) mod runtimes;
+pub(crate) mod schedule;
 pub(crate) mod supervisor;
 mod trigger;
 
+pub use self::change::Version;
+pub use self::cluster::{DrainStatus, MemberInfo, Owner};
+pub use self::package::{PACKAGE_BYTES_MAX, Spool, Spooled, Upload};
+pub use self::packages::{PackageMetadata, PackageName};
+pub use self::trigger::{Answered, Asked};
+
 use self::catalog::{Catalog, Record};
+use self::cluster::Cluster;
 use self::report::{FunctionState, FunctionStats, FunctionStatus, Progress};
 use self::runtimes::Runtimes;
 use self::supervisor::{Crew, Health};
@@ -38,6 +49,8 @@ use self::supervisor::{Crew, Health};
 const SUBSCRIBE_WAIT: Duration = Duration::from_secs(10);
 /// Messages in flight may finish this long when a component stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
+/// How long a worker counts as alive after its last word.
+const LEASE: Duration = Duration::from_secs(5);
 /// Where no position tells, a component counts as caught up after so long without a message.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -57,6 +70,10 @@ pub struct WorkerConfig {
     /// Name of the cluster, as functions see it.
     pub cluster: String,
     pub worker_id: String,
+    /// `http://host:port` where other workers and clients reach this one; empty when they do not.
+    pub url: String,
+    /// How long a worker that says nothing may still be alive: what it ran goes to others then.
+    pub lease: Duration,
     /// The topic of the catalogue; `None` keeps nothing: for `run` and `localrun`.
     pub catalog_topic: Option<String>,
     /// Records that the catalogue, or the state of a function, may gather on its topic before the
@@ -76,6 +93,8 @@ impl WorkerConfig {
             data_dir: data_dir.into(),
             cluster: "standalone".to_owned(),
             worker_id: "geminga".to_owned(),
+            url: String::new(),
+            lease: LEASE,
             catalog_topic: Some(CATALOG_TOPIC.to_owned()),
             changelog_records_max: 10_000,
             temp_dir: None,
@@ -93,14 +112,6 @@ impl WorkerConfig {
     }
 }
 
-/// Code that comes with a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upload {
-    /// The file's own name: it names the Python module.
-    pub file_name: String,
-    pub bytes: Bytes,
-}
-
 /// A running worker. Cheap to clone; clones are the same worker.
 #[derive(Clone)]
 pub struct Worker {
@@ -111,11 +122,19 @@ pub(crate) struct Inner {
     pub(crate) config: WorkerConfig,
     pub(crate) runtimes: Runtimes,
     pub(crate) tasks: Tasks,
-    catalog: Option<Catalog>,
+    pub(crate) catalog: Catalog,
+    pub(crate) cluster: Cluster,
+    /// How long the start took.
+    start_up_ms: std::sync::atomic::AtomicU64,
     packages: PathBuf,
+    /// What the catalogue says, with what runs of it here.
     components: Mutex<BTreeMap<ComponentId, Arc<Entry>>>,
-    /// One change at a time: the catalogue and what runs stay one.
+    /// Packages that other workers can fetch.
+    shared: Mutex<BTreeSet<String>>,
+    /// One change at a time.
     changing: tokio::sync::Mutex<()>,
+    /// One at a time makes what runs follow the catalogue.
+    settling: tokio::sync::Mutex<()>,
 }
 
 /// A component and its instances.
@@ -155,43 +174,55 @@ impl Worker {
     /// # Errors
     /// When the data directory or the catalogue topic can not be used.
     pub async fn start(config: WorkerConfig) -> Result<Self, WorkerError> {
+        let began = Instant::now();
         let packages = config.data_dir.join("packages");
         std::fs::create_dir_all(&packages)
             .map_err(WorkerError::io(format!("making `{}`", packages.display())))?;
         let processes = Processes::start(config.temp_dir.as_deref())
             .map_err(WorkerError::io("starting the process guard"))?;
         let tasks = Tasks::new();
-        let (catalog, records) = match &config.catalog_topic {
+        let (catalog, identity) = match &config.catalog_topic {
             Some(topic) => {
-                let (catalog, records) =
+                let catalog =
                     Catalog::open(&config.client, topic, config.changelog_records_max).await?;
-                (Some(catalog), records)
+                let identity = cluster::identity(&config.data_dir)
+                    .map_err(WorkerError::io("naming the worker"))?;
+                (catalog, identity)
             }
-            None => (None, Vec::new()),
+            None => (Catalog::in_memory(), "local".to_owned()),
         };
+        if catalog.is_kept() {
+            let needed = catalog.read(|view| {
+                let components = view.components.values().flat_map(Record::packages);
+                let packages = view.packages.values().map(|package| package.file.as_str());
+                components.chain(packages).map(str::to_owned).collect()
+            });
+            package::sweep(&packages, &needed);
+        }
+        let topic = config.catalog_topic.clone();
         let worker = Self {
             inner: Arc::new(Inner {
                 runtimes: Runtimes::new(processes, tasks.clone()),
+                cluster: Cluster::new(identity, config.lease, topic.is_none()),
                 config,
                 tasks,
                 catalog,
+                start_up_ms: std::sync::atomic::AtomicU64::new(0),
                 packages,
                 components: Mutex::default(),
+                shared: Mutex::default(),
                 changing: tokio::sync::Mutex::new(()),
+                settling: tokio::sync::Mutex::new(()),
             }),
         };
-        for record in records {
-            let Some(id) = record.component.id() else {
-                continue;
-            };
-            match worker.plan(&record) {
-                Ok(plan) => {
-                    worker.put(id, record, plan).await;
-                }
-                // It was accepted by an older release: say so, and keep it for its owner to change.
-                Err(error) => tracing::error!(component = %id, %error, "not started"),
-            }
+        if let Some(topic) = topic {
+            worker.join(topic).await;
         }
+        let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        worker
+            .inner
+            .start_up_ms
+            .store(took, std::sync::atomic::Ordering::Relaxed);
         Ok(worker)
     }
 
@@ -203,23 +234,12 @@ impl Worker {
         plan(&record.component, code.as_deref()).map_err(WorkerError::Invalid)
     }
 
-    async fn put(&self, id: ComponentId, record: Record, plan: Plan) -> Arc<Entry> {
-        let crew = Crew::new(
-            &self.inner,
-            id.clone(),
-            record.version,
-            plan,
-            record.component.parallelism(),
-        );
-        let stopped = record.stopped.clone();
-        let entry = Arc::new(Entry { record, crew });
-        self.inner.components.lock().insert(id, entry.clone());
-        for instance in 0..entry.crew.len() {
-            if !stopped.contains(&instance) {
-                entry.crew.start(&self.inner, instance);
-            }
-        }
-        entry
+    fn record(&self, id: &ComponentId) -> Result<Record, WorkerError> {
+        let found = self
+            .inner
+            .catalog
+            .read(|view| view.components.get(id).cloned());
+        found.ok_or_else(|| WorkerError::NotFound(id.clone()))
     }
 
     fn entry(&self, id: &ComponentId) -> Result<Arc<Entry>, WorkerError> {
@@ -240,120 +260,12 @@ impl Worker {
             .map_err(WorkerError::Invalid)
     }
 
-    /// Makes a component and starts it; answers when it is in the catalogue and its instances have
-    /// subscribed, or after a while if they can not.
-    ///
-    /// # Errors
-    /// When it exists, or its configuration can not be honoured.
-    pub async fn create(
-        &self,
-        component: Component,
-        code: Option<Upload>,
-    ) -> Result<ComponentId, WorkerError> {
-        let _one = self.inner.changing.lock().await;
-        let id = component
-            .id()
-            .ok_or_else(|| WorkerError::Invalid(vec!["`name` is missing".to_owned()]))?;
-        if self.inner.components.lock().contains_key(&id) {
-            return Err(WorkerError::Exists(id));
-        }
-        let record = Record {
-            component: package::with_absolute_code(component),
-            version: 1,
-            package: None,
-            stopped: BTreeSet::new(),
-        };
-        self.store(id.clone(), record, code).await?;
-        Ok(id)
-    }
-
-    async fn store(
-        &self,
-        id: ComponentId,
-        mut record: Record,
-        code: Option<Upload>,
-    ) -> Result<(), WorkerError> {
-        if let Some(upload) = code {
-            record.package = Some(package::store(&self.inner.packages, &upload)?);
-        }
-        let plan = self.plan(&record)?;
-        if let Process::Host(_, spec) = &plan.process
-            && !spec.code.path.exists()
-        {
-            return Err(WorkerError::Invalid(vec![format!(
-                "`{}` does not exist",
-                spec.code.path.display()
-            )]));
-        }
-        for warning in &plan.warnings {
-            tracing::warn!(component = %id, "{warning}");
-        }
-        if let Some(catalog) = &self.inner.catalog {
-            catalog.put(&id, &record).await?;
-        }
-        let entry = self.put(id, record, plan).await;
-        let _ = tokio::time::timeout(SUBSCRIBE_WAIT, entry.crew.subscribed()).await;
-        Ok(())
-    }
-
-    /// Changes a component: `change` holds the new fields alone. Instances are started anew.
-    ///
-    /// # Errors
-    /// What may not change, and what can not be honoured.
-    pub async fn update(
-        &self,
-        id: &ComponentId,
-        change: Component,
-        code: Option<Upload>,
-    ) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
-        let entry = self.entry(id)?;
-        let texts = |violations: Vec<geminga_model::validate::Violation>| {
-            WorkerError::Invalid(violations.iter().map(ToString::to_string).collect())
-        };
-        let stored = &entry.record.component;
-        let component = match stored.merged(&change) {
-            Ok(merged) => merged,
-            // New code with the same configuration is a change too.
-            Err(_) if code.is_some() && (change == *stored || is_empty(&change)) => stored.clone(),
-            Err(violations) => return Err(texts(violations)),
-        };
-        let record = Record {
-            component: package::with_absolute_code(component),
-            version: entry.record.version + 1,
-            package: entry.record.package.clone(),
-            stopped: entry.record.stopped.clone(),
-        };
-        // Refused before the old one is touched.
-        self.plan(&record)?;
-        entry.crew.stop_all(STOP_GRACE).await;
-        self.store(id.clone(), record, code).await
-    }
-
-    /// Removes a component, and its subscription unless it says otherwise.
-    ///
-    /// # Errors
-    /// When it does not exist, or the catalogue can not be written.
-    pub async fn delete(&self, id: &ComponentId) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
-        let entry = self.entry(id)?;
-        if let Some(catalog) = &self.inner.catalog {
-            catalog.remove(id).await?;
-        }
-        entry.crew.stop_all(STOP_GRACE).await;
-        self.inner.components.lock().remove(id);
-        if entry.crew.plan.cleanup_subscription {
-            entry.crew.unsubscribe(&self.inner.config.client).await;
-        }
-        Ok(())
-    }
-
     /// The configuration as it was given.
     ///
     /// # Errors
     /// When it does not exist.
     pub fn get(&self, id: &ComponentId) -> Result<Component, WorkerError> {
-        Ok(self.entry(id)?.record.component.clone())
+        Ok(self.record(id)?.component)
     }
 
     /// Names of a namespace's components of a kind.
@@ -375,96 +287,23 @@ impl Worker {
         self.inner.components.lock().keys().cloned().collect()
     }
 
-    /// The package file of a component that was uploaded.
+    /// The file of a component's code: its package, or the path that its configuration names.
     ///
     /// # Errors
-    /// When the component does not exist.
-    pub fn package(&self, id: &ComponentId) -> Result<Option<PathBuf>, WorkerError> {
-        let entry = self.entry(id)?;
-        Ok(entry
-            .record
-            .package
-            .as_ref()
-            .map(|p| self.inner.packages.join(p)))
-    }
-
-    /// Starts one instance, or all. What runs goes on.
-    ///
-    /// # Errors
-    /// When the component or the instance does not exist.
-    pub async fn start_instances(
-        &self,
-        id: &ComponentId,
-        instance: Option<u32>,
-    ) -> Result<(), WorkerError> {
-        self.set_stopped(id, instance, false).await
-    }
-
-    /// Stops one instance, or all. They stay stopped after a restart of the worker.
-    ///
-    /// # Errors
-    /// When the component or the instance does not exist.
-    pub async fn stop_instances(
-        &self,
-        id: &ComponentId,
-        instance: Option<u32>,
-    ) -> Result<(), WorkerError> {
-        self.set_stopped(id, instance, true).await
-    }
-
-    /// Stops and starts one instance, or all.
-    ///
-    /// # Errors
-    /// When the component or the instance does not exist.
-    pub async fn restart_instances(
-        &self,
-        id: &ComponentId,
-        instance: Option<u32>,
-    ) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
-        let entry = self.entry(id)?;
-        for number in entry.crew.numbers(id, instance)? {
-            entry.crew.stop(number, STOP_GRACE).await;
-            entry.crew.start(&self.inner, number);
+    /// When the component does not exist, or its package can not be fetched.
+    pub async fn package(&self, id: &ComponentId) -> Result<Option<PathBuf>, WorkerError> {
+        let record = self.record(id)?;
+        if let Some(package) = &record.package {
+            self.inner.have(package).await?;
+            return Ok(Some(self.inner.packages.join(package)));
         }
-        Ok(())
-    }
-
-    async fn set_stopped(
-        &self,
-        id: &ComponentId,
-        instance: Option<u32>,
-        stopped: bool,
-    ) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
-        let entry = self.entry(id)?;
-        let numbers = entry.crew.numbers(id, instance)?;
-        let mut record = entry.record.clone();
-        for number in &numbers {
-            if stopped {
-                record.stopped.insert(*number);
-            } else {
-                record.stopped.remove(number);
-            }
-        }
-        if record.stopped != entry.record.stopped {
-            if let Some(catalog) = &self.inner.catalog {
-                catalog.put(id, &record).await?;
-            }
-            let entry = Arc::new(Entry {
-                record,
-                crew: entry.crew.clone(),
-            });
-            self.inner.components.lock().insert(id.clone(), entry);
-        }
-        for number in numbers {
-            if stopped {
-                entry.crew.stop(number, STOP_GRACE).await;
-            } else {
-                entry.crew.start(&self.inner, number);
-            }
-        }
-        Ok(())
+        Ok(match &record.component {
+            Component::Function(config) => config.code().and_then(|(_, path)| {
+                let path = path.strip_prefix("file://").unwrap_or(path);
+                (!path.contains("://")).then(|| PathBuf::from(path))
+            }),
+            _ => None,
+        })
     }
 
     /// How the instances are: Pulsar's `FunctionStatus`.
@@ -522,27 +361,38 @@ impl Worker {
             .map_err(|why| WorkerError::Invalid(vec![why]))
     }
 
-    /// Sends `payload` through a function and gives what came of it; `None` when the function has
-    /// no output topic.
+    /// Sends a message through a function and gives what came of it.
     ///
     /// # Errors
-    /// When the topic is not one of its inputs, or nothing comes within `limit`.
-    pub async fn trigger(
+    /// When the topic is not one of its inputs, or nothing comes within the limit.
+    pub async fn trigger(&self, id: &ComponentId, asked: Asked) -> Result<Answered, WorkerError> {
+        let entry = self.entry(id)?;
+        trigger::trigger(&self.inner.config.client, &entry.crew.plan, asked).await
+    }
+
+    /// The topics that a component reads and its subscription on them; none for what reads no topic.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub fn subscription(
         &self,
         id: &ComponentId,
-        topic: Option<&str>,
-        payload: Bytes,
-        limit: Duration,
-    ) -> Result<Option<Bytes>, WorkerError> {
+    ) -> Result<Option<(Vec<String>, String)>, WorkerError> {
         let entry = self.entry(id)?;
-        trigger::trigger(
-            &self.inner.config.client,
-            &entry.crew.plan,
-            topic,
-            payload,
-            limit,
-        )
-        .await
+        Ok(match &entry.crew.plan.input {
+            Input::Topics(subscription) => {
+                Some((subscription.topics.clone(), subscription.name.clone()))
+            }
+            Input::File(_) => None,
+        })
+    }
+
+    /// Milliseconds that the start took.
+    #[must_use]
+    pub fn start_up_ms(&self) -> u64 {
+        self.inner
+            .start_up_ms
+            .load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Counters of every component, cheap enough for a progress bar.
@@ -591,29 +441,36 @@ impl Worker {
         self.progress().into_iter().map(count).collect()
     }
 
+    /// Ends without a word to the others, as a killed process does: for tests.
+    #[doc(hidden)]
+    pub async fn vanish(&self) {
+        self.inner.tasks.cancel();
+        let entries: Vec<Arc<Entry>> = self.inner.components.lock().values().cloned().collect();
+        for entry in entries {
+            entry.crew.stop_all(Duration::ZERO).await;
+        }
+        self.inner.catalog.write_by(None).await;
+    }
+
     /// Stops everything: messages in flight may finish within `grace`. The catalogue stays.
     pub async fn shutdown(&self, grace: Duration) {
         let _one = self.inner.changing.lock().await;
         let entries: Vec<Arc<Entry>> = self.inner.components.lock().values().cloned().collect();
         let tasks = Tasks::new();
         for entry in entries {
-            tasks.spawn("stop", geminga_stdx::tasks::OnError::Log, async move {
-                entry.crew.stop_all(grace).await;
-                Ok::<(), std::convert::Infallible>(())
-            });
+            cluster::spawn_end(&tasks, entry, grace);
         }
         tasks.join(grace + Duration::from_secs(2)).await;
+        if let Some(topic) = &self.inner.config.catalog_topic {
+            if self.inner.cluster.has_others() {
+                self.leave(topic).await;
+            }
+            // The next one may write at once.
+            self.inner.catalog.write_by(None).await;
+        }
         self.inner.tasks.cancel();
         self.inner.tasks.join(Duration::from_secs(2)).await;
         self.inner.components.lock().clear();
-    }
-}
-
-fn is_empty(component: &Component) -> bool {
-    match component {
-        Component::Function(c) => **c == geminga_model::FunctionConfig::default(),
-        Component::Source(c) => **c == geminga_model::SourceConfig::default(),
-        Component::Sink(c) => **c == geminga_model::SinkConfig::default(),
     }
 }
 
@@ -655,13 +512,13 @@ async fn at_end(crew: &Crew, handle: &ConsumerHandle) -> bool {
 
 impl Inner {
     pub(crate) fn places(&self, id: &ComponentId) -> Option<PathBuf> {
-        self.catalog.as_ref()?;
+        self.catalog.is_kept().then_some(())?;
         let name = id.fqfn().replace('/', "+");
         Some(self.config.data_dir.join(format!("source-{name}.json")))
     }
 
     pub(crate) fn is_kept(&self) -> bool {
-        self.catalog.is_some()
+        self.catalog.is_kept()
     }
 }
 

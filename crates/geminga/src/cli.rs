@@ -14,6 +14,7 @@ mod init;
 mod lock;
 mod mesh;
 mod namespaces;
+mod packages;
 mod perf;
 mod produce;
 mod run;
@@ -27,6 +28,7 @@ mod tenants;
 mod test;
 mod tokens;
 mod topics;
+mod worker;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -161,6 +163,9 @@ enum Command {
     /// Make, look at, change and remove sinks
     #[command(visible_alias = "sink")]
     Sinks(sinks::SinksArgs),
+    /// Keep code under names and versions
+    #[command(visible_alias = "package")]
+    Packages(packages::PackagesArgs),
     /// Plan, apply and delete whole meshes of sources, functions and sinks
     Mesh(mesh::MeshArgs),
     /// Make, list and remove namespaces
@@ -171,6 +176,8 @@ enum Command {
     Tenants(tenants::TenantsArgs),
     /// Run a broker, the admin API and a functions worker in this process
     Standalone(standalone::StandaloneArgs),
+    /// Run a functions worker beside a broker that runs elsewhere
+    Worker(worker::WorkerArgs),
     /// Make and check keys and tokens
     #[command(visible_alias = "token")]
     Tokens(tokens::TokensArgs),
@@ -244,6 +251,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Functions(args) => functions::run(args, &global),
         Command::Sources(args) => sources::run(args, &global),
         Command::Sinks(args) => sinks::run(args, &global),
+        Command::Packages(args) => packages::run(args, &global),
+        Command::Worker(args) => worker::run(args, &global),
         Command::Mesh(args) => mesh::run(args, &global),
         Command::Namespaces(args) => namespaces::run(args, &global),
         Command::Tenants(args) => tenants::run(args, &global),

@@ -1,24 +1,34 @@
 //! `/admin/v3/functions`, `/sources` and `/sinks`: one set of handlers for the three kinds.
 //!
-//! A configuration comes as a form, with its code as a file or a URL.
+//! A configuration comes as a form, with its code as a file or a URL. Changes go to the worker that
+//! leads, and what only the worker that runs an instance knows is asked of that one (`elsewhere`).
 
-mod form;
+pub(super) mod elsewhere;
+mod fetch;
+pub(super) use fetch::stream;
+pub(super) mod form;
+mod http;
 mod rights;
 mod shape;
 
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{Extension, Request, State};
-use axum::http::Uri;
-use axum::routing::{get, post};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Extension, Router, middleware};
 use bytes::Bytes;
 use geminga_broker::auth::Session;
-use geminga_functions::{Component, ComponentId, FunctionState, Kind, WorkerError};
+use geminga_functions::{
+    Answered, Asked, Component, ComponentId, FunctionState, Kind, PackageName, Upload, WorkerError,
+};
+use geminga_model::TopicName;
 use serde_json::{Value, json};
 
-use super::extract::Segments;
-use super::{Admin, document, done, text};
+use super::extract::{Params, Segments};
+use super::functions::Functions;
+use super::{document, done};
 use crate::error::{Answer, ApiError};
 use crate::request;
 
@@ -30,7 +40,7 @@ const TRIGGER_LIMIT: Duration = Duration::from_secs(30);
 /// Pulsar's paths; sources and sinks have two names each.
 const BASES: [&str; 5] = ["functions", "sources", "source", "sinks", "sink"];
 
-pub(super) fn router() -> Router<Admin> {
+pub(super) fn router(functions: &Functions) -> Router<Functions> {
     let mut router = Router::new();
     for base in BASES {
         let base = format!("/admin/v3/{base}");
@@ -40,6 +50,8 @@ pub(super) fn router() -> Router<Admin> {
             .route(&format!("{base}/{{tenant}}/{{namespace}}"), get(list))
             .route(&one, get(config).post(register).put(update).delete(delete))
             .route(&format!("{one}/status"), get(status))
+            .route(&format!("{one}/versions"), get(versions))
+            .route(&format!("{one}/rollback"), post(roll_back))
             .route(&format!("{instance}/status"), get(instance_status));
         for action in ["start", "stop", "restart"] {
             router = router
@@ -47,12 +59,32 @@ pub(super) fn router() -> Router<Admin> {
                 .route(&format!("{instance}/{action}"), post(act));
         }
     }
+    for base in ["sources", "source"] {
+        router = router
+            .route(&format!("/admin/v3/{base}/builtinsources"), get(builtins))
+            .route(
+                &format!("/admin/v3/{base}/builtinsources/{{name}}/configdefinition"),
+                get(definition),
+            )
+            .route(
+                &format!("/admin/v3/{base}/reloadBuiltInSources"),
+                post(reload),
+            );
+    }
+    for base in ["sinks", "sink"] {
+        router = router
+            .route(&format!("/admin/v3/{base}/builtinsinks"), get(builtins))
+            .route(
+                &format!("/admin/v3/{base}/builtinsinks/{{name}}/configdefinition"),
+                get(definition),
+            )
+            .route(
+                &format!("/admin/v3/{base}/reloadBuiltInSinks"),
+                post(reload),
+            );
+    }
     let function = "/admin/v3/functions/{tenant}/{namespace}/{name}";
-    router
-        .route("/admin/v3/sources/builtinsources", get(builtin_sources))
-        .route("/admin/v3/source/builtinsources", get(builtin_sources))
-        .route("/admin/v3/sinks/builtinsinks", get(builtin_sinks))
-        .route("/admin/v3/sink/builtinsinks", get(builtin_sinks))
+    let router = router
         .route(&format!("{function}/stats"), get(stats))
         .route(
             &format!("{function}/{{instance}}/stats"),
@@ -63,23 +95,39 @@ pub(super) fn router() -> Router<Admin> {
             &format!("{function}/state/{{key}}"),
             get(state).post(put_state),
         )
+        .route(&format!("{function}/download"), get(download_function))
+        .route("/admin/v3/functions/upload", post(upload))
+        .route("/admin/v3/functions/download", get(download))
+        .route("/admin/v3/functions/connectors", get(connectors))
+        .route("/admin/v2/functions/connectors", get(connectors))
+        .route("/admin/v2/worker/connectors", get(connectors))
         .route("/admin/v3/functions/builtins", get(no_builtins))
+        .route("/admin/v3/functions/builtins/reload", post(reload))
+        .route(
+            "/admin/v3/functions/leader/{tenant}/{namespace}/{name}",
+            put(at_leader),
+        )
+        .merge(http::router());
+    router.layer(middleware::from_fn_with_state(
+        functions.clone(),
+        elsewhere::to_who_decides,
+    ))
 }
 
 /// The component in a path.
 #[derive(serde::Deserialize)]
-struct Named {
-    tenant: String,
-    namespace: String,
+pub(super) struct Named {
+    pub(super) tenant: String,
+    pub(super) namespace: String,
     #[serde(default)]
-    name: String,
-    instance: Option<u32>,
+    pub(super) name: String,
+    pub(super) instance: Option<u32>,
     #[serde(default)]
-    key: String,
+    pub(super) key: String,
 }
 
 /// The kind that a path is about.
-fn kind(uri: &Uri) -> Kind {
+pub(super) fn kind(uri: &Uri) -> Kind {
     match uri.path().split('/').nth(3) {
         Some("sources" | "source") => Kind::Source,
         Some("sinks" | "sink") => Kind::Sink,
@@ -88,7 +136,7 @@ fn kind(uri: &Uri) -> Kind {
 }
 
 impl Named {
-    fn id(&self, kind: Kind) -> ComponentId {
+    pub(super) fn id(&self, kind: Kind) -> ComponentId {
         ComponentId::new(kind, &self.tenant, &self.namespace, &self.name)
     }
 }
@@ -97,12 +145,17 @@ impl From<WorkerError> for ApiError {
     fn from(error: WorkerError) -> Self {
         let (reason, retriable) = (error.to_string(), error.is_retriable());
         match error {
-            WorkerError::NotFound(_) | WorkerError::NoState { .. } => Self::not_found(reason),
-            WorkerError::Exists(_) | WorkerError::NoInstance { .. } | WorkerError::Invalid(_) => {
-                Self::bad_request(reason)
-            }
+            WorkerError::NotFound(_)
+            | WorkerError::NoState { .. }
+            | WorkerError::NoPackage(_)
+            | WorkerError::NoWorker(_) => Self::not_found(reason),
+            WorkerError::Exists(_)
+            | WorkerError::NoInstance { .. }
+            | WorkerError::Invalid(_)
+            | WorkerError::RolledBack { .. } => Self::bad_request(reason),
+            WorkerError::PackageExists(_) => Self::conflict(reason),
             WorkerError::Timeout { .. } => Self::timeout(reason),
-            WorkerError::Stopping => Self::unavailable(reason),
+            WorkerError::Stopping | WorkerError::NotLeader => Self::unavailable(reason),
             WorkerError::Client { .. } if retriable => Self::unavailable(reason),
             WorkerError::Client { .. } | WorkerError::Io { .. } => Self::internal(reason),
         }
@@ -110,16 +163,24 @@ impl From<WorkerError> for ApiError {
 }
 
 /// An unknown tenant has no functions: Pulsar answers an empty list as well.
-async fn list(State(admin): State<Admin>, uri: Uri, Segments(named): Segments<Named>) -> Answer {
+async fn list(
+    State(functions): State<Functions>,
+    uri: Uri,
+    Segments(named): Segments<Named>,
+) -> Answer {
     document(
-        &admin
+        &functions
             .worker()?
             .list(kind(&uri), &named.tenant, &named.namespace),
     )
 }
 
-async fn config(State(admin): State<Admin>, uri: Uri, Segments(named): Segments<Named>) -> Answer {
-    match admin.worker()?.get(&named.id(kind(&uri)))? {
+async fn config(
+    State(functions): State<Functions>,
+    uri: Uri,
+    Segments(named): Segments<Named>,
+) -> Answer {
+    match functions.worker()?.get(&named.id(kind(&uri)))? {
         Component::Function(config) => document(&config),
         Component::Source(config) => document(&config),
         Component::Sink(config) => document(&config),
@@ -127,60 +188,221 @@ async fn config(State(admin): State<Admin>, uri: Uri, Segments(named): Segments<
 }
 
 async fn register(
-    State(admin): State<Admin>,
+    State(functions): State<Functions>,
+    Extension(session): Extension<Session>,
     uri: Uri,
     Segments(named): Segments<Named>,
-    Extension(session): Extension<Session>,
     request: Request,
 ) -> Answer {
-    let worker = admin.worker()?;
+    let worker = functions.worker()?;
     let id = named.id(kind(&uri));
     let namespace = request::namespace_name(&id.tenant, &id.namespace)?;
-    admin
-        .broker()
-        .policies(&namespace)
-        .await
-        .map_err(|error| ApiError::bad_request(error.to_string()))?;
-    let Registration {
-        component,
-        upload,
-        url,
-    } = form::read(&id, request).await?;
-    if upload.is_none() && url.is_none() && id.kind == Kind::Function {
+    if let Some(broker) = &functions.broker {
+        broker
+            .policies(&namespace)
+            .await
+            .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    }
+    let registration = form::read(worker, &id, request).await?;
+    let (component, upload, has_code) = code_of(&functions, &session, &id, registration).await?;
+    if !has_code && id.kind == Kind::Function {
         return Err(ApiError::bad_request("Function Package is not provided"));
     }
-    rights::check(&admin, &session, &id, &component)?;
+    if let Some(broker) = &functions.broker {
+        rights::check(broker, &session, &id, &component)?;
+    }
     worker.create(component, upload).await?;
     done()
 }
 
 async fn update(
-    State(admin): State<Admin>,
+    State(functions): State<Functions>,
+    Extension(session): Extension<Session>,
     uri: Uri,
     Segments(named): Segments<Named>,
-    Extension(session): Extension<Session>,
     request: Request,
 ) -> Answer {
-    let worker = admin.worker()?;
+    let worker = functions.worker()?;
     let id = named.id(kind(&uri));
     worker.get(&id)?;
+    let registration = form::read(worker, &id, request).await?;
+    let refreshes = registration.refreshes;
+    let (component, upload, _) = code_of(&functions, &session, &id, registration).await?;
+    if let Some(broker) = &functions.broker {
+        rights::check(broker, &session, &id, &component)?;
+    }
+    match worker.update(&id, component, upload).await {
+        // To refresh credentials is a change to Pulsar; there is nothing to refresh here.
+        Err(WorkerError::Invalid(why)) if refreshes && why == ["Update contains no change"] => {
+            done()
+        }
+        updated => {
+            updated?;
+            done()
+        }
+    }
+}
+
+/// The code of a registration: sent along, or where its URL points to.
+async fn code_of(
+    functions: &Functions,
+    session: &Session,
+    id: &ComponentId,
+    registration: Registration,
+) -> Answer<(Component, Option<Upload>, bool)> {
     let Registration {
-        component, upload, ..
-    } = form::read(&id, request).await?;
-    rights::check(&admin, &session, &id, &component)?;
-    worker.update(&id, component, upload).await?;
+        component,
+        upload,
+        url,
+        ..
+    } = registration;
+    let trusted = functions.is_trusted(session);
+    if upload.is_some() {
+        return Ok((component, upload, true));
+    }
+    let local = match &component {
+        Component::Function(config) => config.code().map(|(_, path)| path.to_owned()),
+        _ => None,
+    };
+    let Some(url) = url else {
+        // A configuration that names a file of this machine by itself.
+        if local.is_some_and(|path| path.starts_with('/') || path.starts_with("file://"))
+            && !trusted
+        {
+            return Err(not_trusted());
+        }
+        return Ok((component, None, false));
+    };
+    let worker = functions.worker()?;
+    if let Some(name) = PackageName::parse(&url) {
+        // Of another namespace it needs what this request did not show.
+        let same = name.tenant == id.tenant && name.namespace == id.namespace;
+        if !same && !trusted {
+            return Err(ApiError::unauthorized(format!(
+                "the package {name} is of another namespace"
+            )));
+        }
+        return Ok((
+            component,
+            Some(worker.named_package(&name.to_string())?),
+            true,
+        ));
+    }
+    if let Some(name) = url.strip_prefix("builtin://") {
+        if id.kind == Kind::Function {
+            return Err(ApiError::bad_request(format!(
+                "Built-in function '{name}' is not available"
+            )));
+        }
+        return Ok((component, None, true));
+    }
+    if !trusted {
+        return Err(not_trusted());
+    }
+    if url.starts_with("file://") {
+        return Ok((component, None, true));
+    }
+    if url.starts_with("http://") {
+        return Ok((component, Some(fetch::fetch(worker, &url).await?), true));
+    }
+    Err(ApiError::bad_request(format!(
+        "Function Package url is not valid: `{url}`; supported are http, file, builtin, function, source and sink"
+    )))
+}
+
+fn not_trusted() -> ApiError {
+    ApiError::unauthorized(
+        "code in a file of the server or at an address of its network is for super users: upload it",
+    )
+}
+
+async fn delete(
+    State(functions): State<Functions>,
+    uri: Uri,
+    Segments(named): Segments<Named>,
+) -> Answer {
+    functions.worker()?.delete(&named.id(kind(&uri))).await?;
     done()
 }
 
-async fn delete(State(admin): State<Admin>, uri: Uri, Segments(named): Segments<Named>) -> Answer {
-    admin.worker()?.delete(&named.id(kind(&uri))).await?;
-    done()
+async fn versions(
+    State(functions): State<Functions>,
+    uri: Uri,
+    Segments(named): Segments<Named>,
+) -> Answer {
+    document(&functions.worker()?.versions(&named.id(kind(&uri)))?)
 }
 
-async fn status(State(admin): State<Admin>, uri: Uri, Segments(named): Segments<Named>) -> Answer {
-    let kind = kind(&uri);
-    let status = admin.worker()?.status(&named.id(kind))?;
-    document(&shape::status(kind, &to_value(&status)?))
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct To {
+    version: Option<u64>,
+}
+
+/// Ours: back to a former version.
+async fn roll_back(
+    State(functions): State<Functions>,
+    uri: Uri,
+    Segments(named): Segments<Named>,
+    Params(to): Params<To>,
+) -> Answer {
+    let id = named.id(kind(&uri));
+    let version = functions.worker()?.roll_back(&id, to.version).await?;
+    document(&json!({ "version": version }))
+}
+
+async fn status(
+    State(functions): State<Functions>,
+    uri: Uri,
+    headers: HeaderMap,
+    Segments(named): Segments<Named>,
+) -> Answer {
+    document(&whole_status(&functions, &headers, &named.id(kind(&uri))).await?)
+}
+
+/// The status of all instances, wherever they run.
+async fn whole_status(
+    functions: &Functions,
+    headers: &HeaderMap,
+    id: &ComponentId,
+) -> Answer<Value> {
+    let status = functions.worker()?.status(id)?;
+    let mut status = shape::status(id.kind, &to_value(&status)?);
+    elsewhere::fill(functions.worker()?, headers, id, "status", &mut status).await;
+    let running = status["instances"].as_array().into_iter().flatten();
+    let running = running.filter(|i| i["status"]["running"] == true).count();
+    status["numRunning"] = json!(running);
+    if let Some(backlog) = backlog(functions, id).await {
+        status["backlog"] = json!(backlog);
+    }
+    Ok(status)
+}
+
+/// Messages that wait for a component: ours, where the broker is in this process.
+async fn backlog(functions: &Functions, id: &ComponentId) -> Option<u64> {
+    let broker = functions.broker.as_ref()?;
+    let (topics, subscription) = functions.worker.as_ref()?.subscription(id).ok()??;
+    let mut waiting = 0;
+    for topic in topics {
+        let topic: TopicName = topic.parse().ok()?;
+        let partitions = broker.partitions(&topic).await.ok().flatten();
+        let count = partitions.map_or(0, |found| found.partitions);
+        let parts = (0..count).map(|number| topic.with_partition(number));
+        let parts = if count == 0 {
+            vec![topic.clone()]
+        } else {
+            parts.collect()
+        };
+        for part in parts {
+            // A topic that nobody has used yet has nothing waiting.
+            let Ok(stats) = broker.topic_stats(&part).await else {
+                continue;
+            };
+            let own = stats.subscriptions.get(&subscription);
+            waiting += own.map_or(0, |own| own.msg_backlog);
+        }
+    }
+    Some(waiting)
 }
 
 fn to_value(report: &impl serde::Serialize) -> Answer<Value> {
@@ -188,18 +410,17 @@ fn to_value(report: &impl serde::Serialize) -> Answer<Value> {
 }
 
 async fn instance_status(
-    State(admin): State<Admin>,
+    State(functions): State<Functions>,
     uri: Uri,
+    headers: HeaderMap,
     Segments(named): Segments<Named>,
 ) -> Answer {
-    let kind = kind(&uri);
-    let status = admin.worker()?.status(&named.id(kind))?;
-    let status = shape::status(kind, &to_value(&status)?);
-    document(&instance_of(&status, &named)?["status"])
+    let status = whole_status(&functions, &headers, &named.id(kind(&uri))).await?;
+    document(&instance_of(&status, &named, kind(&uri))?["status"])
 }
 
 /// One instance's part of a report.
-fn instance_of<'a>(report: &'a Value, named: &Named) -> Answer<&'a Value> {
+fn instance_of<'a>(report: &'a Value, named: &Named, kind: Kind) -> Answer<&'a Value> {
     let wanted = named.instance.unwrap_or_default();
     report["instances"]
         .as_array()
@@ -208,51 +429,103 @@ fn instance_of<'a>(report: &'a Value, named: &Named) -> Answer<&'a Value> {
         .find(|instance| instance["instanceId"] == wanted)
         .ok_or_else(|| {
             ApiError::bad_request(format!(
-                "Operation is not permitted: {} has no instance {wanted}",
+                "{} {} doesn't have instance with id {wanted}",
+                kind.title(),
                 named.name
             ))
         })
 }
 
-async fn stats(State(admin): State<Admin>, Segments(named): Segments<Named>) -> Answer {
-    document(&admin.worker()?.stats(&named.id(Kind::Function))?)
-}
-
-async fn instance_stats(State(admin): State<Admin>, Segments(named): Segments<Named>) -> Answer {
-    let stats = admin.worker()?.stats(&named.id(Kind::Function))?;
-    document(&instance_of(&to_value(&stats)?, &named)?["metrics"])
-}
-
-async fn act(State(admin): State<Admin>, uri: Uri, Segments(named): Segments<Named>) -> Answer {
-    let worker = admin.worker()?;
-    let id = named.id(kind(&uri));
-    match uri.path().rsplit('/').next() {
-        Some("start") => worker.start_instances(&id, named.instance).await?,
-        Some("stop") => worker.stop_instances(&id, named.instance).await?,
-        _ => worker.restart_instances(&id, named.instance).await?,
+async fn whole_stats(
+    functions: &Functions,
+    headers: &HeaderMap,
+    id: &ComponentId,
+) -> Answer<Value> {
+    let worker = functions.worker()?;
+    let mut stats = to_value(&worker.stats(id)?)?;
+    if elsewhere::fill(worker, headers, id, "stats", &mut stats).await {
+        shape::add_up(&mut stats);
     }
-    done()
+    Ok(stats)
+}
+
+async fn stats(
+    State(functions): State<Functions>,
+    headers: HeaderMap,
+    Segments(named): Segments<Named>,
+) -> Answer {
+    document(&whole_stats(&functions, &headers, &named.id(Kind::Function)).await?)
+}
+
+async fn instance_stats(
+    State(functions): State<Functions>,
+    headers: HeaderMap,
+    Segments(named): Segments<Named>,
+) -> Answer {
+    let stats = whole_stats(&functions, &headers, &named.id(Kind::Function)).await?;
+    document(&instance_of(&stats, &named, Kind::Function)?["metrics"])
+}
+
+async fn act(
+    State(functions): State<Functions>,
+    uri: Uri,
+    headers: HeaderMap,
+    Segments(named): Segments<Named>,
+) -> Answer {
+    let worker = functions.worker()?;
+    let id = named.id(kind(&uri));
+    let acted = match uri.path().rsplit('/').next() {
+        Some("start") => worker.start_instances(&id, named.instance).await,
+        Some("stop") => worker.stop_instances(&id, named.instance).await,
+        _ => {
+            let acted = worker.restart_instances(&id, named.instance).await;
+            if acted.is_ok() {
+                elsewhere::restart(worker, &headers, &uri, &id, named.instance).await?;
+            }
+            acted
+        }
+    };
+    match acted {
+        Err(WorkerError::NoInstance { .. }) => {
+            Err(ApiError::bad_request("Operation not permitted"))
+        }
+        acted => {
+            acted?;
+            done()
+        }
+    }
 }
 
 async fn trigger(
-    State(admin): State<Admin>,
+    State(functions): State<Functions>,
     Segments(named): Segments<Named>,
     request: Request,
 ) -> Answer {
-    let worker = admin.worker()?;
-    let (topic, payload): (Option<String>, Bytes) = form::trigger(request).await?;
+    let worker = functions.worker()?;
     let id = named.id(Kind::Function);
-    let output = worker
-        .trigger(&id, topic.as_deref(), payload, TRIGGER_LIMIT)
-        .await?;
-    Ok(text(
-        String::from_utf8_lossy(&output.unwrap_or_default()).into_owned(),
-    ))
+    worker.get(&id)?;
+    let (topic, payload): (Option<String>, Bytes) = form::trigger(request).await?;
+    let asked = Asked {
+        topic,
+        payload,
+        limit: TRIGGER_LIMIT,
+        ..Asked::default()
+    };
+    match worker.trigger(&id, asked).await? {
+        Answered::Nothing => Ok(bytes(Bytes::new())),
+        Answered::Output { payload, .. } => Ok(bytes(payload)),
+        Answered::Failed(why) => Err(ApiError::internal(why)),
+    }
 }
 
-async fn state(State(admin): State<Admin>, Segments(named): Segments<Named>) -> Answer {
+/// The reply of a trigger, as it is.
+fn bytes(payload: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain")], payload).into_response()
+}
+
+async fn state(State(functions): State<Functions>, Segments(named): Segments<Named>) -> Answer {
     document(
-        &admin
+        &functions
             .worker()?
             .state_get(&named.id(Kind::Function), &named.key)
             .await?,
@@ -260,11 +533,11 @@ async fn state(State(admin): State<Admin>, Segments(named): Segments<Named>) -> 
 }
 
 async fn put_state(
-    State(admin): State<Admin>,
+    State(functions): State<Functions>,
     Segments(named): Segments<Named>,
     request: Request,
 ) -> Answer {
-    let worker = admin.worker()?;
+    let worker = functions.worker()?;
     let state: FunctionState = form::state(request).await?;
     if state.key != named.key {
         return Err(ApiError::bad_request(format!(
@@ -276,20 +549,116 @@ async fn put_state(
     done()
 }
 
+/// Files by a path of the user's choice: Pulsar keeps them beside the functions' packages.
+async fn upload(State(functions): State<Functions>, request: Request) -> Answer {
+    let worker = functions.worker()?;
+    let (upload, path) = form::file_and_text(worker, request, "data", "path").await?;
+    if path.is_empty() || path.len() > 1024 {
+        return Err(ApiError::bad_request(
+            "the part `path` is missing, or longer than 1024 bytes",
+        ));
+    }
+    worker
+        .put_package(&stored_name(&path), upload, Default::default(), true)
+        .await?;
+    done()
+}
+
+/// A path that names a package is that package; another one lies beside them.
+fn stored_name(path: &str) -> String {
+    PackageName::parse(path).map_or_else(|| format!("file {path}"), |name| name.to_string())
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct At {
+    path: String,
+}
+
+async fn download(State(functions): State<Functions>, Params(at): Params<At>) -> Answer {
+    let found = functions
+        .worker()?
+        .package_file(&stored_name(&at.path))
+        .await;
+    let file = found.map_err(|error| match error {
+        WorkerError::NoPackage(_) => ApiError::not_found(format!("there is no `{}`", at.path)),
+        error => error.into(),
+    })?;
+    fetch::stream(&file).await
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Which {
+    #[serde(rename = "transform-function", default)]
+    transform_function: bool,
+}
+
+async fn download_function(
+    State(functions): State<Functions>,
+    Extension(session): Extension<Session>,
+    Segments(named): Segments<Named>,
+    Params(which): Params<Which>,
+) -> Answer {
+    let id = named.id(Kind::Function);
+    let worker = functions.worker()?;
+    if which.transform_function {
+        return Err(ApiError::bad_request(
+            "no component has a transform function",
+        ));
+    }
+    match worker.package(&id).await? {
+        // A path that somebody wrote into a configuration is no reason to show a file.
+        Some(file) if functions.is_trusted(&session) || worker.is_package(&file) => {
+            fetch::stream(&file).await
+        }
+        Some(_) => Err(not_trusted()),
+        None => Err(ApiError::not_found(format!("{id} has no package"))),
+    }
+}
+
 /// There are no functions in the binary itself.
 async fn no_builtins() -> Answer {
     document(&json!([]))
 }
 
-async fn builtin_sources() -> Answer {
-    document(&connectors(&geminga_mesh::builtin::SOURCES))
+/// What is built in can not change while the program runs.
+async fn reload(State(functions): State<Functions>) -> Answer {
+    functions.worker()?;
+    done()
 }
 
-async fn builtin_sinks() -> Answer {
-    document(&connectors(&geminga_mesh::builtin::SINKS))
+/// Between Pulsar's own workers: its records are not ours.
+async fn at_leader() -> Answer {
+    Err(ApiError {
+        status: StatusCode::NOT_IMPLEMENTED,
+        reason: "workers of Geminga change the catalogue at their leader by the ordinary endpoints"
+            .to_owned(),
+    })
 }
 
-/// `ConnectorDefinition`s.
-fn connectors(names: &[&str]) -> Vec<Value> {
-    names.iter().map(|name| json!({ "name": name })).collect()
+async fn builtins(uri: Uri) -> Answer {
+    document(&shape::definitions(kind(&uri)))
+}
+
+async fn definition(uri: Uri) -> Answer {
+    let kind = kind(&uri);
+    let segments: Vec<&str> = uri.path().split('/').collect();
+    let name = segments.get(5).copied().unwrap_or_default();
+    match shape::fields(kind, name) {
+        Some(fields) => document(&fields),
+        None => Err(ApiError::not_found(format!("{name} Connector not found"))),
+    }
+}
+
+/// Sources and sinks in one list.
+async fn connectors() -> Answer {
+    let mut all = shape::definitions(Kind::Source);
+    for sink in shape::definitions(Kind::Sink) {
+        match all.iter_mut().find(|source| source["name"] == sink["name"]) {
+            Some(both) => both["sinkClass"] = sink["sinkClass"].clone(),
+            None => all.push(sink),
+        }
+    }
+    document(&all)
 }

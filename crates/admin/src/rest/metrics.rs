@@ -33,7 +33,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         .broker()
         .metrics()
         .render(&admin.broker().config().cluster_name, true);
-    if let Ok(worker) = admin.worker() {
+    if let Some(worker) = admin.worker() {
         super::worker::write_metrics(worker, &admin.broker().config().cluster_name, &mut out);
     }
     // Writing to a string cannot fail.

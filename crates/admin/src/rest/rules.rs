@@ -75,6 +75,11 @@ pub(crate) fn rule(method: &Method, path: &str) -> Guarded {
             name,
             ..,
         ] => on_topic(domain, t, n, name, |topic| Rule::Topic(topic, SEE)),
+        // A call is a message for the function: who may produce there, or runs functions there.
+        ["functions", t, n, _] => unauthorized(Rule::Namespace(
+            format!("{t}/{n}"),
+            &[Action::Functions, Action::Produce],
+        )),
         ["topics", domain, t, n, name, ..] => {
             on_topic(domain, t, n, name, |topic| Rule::Topic(topic, PRODUCE))
         }
@@ -191,6 +196,7 @@ fn v2(method: &Method, path: &[&str]) -> Guarded {
             on_topic("persistent", t, n, name, |topic| Rule::Topic(topic, needed))
         }
         ["functions" | "sources" | "sinks", ..] => components(method, path),
+        ["worker", "connectors"] if is_get => unauthorized(Rule::Known),
         _ => unauthorized(Rule::SuperUser),
     }
 }
@@ -247,9 +253,25 @@ fn components(method: &Method, path: &[&str]) -> Guarded {
     let on = |t: &str, n: &str, actions| unauthorized(Rule::Namespace(format!("{t}/{n}"), actions));
     match path {
         [
-            "functions" | "sources" | "sinks",
+            "functions" | "sources" | "sinks" | "source" | "sink",
             "connectors" | "builtins" | "builtinsources" | "builtinsinks",
         ] if method == Method::GET => unauthorized(Rule::Known),
+        [
+            "sources" | "source",
+            "builtinsources",
+            _,
+            "configdefinition",
+        ]
+        | ["sinks" | "sink", "builtinsinks", _, "configdefinition"]
+            if method == Method::GET =>
+        {
+            unauthorized(Rule::Known)
+        }
+        ["functions", "upload" | "download"]
+        | ["functions", "builtins", "reload"]
+        | ["functions", "leader", _, _, _]
+        | ["sources" | "source", "reloadBuiltInSources"]
+        | ["sinks" | "sink", "reloadBuiltInSinks"] => unauthorized(Rule::SuperUser),
         ["functions" | "function", t, n, ..] => on(t, n, &[Action::Functions]),
         ["sources" | "source", t, n, ..] => on(t, n, &[Action::Sources]),
         ["sinks" | "sink", t, n, ..] => on(t, n, &[Action::Sinks]),
@@ -385,6 +407,48 @@ mod tests {
                 "POST",
                 "/admin/v3/sinks/t/n/f".to_owned(),
                 Rule::Namespace("t/n".to_owned(), &[Action::Sinks]),
+                401,
+            ),
+            (
+                "POST",
+                "/functions/t/n/f".to_owned(),
+                Rule::Namespace("t/n".to_owned(), &[Action::Functions, Action::Produce]),
+                401,
+            ),
+            (
+                "GET",
+                "/admin/v3/source/t/n/s/0/status".to_owned(),
+                Rule::Namespace("t/n".to_owned(), &[Action::Sources]),
+                401,
+            ),
+            (
+                "POST",
+                "/admin/v3/packages/function/t/n/p/v1".to_owned(),
+                Rule::Namespace("t/n".to_owned(), &[Action::Packages]),
+                401,
+            ),
+            (
+                "POST",
+                "/admin/v3/functions/t/n/f/rollback".to_owned(),
+                Rule::Namespace("t/n".to_owned(), &[Action::Functions]),
+                401,
+            ),
+            (
+                "POST",
+                "/admin/v3/functions/upload".to_owned(),
+                Rule::SuperUser,
+                401,
+            ),
+            (
+                "PUT",
+                "/admin/v2/worker/rebalance".to_owned(),
+                Rule::SuperUser,
+                401,
+            ),
+            (
+                "GET",
+                "/admin/v3/sources/builtinsources/file/configdefinition".to_owned(),
+                Rule::Known,
                 401,
             ),
             ("GET", "/what/ever".to_owned(), Rule::SuperUser, 401),

@@ -1,153 +1,194 @@
-//! `/admin/v2/worker`: the one worker of this process, and what it runs.
+//! `/admin/v2/worker` and `/admin/v2/worker-stats`: the workers, what they run, and how they do.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
+mod metrics;
 
 use axum::Router;
 use axum::extract::State;
-use axum::routing::get;
-use geminga_functions::{ComponentId, Kind, Worker};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use geminga_functions::{DrainStatus, MemberInfo, WorkerError};
 use serde_json::{Value, json};
 
-use super::{Admin, document, text};
-use crate::error::Answer;
+use super::extract::Params;
+use super::functions::Functions;
+use super::{document, done, text};
+use crate::error::{Answer, ApiError};
 
-pub(super) fn router() -> Router<Admin> {
+pub(super) use metrics::write_metrics;
+
+pub(super) fn router() -> Router<Functions> {
+    let base = "/admin/v2/worker";
+    let stats = "/admin/v2/worker-stats";
     Router::new()
-        .route("/admin/v2/worker/cluster", get(cluster))
-        .route("/admin/v2/worker/cluster/leader", get(leader))
-        .route("/admin/v2/worker/cluster/leader/ready", get(ready))
-        .route("/admin/v2/worker/assignments", get(assignments))
+        .route(&format!("{base}/cluster"), get(cluster))
+        .route(&format!("{base}/cluster/leader"), get(leader))
+        .route(&format!("{base}/cluster/leader/ready"), get(ready))
+        .route(&format!("{base}/assignments"), get(assignments))
+        .route(&format!("{base}/rebalance"), put(rebalance))
+        .route(&format!("{base}/drain"), put(drain_self).get(self_drained))
+        .route(&format!("{base}/leader/drain"), put(drain).get(drained))
+        .route(&format!("{stats}/metrics"), get(monitoring))
+        .route(&format!("{stats}/functionsmetrics"), get(function_stats))
 }
 
-/// `c-<cluster>-fw-<host>-<port>`, as Pulsar names a worker inside of a broker.
-fn info(admin: &Admin) -> Value {
-    let address = admin.http_url().trim_start_matches("http://");
+/// `/metrics` and the probes, for a worker that runs by itself.
+pub(super) fn metrics_router(functions: Functions) -> Router {
+    let render = move || {
+        let mut out = String::new();
+        if let Some(worker) = &functions.worker {
+            write_metrics(worker, &functions.cluster, &mut out);
+        }
+        let kind = "text/plain; version=0.0.4; charset=utf-8";
+        std::future::ready(([(header::CONTENT_TYPE, kind)], out).into_response())
+    };
+    let ok = || std::future::ready::<Response>(text("OK"));
+    Router::new()
+        .route("/metrics", get(render.clone()))
+        .route("/metrics/", get(render))
+        .route("/status", get(ok))
+        .route("/status.html", get(ok))
+}
+
+/// `WorkerInfo`.
+fn info(member: &MemberInfo) -> Value {
+    let address = member.url.split_once("://").map_or("", |(_, rest)| rest);
     let (host, port) = address.rsplit_once(':').unwrap_or((address, "80"));
-    let cluster = &admin.broker().config().cluster_name;
     json!({
-        "workerId": format!("c-{cluster}-fw-{host}-{port}"),
+        "workerId": member.worker_id,
         "workerHostname": host,
         "port": port.parse::<u16>().unwrap_or_default(),
     })
 }
 
-async fn cluster(State(admin): State<Admin>) -> Answer {
-    admin.worker()?;
-    document(&[info(&admin)])
+async fn cluster(State(functions): State<Functions>) -> Answer {
+    let members = functions.worker()?.members();
+    document(&members.iter().map(info).collect::<Vec<_>>())
 }
 
-async fn leader(State(admin): State<Admin>) -> Answer {
-    admin.worker()?;
-    document(&info(&admin))
+async fn leader(State(functions): State<Functions>) -> Answer {
+    let members = functions.worker()?.members();
+    match members.iter().find(|member| member.leads) {
+        Some(member) => document(&info(member)),
+        None => Err(not_ready()),
+    }
 }
 
-async fn ready(State(admin): State<Admin>) -> Answer {
-    admin.worker()?;
-    Ok(text("true"))
+fn not_ready() -> ApiError {
+    ApiError::unavailable("Leader not yet ready. Please retry again")
 }
 
-async fn assignments(State(admin): State<Admin>) -> Answer {
-    let worker = admin.worker()?;
-    let mut all: Vec<String> = Vec::new();
-    for id in worker.components() {
-        // One that was deleted a moment ago has no instances.
-        if let Ok(status) = worker.status(&id) {
-            let of = |instance: u32| format!("{}:{instance}", id.fqfn());
-            all.extend(
-                status
-                    .instances
-                    .iter()
-                    .map(|instance| of(instance.instance_id)),
-            );
+async fn ready(State(functions): State<Functions>) -> Answer {
+    let members = functions.worker()?.members();
+    if members.iter().any(|member| member.leads) {
+        Ok(text("true"))
+    } else {
+        Err(not_ready())
+    }
+}
+
+async fn assignments(State(functions): State<Functions>) -> Answer {
+    document(&functions.worker()?.assignments())
+}
+
+async fn rebalance(State(functions): State<Functions>) -> Answer {
+    on_leader(&functions, "/admin/v2/worker/rebalance")?;
+    functions.worker()?.rebalance()?;
+    done()
+}
+
+/// Says where the leader is when it is another worker.
+fn on_leader(functions: &Functions, path: &str) -> Answer<()> {
+    let worker = functions.worker()?;
+    if worker.leads() {
+        return Ok(());
+    }
+    match worker.leader_url() {
+        Some(url) => Err(ApiError::sent_on(&format!("{url}{path}"))),
+        None => Err(not_ready()),
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Whom {
+    #[serde(rename = "workerId")]
+    worker_id: String,
+}
+
+async fn drain(State(functions): State<Functions>, Params(whom): Params<Whom>) -> Answer {
+    let id = &whom.worker_id;
+    on_leader(&functions, &drain_path(id))?;
+    let worker = functions.worker()?;
+    match worker.drain_status(id) {
+        Ok(DrainStatus::Running) => {
+            return Err(ApiError::conflict(format!(
+                "Another drain operation on {id} is in progress"
+            )));
         }
+        Ok(_) => {}
+        Err(error) => return Err(unknown(&error)),
     }
-    let mut assignments: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    if let (false, Some(id)) = (all.is_empty(), info(&admin)["workerId"].as_str()) {
-        assignments.insert(id.to_owned(), all);
-    }
-    document(&assignments)
+    worker.drain(id).await?;
+    done()
 }
 
-/// The counters of all instances, as Prometheus reads them, under Pulsar's names.
-pub(super) fn write_metrics(worker: &Worker, cluster: &str, out: &mut String) {
-    let mut series: BTreeMap<String, Vec<String>> = BTreeMap::new();
+fn drain_path(id: &str) -> String {
+    let id = crate::client::segment(id);
+    format!("/admin/v2/worker/leader/drain?workerId={id}")
+}
+
+fn unknown(error: &WorkerError) -> ApiError {
+    ApiError::precondition_failed(error.to_string())
+}
+
+async fn drain_self(State(functions): State<Functions>) -> Answer {
+    let worker_id = functions.worker()?.worker_id().to_owned();
+    drain(State(functions), Params(Whom { worker_id })).await
+}
+
+/// `LongRunningProcessStatus`.
+async fn drained(State(functions): State<Functions>, Params(whom): Params<Whom>) -> Answer {
+    let status = functions.worker()?.drain_status(&whom.worker_id);
+    let word = match status.map_err(|error| unknown(&error))? {
+        DrainStatus::NotRun => "NOT_RUN",
+        DrainStatus::Running => "RUNNING",
+        DrainStatus::Success => "SUCCESS",
+    };
+    document(&json!({ "lastError": "", "status": word }))
+}
+
+async fn self_drained(State(functions): State<Functions>) -> Answer {
+    let worker_id = functions.worker()?.worker_id().to_owned();
+    drained(State(functions), Params(Whom { worker_id })).await
+}
+
+/// Pulsar's `Metrics`: what a monitor of the worker reads as JSON.
+async fn monitoring(State(functions): State<Functions>) -> Answer {
+    let mut out = String::new();
+    write_metrics(functions.worker()?, &functions.cluster, &mut out);
+    document(&metrics::as_json(&out))
+}
+
+/// `WorkerFunctionInstanceStats` of what runs on this worker.
+async fn function_stats(State(functions): State<Functions>) -> Answer {
+    let worker = functions.worker()?;
+    let mut all = Vec::new();
     for id in worker.components() {
-        let (Ok(status), Ok(stats)) = (worker.status(&id), worker.stats(&id)) else {
+        if id.kind != geminga_functions::Kind::Function {
+            continue;
+        }
+        let Ok(stats) = worker.stats(&id) else {
             continue;
         };
-        for instance in &status.instances {
-            let labels = labels(&id, instance.instance_id, cluster);
-            let status = &instance.status;
-            let prefix = format!("pulsar_{}", id.kind.as_str());
-            let mut put = |name: &str, value: f64| {
-                let name = format!("{prefix}_{name}");
-                let line = format!("{name}{{{labels}}} {value}");
-                series.entry(name).or_default().push(line);
-            };
-            put("received_total", status.num_received as f64);
-            put(
-                "system_exceptions_total",
-                status.num_system_exceptions as f64,
-            );
-            put("last_invocation", status.last_invocation_time as f64);
-            match id.kind {
-                Kind::Function => {
-                    put(
-                        "processed_successfully_total",
-                        status.num_successfully_processed as f64,
-                    );
-                    put("user_exceptions_total", status.num_user_exceptions as f64);
-                }
-                Kind::Source => {
-                    put("written_total", status.num_written as f64);
-                    put("source_exceptions_total", status.num_user_exceptions as f64);
-                }
-                Kind::Sink => {
-                    put("written_total", status.num_written as f64);
-                    put("sink_exceptions_total", status.num_user_exceptions as f64);
-                }
-            }
-        }
-        if id.kind == Kind::Function {
-            for instance in &stats.instances {
-                let labels = labels(&id, instance.instance_id, cluster);
-                let lines = series
-                    .entry("pulsar_function_process_latency_ms".to_owned())
-                    .or_default();
-                for (quantile, ms) in &instance.metrics.latency_percentiles {
-                    lines.push(format!(
-                        "pulsar_function_process_latency_ms{{{labels},quantile=\"{quantile}\"}} {ms}"
-                    ));
-                }
+        for instance in stats.instances {
+            if worker.owner(&id, instance.instance_id) == geminga_functions::Owner::Here {
+                all.push(json!({
+                    "name": format!("{}:{}", id.fqfn(), instance.instance_id),
+                    "metrics": instance.metrics,
+                }));
             }
         }
     }
-    for (name, lines) in series {
-        let kind = if name.ends_with("_total") {
-            "counter"
-        } else if name.ends_with("_latency_ms") {
-            "summary"
-        } else {
-            "gauge"
-        };
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "# TYPE {name} {kind}\n{}", lines.join("\n"));
-    }
-}
-
-fn labels(id: &ComponentId, instance: u32, cluster: &str) -> String {
-    let ComponentId {
-        tenant,
-        namespace,
-        name,
-        ..
-    } = id;
-    let cluster = cluster.replace('\\', "\\\\").replace('"', "\\\"");
-    // Names hold no quotes: they were checked when the component was made.
-    format!(
-        "tenant=\"{tenant}\",namespace=\"{tenant}/{namespace}\",name=\"{name}\",\
-         instance_id=\"{instance}\",cluster=\"{cluster}\",fqfn=\"{}\"",
-        id.fqfn()
-    )
+    document(&all)
 }

@@ -69,6 +69,17 @@ pub enum Nul {
     Base64,
 }
 
+/// What becomes of an update whose code does not start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailedUpdate {
+    /// It stays, and is tried again: status says why it does not run.
+    #[default]
+    Keep,
+    /// The version before it runs again, and the update is refused with the reason.
+    Rollback,
+}
+
 /// Limits that the kernel enforces on each process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -117,6 +128,9 @@ pub struct Options {
     pub batch: Option<usize>,
     /// Processes at once in spawn mode; as many as the machine has cores when absent.
     pub concurrency: Option<usize>,
+    pub on_failed_update: OnFailedUpdate,
+    /// Its instances may be on several workers. They share no state then, and have none.
+    pub spread: bool,
     pub limits: Limits,
     /// `uid` or `uid:gid` to run as; needs root.
     pub run_as: Option<String>,
@@ -142,6 +156,8 @@ impl Default for Options {
             window: None,
             batch: None,
             concurrency: None,
+            on_failed_update: OnFailedUpdate::default(),
+            spread: false,
             limits: Limits::default(),
             run_as: None,
         }

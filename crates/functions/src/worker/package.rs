@@ -1,52 +1,326 @@
-//! Code that was uploaded: files in the worker's folder, named by what they hold.
+//! Code: files in the worker's folder, named by what they hold, and on topics for other workers.
+//!
+//! What must hold: a file in the folder is whole, since it is written elsewhere, synced and renamed;
+//! its name proves its content (SHA-256); an upload holds no memory beyond a buffer.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::Upload;
+use bytes::Bytes;
+use geminga_client::{Batching, Client, InitialPosition, Message, MessageId, SubType};
+use geminga_stdx::Random;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use crate::component::Component;
 use crate::error::WorkerError;
-use crate::runtime::toolchain::content_key;
 
-/// Largest upload.
-const BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Largest package.
+pub const PACKAGE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Where uploads grow, inside of the folder.
+const GROWING: &str = ".growing";
+/// Bytes of a package in one message.
+const CHUNK_BYTES: usize = 512 * 1024;
+/// Keeps a package's topic from being trimmed.
+const KEEPER: &str = "geminga-package";
+
+/// Code that comes with a request.
+#[derive(Debug)]
+pub struct Upload {
+    /// The file's own name: it names the Python module.
+    pub file_name: String,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Bytes(Bytes),
+    Spooled(Spooled),
+    /// It is in the folder already.
+    Kept,
+}
+
+impl Upload {
+    /// A package that was kept before, by its name in the folder.
+    pub(crate) fn kept(file: String) -> Self {
+        Self {
+            file_name: file,
+            content: Content::Kept,
+        }
+    }
+
+    /// Code that is in memory.
+    pub fn new(file_name: impl Into<String>, bytes: impl Into<Bytes>) -> Self {
+        Self {
+            file_name: file_name.into(),
+            content: Content::Bytes(bytes.into()),
+        }
+    }
+
+    /// Code that was written to disk as it arrived.
+    pub fn spooled(file_name: impl Into<String>, spooled: Spooled) -> Self {
+        Self {
+            file_name: file_name.into(),
+            content: Content::Spooled(spooled),
+        }
+    }
+}
+
+/// A file that grows as an upload arrives. Dropping it removes the file.
+#[derive(Debug)]
+pub struct Spool {
+    file: tokio::fs::File,
+    hasher: Sha256,
+    spooled: Spooled,
+}
+
+/// A whole upload on disk. Dropping it removes the file.
+#[derive(Debug)]
+pub struct Spooled {
+    path: PathBuf,
+    hash: String,
+    /// Bytes.
+    pub len: u64,
+}
+
+impl Drop for Spooled {
+    fn drop(&mut self) {
+        // It was renamed when it was kept.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Spool {
+    pub(crate) async fn new(folder: &Path) -> std::io::Result<Self> {
+        let growing = folder.join(GROWING);
+        tokio::fs::create_dir_all(&growing).await?;
+        let path = growing.join(Random::from_entropy().name(16));
+        Ok(Self {
+            file: tokio::fs::File::create(&path).await?,
+            hasher: Sha256::new(),
+            spooled: Spooled {
+                path,
+                hash: String::new(),
+                len: 0,
+            },
+        })
+    }
+
+    /// Takes more of it.
+    ///
+    /// # Errors
+    /// When the disk does not take it, or it becomes larger than a package may be.
+    pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.spooled.len += bytes.len() as u64;
+        if self.spooled.len > PACKAGE_BYTES_MAX {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::FileTooLarge,
+                format!("a package has at most {PACKAGE_BYTES_MAX} bytes"),
+            ));
+        }
+        self.hasher.update(bytes);
+        self.file.write_all(bytes).await
+    }
+
+    /// It is whole.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub async fn finish(mut self) -> std::io::Result<Spooled> {
+        self.file.flush().await?;
+        self.file.sync_all().await?;
+        self.spooled.hash = hex(&self.hasher.finalize());
+        Ok(self.spooled)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// Keeps an upload and gives its name in the folder: `hash/file`. The same bytes are kept once.
-pub(crate) fn store(folder: &Path, upload: &Upload) -> Result<String, WorkerError> {
+pub(crate) async fn store(folder: &Path, upload: Upload) -> Result<String, WorkerError> {
+    if matches!(upload.content, Content::Kept) {
+        return Ok(upload.file_name);
+    }
     let name = Path::new(&upload.file_name)
         .file_name()
         .and_then(|name| name.to_str())
-        .filter(|name| !name.starts_with('.') && !name.contains('\0'))
+        .filter(|name| !name.starts_with('.') && !name.contains('\0') && name.len() <= 200)
         .ok_or_else(|| {
             WorkerError::Invalid(vec![format!("`{}` is no file name", upload.file_name)])
-        })?;
-    if upload.bytes.len() > BYTES_MAX {
-        return Err(WorkerError::Invalid(vec![format!(
-            "the package has {} bytes, more than {BYTES_MAX}",
-            upload.bytes.len()
-        )]));
+        })?
+        .to_owned();
+    let failed = |name: &str| WorkerError::io(format!("keeping `{name}`"));
+    let spooled = match upload.content {
+        Content::Spooled(spooled) => spooled,
+        Content::Kept => return Ok(name),
+        Content::Bytes(bytes) => {
+            let written = async {
+                let mut spool = Spool::new(folder).await?;
+                spool.write(&bytes).await?;
+                spool.finish().await
+            };
+            written.await.map_err(failed(&name))?
+        }
+    };
+    let folder = folder.to_owned();
+    let kept = tokio::task::spawn_blocking(move || keep(&folder, &name, &spooled));
+    match kept.await {
+        Ok(kept) => kept.map_err(WorkerError::io("keeping a package")),
+        Err(_) => Err(WorkerError::Stopping),
     }
-    let hash = format!("{:032x}", content_key([&upload.bytes[..]]));
-    let directory = folder.join(&hash);
+}
+
+fn keep(folder: &Path, name: &str, spooled: &Spooled) -> std::io::Result<String> {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = folder.join(&spooled.hash);
     let path = directory.join(name);
-    let failed = |error| WorkerError::io(format!("keeping `{}`", path.display()))(error);
     if !path.exists() {
-        std::fs::create_dir_all(&directory).map_err(failed)?;
-        let next = directory.join(format!(".{name}.next"));
-        let write = || -> std::io::Result<()> {
-            use std::os::unix::fs::PermissionsExt;
-            let mut file = File::create(&next)?;
-            file.write_all(&upload.bytes)?;
-            // An executable is uploaded without its bit.
-            file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
-            file.sync_all()?;
-            std::fs::rename(&next, &path)?;
-            File::open(&directory)?.sync_all()
-        };
-        write().map_err(failed)?;
+        std::fs::create_dir_all(&directory)?;
+        // An executable is uploaded without its bit.
+        std::fs::set_permissions(&spooled.path, std::fs::Permissions::from_mode(0o755))?;
+        std::fs::rename(&spooled.path, &path)?;
+        File::open(&directory)?.sync_all()?;
+        File::open(folder)?.sync_all()?;
     }
-    Ok(format!("{hash}/{name}"))
+    Ok(format!("{}/{name}", spooled.hash))
+}
+
+/// Removes what no record names any more, and uploads that were cut.
+pub(crate) fn sweep(folder: &Path, needed: &BTreeSet<String>) {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
+    let hashes: BTreeSet<&str> = needed
+        .iter()
+        .filter_map(|name| name.split('/').next())
+        .collect();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if !name.to_str().is_some_and(|name| hashes.contains(name)) {
+            // What can not be removed now is looked at again at the next start.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// The topic of a package: one for each content.
+fn topic(catalog_topic: &str, package: &str) -> String {
+    let hash = package.split('/').next().unwrap_or_default();
+    format!("{catalog_topic}-package-{hash}")
+}
+
+/// Puts a package on its topic, unless it is there: other workers fetch it from there.
+pub(crate) async fn share(
+    client: &Client,
+    catalog_topic: &str,
+    folder: &Path,
+    package: &str,
+) -> Result<(), WorkerError> {
+    let topic = topic(catalog_topic, package);
+    let failed = || WorkerError::client(format!("sharing the package `{package}`"));
+    let io = || WorkerError::io(format!("reading the package `{package}`"));
+    let mut file = tokio::fs::File::open(folder.join(package))
+        .await
+        .map_err(io())?;
+    let len = file.metadata().await.map_err(io())?.len();
+    let keeper = client
+        .consumer(topic.as_str())
+        .subscription(KEEPER)
+        .sub_type(SubType::Failover)
+        .initial_position(InitialPosition::Earliest)
+        .receiver_queue_size(1)
+        .build()
+        .await
+        .map_err(failed())?;
+    let last = keeper.last_message_id().await.map_err(failed())?;
+    keeper.close().await.map_err(failed())?;
+    if last.entry_id >= 0 && whole(client, &topic, last).await.map_err(failed())? {
+        return Ok(());
+    }
+    let producer = client.producer(topic.as_str()).batching(Batching::off());
+    let producer = producer.build().await.map_err(failed())?;
+    // A reader begins at the newest beginning: what an earlier writer left half done is passed over.
+    let attempt = Random::from_entropy().name(8);
+    let mut sent = 0u64;
+    loop {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let mut filled = 0;
+        while filled < chunk.len() {
+            match file.read(&mut chunk[filled..]).await.map_err(io())? {
+                0 => break,
+                more => filled += more,
+            }
+        }
+        chunk.truncate(filled);
+        sent += filled as u64;
+        let is_last = sent >= len;
+        let message = Message::new(chunk)
+            .property("attempt", attempt.as_str())
+            .property("last", if is_last { "true" } else { "false" });
+        producer.send(message).await.map_err(failed())?;
+        if is_last || filled == 0 {
+            break;
+        }
+    }
+    producer.close().await.map_err(failed())
+}
+
+/// Whether the newest message is the last of a whole package.
+async fn whole(
+    client: &Client,
+    topic: &str,
+    last: MessageId,
+) -> Result<bool, geminga_client::Error> {
+    let reader = client.reader(topic).start(last).start_inclusive(true);
+    let mut reader = reader.receiver_queue_size(1).build().await?;
+    let message = reader.next().await?;
+    reader.close().await?;
+    Ok(message.property("last") == Some("true"))
+}
+
+/// Fetches a package that another worker took in.
+pub(crate) async fn fetch(
+    client: &Client,
+    catalog_topic: &str,
+    folder: &Path,
+    package: &str,
+) -> Result<(), WorkerError> {
+    let failed = || WorkerError::client(format!("fetching the package `{package}`"));
+    let io = || WorkerError::io(format!("keeping the package `{package}`"));
+    let (hash, name) = package.split_once('/').unwrap_or((package, "package"));
+    let topic = topic(catalog_topic, package);
+    let reader = client
+        .reader(topic)
+        .start(MessageId::EARLIEST)
+        .receiver_queue_size(4);
+    let mut reader = reader.build().await.map_err(failed())?;
+    let mut growing: Option<(String, Spool)> = None;
+    while reader.has_message_available().await.map_err(failed())? {
+        let message = reader.next().await.map_err(failed())?;
+        let attempt = message.property("attempt").unwrap_or_default();
+        let mut spool = match growing.take() {
+            Some((known, spool)) if known == attempt => spool,
+            // Two attempts may lie between one another: each is whole by itself only if it is alone.
+            _ => Spool::new(folder).await.map_err(io())?,
+        };
+        spool.write(&message.payload).await.map_err(io())?;
+        if message.property("last") != Some("true") {
+            growing = Some((attempt.to_owned(), spool));
+            continue;
+        }
+        let spooled = spool.finish().await.map_err(io())?;
+        if spooled.hash == hash {
+            reader.close().await.map_err(failed())?;
+            store(folder, Upload::spooled(name, spooled)).await?;
+            return Ok(());
+        }
+    }
+    Err(WorkerError::Invalid(vec![format!(
+        "the package `{package}` is on no topic: the worker that took it in has not shared it"
+    )]))
 }
 
 /// A local path of code as an absolute one, so that it means the same after a restart elsewhere.
@@ -75,26 +349,38 @@ pub(crate) fn with_absolute_code(component: Component) -> Component {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_same_bytes_are_kept_once_and_names_can_not_escape() {
+    #[tokio::test]
+    async fn the_same_bytes_are_kept_once_and_names_can_not_escape() {
         let folder = tempfile::tempdir().expect("temporary");
-        let upload = |name: &str| Upload {
-            file_name: name.into(),
-            bytes: "text".into(),
-        };
-        let first = store(folder.path(), &upload("f.sh")).expect("kept");
-        assert_eq!(store(folder.path(), &upload("f.sh")).expect("kept"), first);
-        let outside = store(folder.path(), &upload("../../etc/f.sh")).expect("kept");
-        assert_eq!(outside, first);
-        assert!(store(folder.path(), &upload("..")).is_err());
+        let upload = |name: &str| Upload::new(name, "text");
+        let first = store(folder.path(), upload("f.sh")).await.expect("kept");
+        let again = store(folder.path(), upload("f.sh")).await.expect("kept");
+        assert_eq!(again, first);
+        let outside = store(folder.path(), upload("../../etc/f.sh")).await;
+        assert_eq!(outside.expect("kept"), first);
+        assert!(store(folder.path(), upload("..")).await.is_err());
         assert_eq!(
-            std::fs::read(folder.path().join(first)).expect("there"),
+            std::fs::read(folder.path().join(&first)).expect("there"),
             b"text"
         );
-        // Of the first half of SHA-256: nobody can make another package of the same name.
-        assert_eq!(
-            content_key([&b""[..]]),
-            0xe3b0_c442_98fc_1c14_9afb_f4c8_996f_b924
-        );
+        let sha = "982d9e3eb996f559e633f4d194def3761d909f5a3b647d1a851fead67c32c9d1";
+        assert_eq!(first, format!("{sha}/f.sh"));
+        let growing = std::fs::read_dir(folder.path().join(GROWING)).expect("made");
+        assert_eq!(growing.count(), 0, "an upload was left behind");
+        let other = store(folder.path(), Upload::new("g.sh", "other"))
+            .await
+            .expect("kept");
+        sweep(folder.path(), &BTreeSet::from([first.clone()]));
+        assert!(folder.path().join(first).exists() && !folder.path().join(other).exists());
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_is_cut_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("temporary");
+        let mut spool = Spool::new(folder.path()).await.expect("made");
+        spool.write(b"half of").await.expect("written");
+        drop(spool);
+        let growing = std::fs::read_dir(folder.path().join(GROWING)).expect("made");
+        assert_eq!(growing.count(), 0);
     }
 }

@@ -205,6 +205,17 @@ impl Crew {
         }
     }
 
+    pub(crate) async fn stop_these(&self, numbers: &[u32], grace: Duration) {
+        for number in numbers {
+            if let Some(run) = &*self.seats[*number as usize].running.lock() {
+                let _ = run.stop.send(Some(grace));
+            }
+        }
+        for number in numbers {
+            self.stop(*number, grace).await;
+        }
+    }
+
     /// Resolves when every instance that runs has subscribed or failed to.
     pub(crate) async fn subscribed(&self) {
         for seat in self.seats.iter() {
@@ -220,22 +231,34 @@ impl Crew {
         }
     }
 
-    /// Removes the subscription from its topics, as far as they can be reached.
-    pub(crate) async fn unsubscribe(&self, client: &Client) {
+    /// Removes the subscription from its topics.
+    pub(crate) async fn unsubscribe(&self, client: &Client) -> Result<(), geminga_client::Error> {
+        match self.subscribe(client).await? {
+            Some(source) => source.handle().unsubscribe().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the subscription, so that nothing is missed until an instance uses it.
+    pub(crate) async fn subscribe_once(&self, client: &Client) {
+        if let Err(error) = self.subscribe(client).await {
+            tracing::warn!(component = %self.id, %error, "not subscribed yet");
+        }
+    }
+
+    async fn subscribe(
+        &self,
+        client: &Client,
+    ) -> Result<Option<TopicSource>, geminga_client::Error> {
         let Input::Topics(subscription) = &self.plan.input else {
-            return;
+            return Ok(None);
         };
         let plan = crate::plan::Subscription {
             skip_to_latest: false,
             ..subscription.clone()
         };
-        let removed = async {
-            let source = TopicSource::subscribe(client, &plan, &[], Arc::default()).await?;
-            source.handle().unsubscribe().await
-        };
-        if let Err(error) = removed.await {
-            tracing::warn!(component = %self.id, %error, "subscription not removed");
-        }
+        let source = TopicSource::subscribe(client, &plan, &[], Arc::default()).await?;
+        Ok(Some(source))
     }
 
     async fn keep(
@@ -383,6 +406,8 @@ impl Crew {
         let state = async {
             match &plan.process {
                 Process::Identity => Ok(None),
+                // Its instances are on several workers: there is no memory that they share.
+                Process::Host(_, spec) if spec.options.spread => Ok(None),
                 Process::Host(..) => {
                     let opened = self.state(inner).await;
                     opened.map(Some).map_err(|error| error.to_string())

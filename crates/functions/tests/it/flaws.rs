@@ -211,10 +211,8 @@ async fn flaw_24_new_code_is_taken_up_without_losing_a_message() {
         .await;
     stage.send(&input, numbers(0..5)).await;
     assert_eq!(receive(&mut consumer, 5).await.len(), 5);
-    let upload = geminga_functions::Upload {
-        file_name: "f.sh".into(),
-        bytes: "process() { emit \"new $MSG\"; }".into(),
-    };
+    let code = "process() { emit \"new $MSG\"; }";
+    let upload = geminga_functions::Upload::new("f.sh", code);
     let unchanged = geminga_model::FunctionConfig::default().into();
     stage
         .worker

@@ -97,10 +97,7 @@ async fn a_built_program_is_uploaded_and_run() {
         json!({"name": "uploaded", "go": "function", "inputs": [&input], "output": &output}),
     )
     .expect("a config");
-    let upload = Upload {
-        file_name: "function".into(),
-        bytes: std::fs::read(program).expect("read").into(),
-    };
+    let upload = Upload::new("function", std::fs::read(program).expect("read"));
     stage
         .worker
         .create(config.into(), Some(upload))

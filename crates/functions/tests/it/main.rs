@@ -7,3 +7,4 @@ mod hosts;
 mod operation;
 mod stage;
 mod stream;
+mod workers;

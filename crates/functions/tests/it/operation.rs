@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use geminga_functions::{Kind, WorkerError, run_pipe};
+use geminga_functions::{Answered, Asked, Kind, WorkerError, run_pipe};
 use geminga_model::FunctionConfig;
 use serde_json::json;
 
@@ -161,24 +160,61 @@ async fn a_file_source_goes_on_where_it_was() {
 async fn a_trigger_gives_the_answer_of_its_own_message() {
     let stage = Stage::new().await;
     let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let code =
+        "process() { if [[ $MSG == bad ]]; then echo why >&2; return 1; fi; emit \"<$MSG>\"; }";
     let id = stage
         .function(
             "f",
-            json!({"sh": "process() { emit \"$MSG!\"; }", "inputs": [&input], "output": &output}),
+            json!({
+                "sh": code, "inputs": [&input], "output": &output,
+                "maxMessageRetries": 0, "deadLetterTopic": stage.topic("dead"),
+            }),
         )
         .await;
-    stage.send(&input, ["other"]).await;
-    let limit = Duration::from_secs(10);
-    let answer = stage
+    stage.send(&input, numbers(0..50)).await;
+    let ask = |payload: String| Asked {
+        payload: payload.into(),
+        key: Some("k".to_owned()),
+        properties: vec![("traceparent".to_owned(), "00-1-2-01".to_owned())],
+        limit: Duration::from_secs(20),
+        ..Asked::default()
+    };
+    // Many at once, each with its own answer.
+    let asked = (0..20).map(|n| {
+        let (worker, id, asked) = (stage.worker.clone(), id.clone(), ask(format!("mine {n}")));
+        tokio::spawn(async move { worker.trigger(&id, asked).await })
+    });
+    for (n, answered) in asked.collect::<Vec<_>>().into_iter().enumerate() {
+        let answered = answered.await.expect("joined").expect("answered");
+        let Answered::Output {
+            payload,
+            key,
+            properties,
+        } = answered
+        else {
+            panic!("{answered:?}");
+        };
+        assert_eq!(payload, format!("<mine {n}>"));
+        assert_eq!(key.as_deref(), Some("k"));
+        assert!(properties.contains(&("traceparent".to_owned(), "00-1-2-01".to_owned())));
+    }
+    let failed = stage
         .worker
-        .trigger(&id, None, Bytes::from_static(b"mine"), limit)
-        .await;
-    assert_eq!(answer.expect("answered").as_deref(), Some(&b"mine!"[..]));
-    let wrong = stage
-        .worker
-        .trigger(&id, Some("elsewhere"), Bytes::new(), limit)
-        .await;
-    assert!(wrong.is_err());
+        .trigger(&id, ask("bad".to_owned()))
+        .await
+        .expect("answered");
+    assert!(
+        matches!(&failed, Answered::Failed(why) if !why.is_empty()),
+        "{failed:?}"
+    );
+    let elsewhere = Asked {
+        topic: Some("elsewhere".to_owned()),
+        ..ask(String::new())
+    };
+    assert!(matches!(
+        stage.worker.trigger(&id, elsewhere).await,
+        Err(WorkerError::Invalid(_))
+    ));
     stage.end().await;
 }
 

@@ -1,6 +1,7 @@
 //! `geminga functions`: make, look at, feed, change and remove functions.
 
 mod flags;
+mod history;
 mod localrun;
 mod state;
 
@@ -66,6 +67,14 @@ enum Command {
     /// Send one message through a function and print what it makes of it
     #[command(after_help = "Example:\n  geminga functions trigger reverse --trigger-value hello")]
     Trigger(TriggerArgs),
+    /// List the version that runs and those to go back to
+    Versions(history::VersionsArgs),
+    /// Go back to a former version, code and configuration
+    #[command(after_help = "Example:\n  geminga functions rollback reverse")]
+    Rollback(history::RollbackArgs),
+    /// Print what all instances say, from the function's log topic
+    #[command(after_help = "Example:\n  geminga functions logs reverse --follow --level warn")]
+    Logs(history::LogsArgs),
     #[command(flatten)]
     Action(Action),
 }
@@ -126,6 +135,9 @@ pub(crate) fn run(args: FunctionsArgs, global: &Global) -> Outcome {
             Command::Querystate(args) => state::query(&client, &args, format).await,
             Command::Putstate(args) => state::put(&client, &args).await,
             Command::Trigger(args) => trigger(&client, &args).await,
+            Command::Versions(args) => history::versions(&client, &args, format).await,
+            Command::Rollback(args) => history::roll_back(&client, &args).await,
+            Command::Logs(args) => history::logs(&client, &args, global).await,
             Command::Action(action) => component::act(&client, kind, action, format).await,
         }
     })

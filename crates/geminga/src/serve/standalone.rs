@@ -130,8 +130,17 @@ impl Standalone {
                 })?);
         }
         let worker = if options.worker {
-            let mut config = WorkerConfig::new(in_process(&broker), data.path.join("functions"));
-            config.on_log = on_log;
+            let (host, port) = (reachable(http).ip(), http.port());
+            let cluster = broker.config().cluster_name.clone();
+            let url = broker.config().web_service_address.clone();
+            let config = WorkerConfig {
+                // As Pulsar names a worker inside of a broker.
+                worker_id: format!("c-{cluster}-fw-{host}-{port}"),
+                url: url.unwrap_or_default(),
+                cluster,
+                on_log,
+                ..WorkerConfig::new(in_process(&broker), data.path.join("functions"))
+            };
             let worker = Worker::start(config).await.map_err(|error| {
                 Diagnostic::error("G0400", "the functions worker did not start")
                     .cause(with_sources(&error))

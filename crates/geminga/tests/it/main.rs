@@ -8,6 +8,7 @@ mod objects;
 mod run;
 mod server;
 mod storage;
+mod workers;
 
 /// The binary, with nothing of this shell's settings.
 fn geminga() -> std::process::Command {

@@ -183,11 +183,11 @@ fn an_update_lays_fields_over_the_stored_ones() {
         (r#"{"name":"g"}"#, "`name` cannot change from `f` to `g`"),
         (
             r#"{"inputs":["in","more"]}"#,
-            "input `more` cannot be added by an update",
+            "Input Topics cannot be altered: input `more` cannot be added by an update",
         ),
         (
             r#"{"processingGuarantees":"MANUAL"}"#,
-            "`processingGuarantees` cannot change from its default to \"MANUAL\"",
+            "Processing Guarantees cannot be altered: `processingGuarantees` cannot change from its default to \"MANUAL\"",
         ),
     ] {
         let found = merge_function(&stored, &function(change)).expect_err(change);

@@ -132,9 +132,24 @@ pub fn merge_sink(stored: &SinkConfig, change: &SinkConfig) -> Result<SinkConfig
 fn altered_input(topic: &str) -> Violation {
     Violation::new(
         &["inputs", topic],
-        format!("input `{topic}` cannot be added by an update"),
+        format!("Input Topics cannot be altered: input `{topic}` cannot be added by an update"),
     )
     .help("delete the function and create it again")
+}
+
+/// What Pulsar says, and scripts look for.
+fn pulsars_words(field: &str) -> &'static str {
+    match field {
+        "processingGuarantees" => "Processing Guarantees cannot be altered",
+        "retainOrdering" => "Retain Ordering cannot be altered",
+        "retainKeyOrdering" => "Retain Key Ordering cannot be altered",
+        "runtime" => "Runtime cannot be altered",
+        "autoAck" => "AutoAck cannot be altered",
+        "subName" | "sourceSubscriptionName" => "Subscription Name cannot be altered",
+        "outputSerdeClassName" => "Output Serde mismatch",
+        "outputSchemaType" => "Output Schema mismatch",
+        _ => "It cannot be altered",
+    }
 }
 
 fn check_same(field: &str, stored: &str, change: Option<&str>, found: &mut Vec<Violation>) {
@@ -158,7 +173,8 @@ fn merge<T: serde::Serialize + serde::de::DeserializeOwned>(
         let before = merged.get(&field);
         if fixed.contains(&field.as_str()) && before != Some(&value) {
             let was = before.map_or_else(|| "its default".to_owned(), Value::to_string);
-            let message = format!("`{field}` cannot change from {was} to {value}");
+            let says = pulsars_words(&field);
+            let message = format!("{says}: `{field}` cannot change from {was} to {value}");
             found.push(Violation::new(&[&field], message));
         }
         merged.insert(field, value);

@@ -2,11 +2,13 @@
 
 use axum::extract::Request;
 use bytes::Bytes;
-use geminga_functions::{Component, ComponentId, FunctionState, Kind, Upload};
+use geminga_functions::{
+    Component, ComponentId, FunctionState, Kind, PackageMetadata, Upload, Worker,
+};
 use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
 
 use crate::error::{Answer, ApiError};
-use crate::request::{self, Part};
+use crate::request::{self, Keep, Part};
 
 /// What a registration or an update holds.
 #[derive(Debug)]
@@ -15,21 +17,33 @@ pub(super) struct Registration {
     pub(super) upload: Option<Upload>,
     /// Where the code is instead, for what needs no upload.
     pub(super) url: Option<String>,
+    /// `updateAuthData`.
+    pub(super) refreshes: bool,
 }
 
 /// Reads a registration; the name in the path is the component's.
-pub(super) async fn read(id: &ComponentId, request: Request) -> Answer<Registration> {
+pub(super) async fn read(
+    worker: &Worker,
+    id: &ComponentId,
+    request: Request,
+) -> Answer<Registration> {
     let part = match id.kind {
         Kind::Function => "functionConfig",
         Kind::Source => "sourceConfig",
         Kind::Sink => "sinkConfig",
     };
-    let parts = request::form(request, |name| name == "data").await?;
+    let mut parts = request::form(request, Some(worker), |name| match name {
+        "data" => Keep::Spooled,
+        _ => Keep::Text,
+    })
+    .await?;
     request::only_parts(&parts, &[part, "data", "url", "updateOptions"])?;
+    let data = upload(&mut parts, "data");
     let find = |name: &str| parts.iter().find(|part| part.name == name);
-    if let Some(options) = find("updateOptions") {
-        check_options(options)?;
-    }
+    let refreshes = match find("updateOptions") {
+        Some(options) => refreshes(options)?,
+        None => false,
+    };
     let Some(config) = find(part) else {
         return Err(ApiError::bad_request(format!(
             "the form has no part `{part}`"
@@ -69,33 +83,76 @@ pub(super) async fn read(id: &ComponentId, request: Request) -> Answer<Registrat
         }
     };
     let url = match find("url") {
-        Some(part) => Some(check_url(part.text()?)?),
+        Some(part) => Some(part.text()?.to_owned()).filter(|url| !url.is_empty()),
         None => None,
     };
-    let upload = match find("data") {
-        Some(_) if url.is_some() => {
-            return Err(ApiError::bad_request(
-                "give one of the parts `data` and `url`",
-            ));
-        }
-        Some(data) => Some(Upload {
-            file_name: data
-                .file_name
-                .clone()
-                .unwrap_or_else(|| "package".to_owned()),
-            bytes: data.bytes.clone(),
-        }),
-        None => None,
-    };
+    if data.is_some() && url.is_some() {
+        return Err(ApiError::bad_request(
+            "give one of the parts `data` and `url`",
+        ));
+    }
     Ok(Registration {
         component,
-        upload,
+        upload: data,
         url,
+        refreshes,
     })
 }
 
-/// `updateOptions` can only ask for stored credentials to be refreshed, and there are none.
-fn check_options(options: &Part) -> Answer<()> {
+/// Takes the file out of a part.
+fn upload(parts: &mut [Part], name: &str) -> Option<Upload> {
+    let part = parts.iter_mut().find(|part| part.name == name)?;
+    let file_name = part.file_name.clone();
+    let spooled = part.spooled.take()?;
+    Some(Upload::spooled(
+        file_name.unwrap_or_else(|| "package".to_owned()),
+        spooled,
+    ))
+}
+
+/// A file of `part` and the text of another.
+pub(super) async fn file_and_text(
+    worker: &Worker,
+    request: Request,
+    file: &str,
+    text: &str,
+) -> Answer<(Upload, String)> {
+    let mut parts = request::form(request, Some(worker), |name| {
+        if name == file {
+            Keep::Spooled
+        } else {
+            Keep::Text
+        }
+    })
+    .await?;
+    request::only_parts(&parts, &[file, text])?;
+    let upload = upload(&mut parts, file);
+    let upload =
+        upload.ok_or_else(|| ApiError::bad_request(format!("the form has no part `{file}`")))?;
+    let text = parts.iter().find(|part| part.name == text);
+    let text = text
+        .map(|part| part.text().map(str::to_owned))
+        .transpose()?;
+    Ok((upload, text.unwrap_or_default()))
+}
+
+/// A package and what is said of it.
+pub(crate) async fn package(
+    worker: &Worker,
+    request: Request,
+) -> Answer<(Upload, PackageMetadata)> {
+    let (upload, metadata) = file_and_text(worker, request, "file", "metadata").await?;
+    let metadata = if metadata.trim().is_empty() {
+        PackageMetadata::default()
+    } else {
+        request::from_json(metadata.as_bytes())?
+    };
+    Ok((upload, metadata))
+}
+
+/// Whether stored credentials are to be refreshed. There are none: the worker reaches the broker by
+/// its own, so that there is nothing to refresh, and an update may consist of that.
+fn refreshes(options: &Part) -> Answer<bool> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase", deny_unknown_fields)]
     struct Options {
@@ -103,20 +160,7 @@ fn check_options(options: &Part) -> Answer<()> {
         update_auth_data: bool,
     }
     let options: Option<Options> = request::from_json(&options.bytes)?;
-    if options.is_some_and(|options| options.update_auth_data) {
-        return Err(ApiError::bad_request("`updateAuthData` is not supported"));
-    }
-    Ok(())
-}
-
-/// Code that this server can reach by itself.
-fn check_url(url: &str) -> Answer<String> {
-    if url.starts_with("builtin://") || url.starts_with("file://") {
-        return Ok(url.to_owned());
-    }
-    Err(ApiError::bad_request(format!(
-        "`url` {url} cannot be fetched yet: send the file, or give file:// or builtin://"
-    )))
+    Ok(options.is_some_and(|options| options.update_auth_data))
 }
 
 /// A configuration without a name gets the path's; one of another name is a mistake.
@@ -145,7 +189,11 @@ fn name(
 
 /// The topic and the payload of a trigger.
 pub(super) async fn trigger(request: Request) -> Answer<(Option<String>, Bytes)> {
-    let parts = request::form(request, |name| name == "dataStream" || name == "data").await?;
+    let parts = request::form(request, None, |name| match name {
+        "dataStream" | "data" => Keep::Held,
+        _ => Keep::Text,
+    })
+    .await?;
     request::only_parts(&parts, &["data", "dataStream", "topic"])?;
     let find = |name: &str| parts.iter().find(|part| part.name == name);
     let topic = match find("topic") {
@@ -162,7 +210,7 @@ pub(super) async fn trigger(request: Request) -> Answer<(Option<String>, Bytes)>
 
 /// A `FunctionState`, in its form.
 pub(super) async fn state(request: Request) -> Answer<FunctionState> {
-    let parts = request::form(request, |_| false).await?;
+    let parts = request::form(request, None, |_| Keep::Text).await?;
     request::only_parts(&parts, &["state"])?;
     match parts.first() {
         Some(part) => strict_state(&part.bytes),

@@ -4,11 +4,11 @@
 //! Topics of its own namespace go with the right to manage functions there, as in Pulsar; those of
 //! other namespaces need a right of their own, which Pulsar does not ask for.
 
+use geminga_broker::Broker;
 use geminga_broker::auth::{Action, Need, Session};
 use geminga_functions::{Component, ComponentId};
 use geminga_model::TopicName;
 
-use super::Admin;
 use crate::error::{Answer, ApiError};
 
 const READ: &[Action] = &[Action::Consume];
@@ -48,7 +48,7 @@ fn named(component: &Component) -> Vec<(String, &'static [Action])> {
 
 /// Refuses a component that names topics which `session` has no right to.
 pub(super) fn check(
-    admin: &Admin,
+    broker: &Broker,
     session: &Session,
     id: &ComponentId,
     component: &Component,
@@ -67,7 +67,7 @@ pub(super) fn check(
             Ok(topic) => Need::Topic { topic, actions },
             Err(_) => Need::SuperUser,
         };
-        admin.broker().authorize(session, &need).map_err(|_| {
+        broker.authorize(session, &need).map_err(|_| {
             let what = if actions == READ {
                 "consume"
             } else {
@@ -111,7 +111,7 @@ mod tests {
     #[tokio::test]
     async fn topics_of_others_are_not_reached_by_a_function() {
         let server = house().await;
-        let admin = Admin::new(server.broker.clone(), "127.0.0.1:8080".parse().unwrap());
+        let broker = &server.broker;
         let id = ComponentId::new(geminga_functions::Kind::Function, "t", "n", "f");
         let session = |role: &str| {
             let shown = token(role);
@@ -139,15 +139,15 @@ mod tests {
             ),
         ] {
             let component = function(&fields);
-            let of_coder = check(&admin, &session("coder"), &id, &component);
+            let of_coder = check(broker, &session("coder"), &id, &component);
             assert_eq!(of_coder.is_ok(), allowed, "{fields}");
-            assert!(check(&admin, &session("root"), &id, &component).is_ok());
+            assert!(check(broker, &session("root"), &id, &component).is_ok());
         }
         let sink = json!({"tenant": "t", "namespace": "n", "name": "s", "inputs": [theirs]});
         let sink = Component::Sink(serde_json::from_value(sink).unwrap());
-        assert!(check(&admin, &session("coder"), &id, &sink).is_err());
+        assert!(check(broker, &session("coder"), &id, &sink).is_err());
         let source = json!({"tenant": "t", "namespace": "n", "name": "s", "topicName": theirs});
         let source = Component::Source(serde_json::from_value(source).unwrap());
-        assert!(check(&admin, &session("coder"), &id, &source).is_err());
+        assert!(check(broker, &session("coder"), &id, &source).is_err());
     }
 }

@@ -123,8 +123,16 @@ async fn bad_registrations_are_refused_by_name() {
         (with("name", json!("other")), "`name` is `other`"),
         (bare(&config()), "Package is not provided"),
         (
-            bare(&config()).text("url", "http://elsewhere/x.sh"),
-            "cannot be fetched",
+            bare(&config()).text("url", "http://127.0.0.1:1/x.sh"),
+            "Function Package url is not valid",
+        ),
+        (
+            bare(&config()).text("url", "https://127.0.0.1:1/x.sh"),
+            "Function Package url is not valid",
+        ),
+        (
+            bare(&config()).text("url", "builtin://echo"),
+            "Built-in function 'echo' is not available",
         ),
         (
             registration(&config()).text("url", "file:///x"),
@@ -215,4 +223,217 @@ async fn without_a_worker_it_is_503() {
     server
         .get("/admin/v2/worker/cluster", 503, Value::Null)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packages_have_names_versions_and_metadata() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::with_functions(directory.path()).await;
+    let path = |rest: &str| format!("/admin/v3/packages/function/public/default/{rest}");
+    let form = |metadata: &str| {
+        Form::new()
+            .json("metadata", metadata)
+            .file("file", "loud.sh", SCRIPT)
+    };
+    let metadata = r#"{"description":"d","contact":"me","createTime":0,"modificationTime":0,"properties":{"a":"b"}}"#;
+    let made = server.form("POST", &path("loud/v1"), form(metadata)).await;
+    assert_eq!(made, (204, String::new()));
+    let again = server.form("POST", &path("loud/v1"), form(metadata)).await;
+    assert!(
+        again.0 == 409 && again.1.contains("already exists"),
+        "{again:?}"
+    );
+    assert_eq!(
+        server.form("POST", &path("loud/v2"), form("{}")).await.0,
+        204
+    );
+    server.get(&path(""), 200, json!(["loud"])).await;
+    server.get(&path("loud"), 200, json!(["v1", "v2"])).await;
+    let (_, said) = server.ask("GET", &path("loud/v1/metadata"), None).await;
+    assert_eq!(
+        (&said["description"], &said["properties"]["a"]),
+        (&json!("d"), &json!("b"))
+    );
+    assert!(said["createTime"].as_u64() > Some(1_600_000_000_000));
+    let change = json!({"description": "e"});
+    let (status, _) = server
+        .ask("PUT", &path("loud/v1/metadata"), Some(&change))
+        .await;
+    assert_eq!(status, 204);
+    let (_, said) = server.ask("GET", &path("loud/v1/metadata"), None).await;
+    assert_eq!(said["description"], "e");
+    let (status, content) = server.text("GET", &path("loud/v1")).await;
+    assert_eq!((status, content.as_bytes()), (200, SCRIPT));
+    server.get(&path("loud/v9"), 404, Value::Null).await;
+    server
+        .get(&path("loud/v9/metadata"), 404, Value::Null)
+        .await;
+    server
+        .get("/admin/v3/packages/thing/public/default", 412, Value::Null)
+        .await;
+
+    // A function of a package keeps its code when the package goes.
+    let url = "function://public/default/loud@v1";
+    let form = Form::new()
+        .json("functionConfig", &config().to_string())
+        .text("url", url);
+    let at = format!("{BASE}/loud");
+    assert_eq!(server.form("POST", &at, form).await, (204, String::new()));
+    server.change("DELETE", &path("loud/v1"), None, 204).await;
+    server.change("DELETE", &path("loud/v1"), None, 404).await;
+    let (status, content) = server.text("GET", &format!("{at}/download")).await;
+    assert_eq!((status, content.as_bytes()), (200, SCRIPT));
+    let no_package = Form::new()
+        .json("functionConfig", "{}")
+        .text("url", "function://public/default/loud@v9");
+    assert_eq!(server.form("PUT", &at, no_package).await.0, 404);
+
+    // Files by any path, and what is built in.
+    let form = Form::new()
+        .text("path", "a/b.txt")
+        .file("data", "b.txt", b"hello");
+    assert_eq!(
+        server
+            .form("POST", "/admin/v3/functions/upload", form)
+            .await
+            .0,
+        204
+    );
+    let (status, content) = server
+        .text("GET", "/admin/v3/functions/download?path=a/b.txt")
+        .await;
+    assert_eq!((status, content.as_str()), (200, "hello"));
+    server
+        .get("/admin/v3/functions/download?path=none", 404, Value::Null)
+        .await;
+    server
+        .change("POST", "/admin/v3/functions/builtins/reload", None, 204)
+        .await;
+    server
+        .change("POST", "/admin/v3/sinks/reloadBuiltInSinks", None, 204)
+        .await;
+    let (_, fields) = server
+        .ask(
+            "GET",
+            "/admin/v3/sources/builtinsources/file/configdefinition",
+            None,
+        )
+        .await;
+    assert_eq!(fields[0]["fieldName"], "path");
+    server
+        .get(
+            "/admin/v3/sinks/builtinsinks/none/configdefinition",
+            404,
+            Value::Null,
+        )
+        .await;
+    let (_, both) = server
+        .ask("GET", "/admin/v3/functions/connectors", None)
+        .await;
+    assert!(
+        both[0]["sourceClass"].is_string() && both[0]["sinkClass"].is_string(),
+        "{both}"
+    );
+    server.stop_functions().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_function_answers_over_http() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::with_functions(directory.path()).await;
+    let script = b"process() { [[ $MSG != slow ]] || sleep 5; emit \"<$MSG>\"; }" as &[u8];
+    let form = Form::new()
+        .json("functionConfig", &config().to_string())
+        .file("data", "loud.sh", script);
+    assert_eq!(
+        server.form("POST", &format!("{BASE}/loud"), form).await.0,
+        204
+    );
+    let ask = |path: &str, headers: &[(&str, &str)], body: &str| {
+        let mut request = axum::http::Request::builder().method("POST").uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request
+            .body(axum::body::Body::from(body.to_owned()))
+            .unwrap()
+    };
+    let path = "/functions/public/default/loud";
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let headers = [
+        ("x-pulsar-key", "k"),
+        ("traceparent", trace),
+        ("x-pulsar-property-a", "1"),
+    ];
+    let answer = server.send(ask(path, &headers, "hello")).await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["x-pulsar-key"], "k");
+    assert_eq!(answer.headers()["traceparent"], trace);
+    assert_eq!(answer.headers()["x-pulsar-property-a"], "1");
+    let body = http_body_util::BodyExt::collect(answer.into_body())
+        .await
+        .unwrap();
+    assert_eq!(body.to_bytes(), "<hello>");
+    let slow = server
+        .send(ask(path, &[("x-pulsar-timeout-ms", "200")], "slow"))
+        .await;
+    assert_eq!(slow.status(), 504);
+    let none = server
+        .send(ask("/functions/public/default/none", &[], "x"))
+        .await;
+    assert_eq!(none.status(), 404);
+    let wrong = server
+        .send(ask(path, &[("x-pulsar-timeout-ms", "soon")], "x"))
+        .await;
+    assert_eq!(wrong.status(), 400);
+
+    // Who asks for the statistics gets Pulsar's objects.
+    let (_, all) = server
+        .ask("GET", "/admin/v2/worker-stats/functionsmetrics", None)
+        .await;
+    assert_eq!(all[0]["name"], "public/default/loud:0");
+    let (_, all) = server
+        .ask("GET", "/admin/v2/worker-stats/metrics", None)
+        .await;
+    let one = all
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|one| one["dimensions"]["name"] == "loud");
+    assert!(
+        one.unwrap()["metrics"]["pulsar_function_received_total"].is_number(),
+        "{all}"
+    );
+    let (status, few) = server.ask("PUT", "/admin/v2/worker/rebalance", None).await;
+    assert!(
+        status == 400 && few["reason"] == "Too few workers (need at least 2)",
+        "{few}"
+    );
+    let (_, drain) = server.ask("GET", "/admin/v2/worker/drain", None).await;
+    assert_eq!(drain["status"], "NOT_RUN");
+    server
+        .get(
+            "/admin/v2/worker/leader/drain?workerId=none",
+            412,
+            Value::Null,
+        )
+        .await;
+    let (_, rolled) = server
+        .ask("POST", &format!("{BASE}/loud/rollback"), None)
+        .await;
+    assert!(
+        rolled["reason"]
+            .as_str()
+            .unwrap()
+            .contains("no former version"),
+        "{rolled}"
+    );
+    let (_, versions) = server
+        .ask("GET", &format!("{BASE}/loud/versions"), None)
+        .await;
+    assert_eq!(
+        (&versions[0]["version"], &versions[0]["current"]),
+        (&json!(1), &json!(true))
+    );
+    server.stop_functions().await;
 }

@@ -66,7 +66,11 @@ impl Server {
     /// With a worker that keeps its packages in `directory`.
     pub(super) async fn with_functions(directory: &std::path::Path) -> Self {
         let mut server = Self::start().await;
-        let config = WorkerConfig::new(server.client(), directory);
+        let config = WorkerConfig {
+            worker_id: "c-standalone-fw-127.0.0.1-8080".to_owned(),
+            url: "http://127.0.0.1:8080".to_owned(),
+            ..WorkerConfig::new(server.client(), directory)
+        };
         let worker = Worker::start(config).await.unwrap();
         let address = "127.0.0.1:8080".parse().unwrap();
         let admin = Admin::new(server.broker.clone(), address).with_worker(worker.clone());

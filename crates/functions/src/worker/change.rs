@@ -1,0 +1,440 @@
+//! What changes components: create, update, roll back, delete, stop, start.
+//!
+//! The leader writes the change to the catalogue first, then makes what runs follow it (`settle`);
+//! the other workers read the same and do the same. So there is one way from "it is so" to "it runs".
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use geminga_stdx::tasks::OnError;
+
+use super::catalog::{Key, Record};
+use super::package::{self, Upload};
+use super::supervisor::{Crew, Health};
+use super::{Entry, STOP_GRACE, SUBSCRIBE_WAIT, Worker};
+use crate::component::{Component, ComponentId};
+use crate::error::WorkerError;
+use crate::plan::{Plan, Process};
+
+/// How long an update that may be undone gets to start.
+const PROVE_WAIT: Duration = Duration::from_secs(60);
+/// Tries to remove a subscription that another worker may still use.
+const UNSUBSCRIBE_TRIES: u32 = 40;
+
+/// A version of a component.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Version {
+    pub version: u64,
+    /// It is the one that runs.
+    pub current: bool,
+    /// The package, by content.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub package: Option<String>,
+    #[serde(skip)]
+    pub config: Component,
+}
+
+impl Worker {
+    /// Makes a component and starts it; answers when it is in the catalogue and its instances have
+    /// subscribed, or after a while if they can not.
+    ///
+    /// # Errors
+    /// When it exists, or its configuration can not be honoured.
+    pub async fn create(
+        &self,
+        component: Component,
+        code: Option<Upload>,
+    ) -> Result<ComponentId, WorkerError> {
+        let _one = self.inner.changing.lock().await;
+        let id = component
+            .id()
+            .ok_or_else(|| WorkerError::Invalid(vec!["`name` is missing".to_owned()]))?;
+        if self
+            .inner
+            .catalog
+            .read(|view| view.components.contains_key(&id))
+        {
+            return Err(WorkerError::Exists(id));
+        }
+        let component = package::with_absolute_code(component);
+        let package = self.keep(code).await?;
+        self.store(&id, Record::new(component, package)).await?;
+        Ok(id)
+    }
+
+    async fn keep(&self, code: Option<Upload>) -> Result<Option<String>, WorkerError> {
+        let Some(upload) = code else { return Ok(None) };
+        let file = package::store(&self.inner.packages, upload).await?;
+        self.inner.share(&file).await?;
+        Ok(Some(file))
+    }
+
+    /// Puts a checked record into the catalogue, gives its units to workers, and waits for those
+    /// that run here to subscribe.
+    async fn store(&self, id: &ComponentId, record: Record) -> Result<Arc<Entry>, WorkerError> {
+        let plan = self.plan(&record)?;
+        if let Process::Host(_, spec) = &plan.process
+            && !spec.code.path.exists()
+        {
+            return Err(WorkerError::Invalid(vec![format!(
+                "`{}` does not exist",
+                spec.code.path.display()
+            )]));
+        }
+        for warning in &plan.warnings {
+            tracing::warn!(component = %id, "{warning}");
+        }
+        self.inner.catalog.put_component(id, record).await?;
+        self.assign(id, &plan).await?;
+        self.settle(Some(&BTreeSet::from([id.clone()]))).await;
+        let entry = self.entry(id)?;
+        let instances = 0..entry.crew.len();
+        if instances.into_iter().any(|n| !self.inner.is_mine(id, n)) {
+            // What is published from now on is not missed, though they start elsewhere.
+            entry.crew.subscribe_once(&self.inner.config.client).await;
+        }
+        let _ = tokio::time::timeout(SUBSCRIBE_WAIT, entry.crew.subscribed()).await;
+        Ok(entry)
+    }
+
+    /// Changes a component: `change` holds the new fields alone. Instances are started anew.
+    ///
+    /// # Errors
+    /// What may not change, what can not be honoured, and when nothing changes.
+    pub async fn update(
+        &self,
+        id: &ComponentId,
+        change: Component,
+        code: Option<Upload>,
+    ) -> Result<(), WorkerError> {
+        let _one = self.inner.changing.lock().await;
+        let record = self.record(id)?;
+        let stored = &record.component;
+        let component = match stored.merged(&change) {
+            Ok(merged) => merged,
+            // New code with the same configuration is a change too.
+            Err(_) if code.is_some() && (change == *stored || is_empty(&change)) => stored.clone(),
+            Err(violations) => {
+                let texts = violations.iter().map(ToString::to_string);
+                return Err(WorkerError::Invalid(texts.collect()));
+            }
+        };
+        let component = package::with_absolute_code(component);
+        let code = self.keep(code).await?;
+        if component == *stored && (code.is_none() || code == record.package) {
+            return Err(WorkerError::Invalid(vec![
+                "Update contains no change".to_owned(),
+            ]));
+        }
+        let package = code.or_else(|| record.package.clone());
+        let next = record.next(component, package);
+        // Refused before the old one is touched.
+        let plan = self.plan(&next)?;
+        let entry = self.store(id, next).await?;
+        if undoes(&plan)
+            && let Some(why) = failed_to_start(&entry.crew).await
+        {
+            let (version, restored) = (entry.record.version, record.version);
+            let now = self.record(id)?;
+            self.store(
+                id,
+                now.next(record.component.clone(), record.package.clone()),
+            )
+            .await?;
+            return Err(WorkerError::RolledBack {
+                id: id.clone(),
+                version,
+                restored,
+                why,
+            });
+        }
+        Ok(())
+    }
+
+    /// Goes back to a former version, the one before when none is named: it becomes a new version.
+    ///
+    /// # Errors
+    /// When there is no such version any more, or it can not be honoured now.
+    pub async fn roll_back(&self, id: &ComponentId, to: Option<u64>) -> Result<u64, WorkerError> {
+        let _one = self.inner.changing.lock().await;
+        let record = self.record(id)?;
+        let past = match to {
+            None => record.past.first(),
+            Some(version) => record.past.iter().find(|past| past.version == version),
+        };
+        let Some(past) = past else {
+            let known: Vec<String> = record.past.iter().map(|p| p.version.to_string()).collect();
+            let known = if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            };
+            let wanted = to.map_or_else(|| "former version".to_owned(), |v| format!("version {v}"));
+            return Err(WorkerError::Invalid(vec![format!(
+                "there is no {wanted} of {id} to go back to; kept are: {known}"
+            )]));
+        };
+        let next = record.next(past.component.clone(), past.package.clone());
+        let version = next.version;
+        self.store(id, next).await?;
+        Ok(version)
+    }
+
+    /// The version that runs and those that are kept to go back to, the newest first.
+    ///
+    /// # Errors
+    /// When it does not exist.
+    pub fn versions(&self, id: &ComponentId) -> Result<Vec<Version>, WorkerError> {
+        let record = self.record(id)?;
+        let mut versions = vec![Version {
+            version: record.version,
+            current: true,
+            package: record.package.clone(),
+            config: record.component.clone(),
+        }];
+        versions.extend(record.past.iter().map(|past| Version {
+            version: past.version,
+            current: false,
+            package: past.package.clone(),
+            config: past.component.clone(),
+        }));
+        Ok(versions)
+    }
+
+    /// Removes a component, and its subscription unless it says otherwise.
+    ///
+    /// # Errors
+    /// When it does not exist, or the catalogue can not be written.
+    pub async fn delete(&self, id: &ComponentId) -> Result<(), WorkerError> {
+        let _one = self.inner.changing.lock().await;
+        self.record(id)?;
+        let entry = self.entry(id).ok();
+        let elsewhere = entry
+            .as_ref()
+            .is_some_and(|entry| (0..entry.crew.len()).any(|n| !self.inner.is_mine(id, n)));
+        self.inner
+            .catalog
+            .remove(Key::Component(id.clone()))
+            .await?;
+        self.unassign(id).await?;
+        self.settle(Some(&BTreeSet::from([id.clone()]))).await;
+        let Some(entry) = entry.filter(|entry| entry.crew.plan.cleanup_subscription) else {
+            return Ok(());
+        };
+        if !elsewhere {
+            if let Err(error) = entry.crew.unsubscribe(&self.inner.config.client).await {
+                tracing::warn!(component = %id, %error, "subscription not removed");
+            }
+            return Ok(());
+        }
+        // The worker that ran it has to let go first.
+        let (client, id) = (self.inner.config.client.clone(), id.clone());
+        self.inner
+            .tasks
+            .spawn("unsubscribe", OnError::Log, async move {
+                for _ in 0..UNSUBSCRIBE_TRIES {
+                    match entry.crew.unsubscribe(&client).await {
+                        Ok(()) => return Ok(()),
+                        Err(error) => tracing::debug!(component = %id, %error, "not yet"),
+                    }
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                tracing::warn!(component = %id, "subscription not removed: somebody uses it");
+                Ok::<(), std::convert::Infallible>(())
+            });
+        Ok(())
+    }
+
+    /// Starts one instance, or all. What runs goes on.
+    ///
+    /// # Errors
+    /// When the component or the instance does not exist.
+    pub async fn start_instances(
+        &self,
+        id: &ComponentId,
+        instance: Option<u32>,
+    ) -> Result<(), WorkerError> {
+        self.set_stopped(id, instance, false).await
+    }
+
+    /// Stops one instance, or all. They stay stopped after a restart of the worker.
+    ///
+    /// # Errors
+    /// When the component or the instance does not exist.
+    pub async fn stop_instances(
+        &self,
+        id: &ComponentId,
+        instance: Option<u32>,
+    ) -> Result<(), WorkerError> {
+        self.set_stopped(id, instance, true).await
+    }
+
+    async fn set_stopped(
+        &self,
+        id: &ComponentId,
+        instance: Option<u32>,
+        stopped: bool,
+    ) -> Result<(), WorkerError> {
+        let _one = self.inner.changing.lock().await;
+        let entry = self.entry(id)?;
+        let mut record = self.record(id)?;
+        let before = record.stopped.clone();
+        for number in entry.crew.numbers(id, instance)? {
+            if stopped {
+                record.stopped.insert(number);
+            } else {
+                record.stopped.remove(&number);
+            }
+        }
+        if record.stopped != before {
+            self.inner.catalog.put_component(id, record).await?;
+        }
+        self.settle(Some(&BTreeSet::from([id.clone()]))).await;
+        Ok(())
+    }
+
+    /// Stops and starts one instance, or all, of those that run here.
+    ///
+    /// # Errors
+    /// When the component or the instance does not exist.
+    pub async fn restart_instances(
+        &self,
+        id: &ComponentId,
+        instance: Option<u32>,
+    ) -> Result<(), WorkerError> {
+        let _one = self.inner.changing.lock().await;
+        let entry = self.entry(id)?;
+        for number in entry.crew.numbers(id, instance)? {
+            if self.inner.is_mine(id, number) {
+                entry.crew.stop(number, STOP_GRACE).await;
+                entry.crew.start(&self.inner, number);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what runs here follow the catalogue: of these components, or of all.
+    pub(crate) async fn settle(&self, ids: Option<&BTreeSet<ComponentId>>) {
+        let _one = self.inner.settling.lock().await;
+        let ids: BTreeSet<ComponentId> = match ids {
+            Some(ids) => ids.clone(),
+            None => {
+                let mut all: BTreeSet<ComponentId> =
+                    self.inner.components.lock().keys().cloned().collect();
+                all.extend(
+                    self.inner
+                        .catalog
+                        .read(|view| view.components.keys().cloned().collect::<Vec<_>>()),
+                );
+                all
+            }
+        };
+        let may_run = self.inner.may_run();
+        for id in &ids {
+            self.settle_one(id, may_run).await;
+        }
+    }
+
+    async fn settle_one(&self, id: &ComponentId, may_run: bool) {
+        let inner = &self.inner;
+        let record = inner.catalog.read(|view| view.components.get(id).cloned());
+        let known = inner.components.lock().get(id).cloned();
+        let Some(record) = record else {
+            if let Some(entry) = known {
+                entry.crew.stop_all(STOP_GRACE).await;
+                inner.components.lock().remove(id);
+            }
+            return;
+        };
+        let entry = match known {
+            Some(entry) if entry.record == record => entry,
+            Some(entry) if entry.record.runs_as(&record) => Arc::new(Entry {
+                record,
+                crew: entry.crew.clone(),
+            }),
+            known => {
+                let plan = match self.plan(&record) {
+                    Ok(plan) => plan,
+                    // It was accepted by an older release: say so, and keep it for its owner.
+                    Err(error) => {
+                        tracing::error!(component = %id, %error, "not started");
+                        return;
+                    }
+                };
+                if let Some(old) = known {
+                    old.crew.stop_all(STOP_GRACE).await;
+                }
+                let parallelism = record.component.parallelism();
+                let crew = Crew::new(inner, id.clone(), record.version, plan, parallelism);
+                Arc::new(Entry { record, crew })
+            }
+        };
+        inner.components.lock().insert(id.clone(), entry.clone());
+        let mine = |number: u32| {
+            may_run && inner.is_mine(id, number) && !entry.record.stopped.contains(&number)
+        };
+        let (run, rest): (Vec<u32>, Vec<u32>) = (0..entry.crew.len()).partition(|n| mine(*n));
+        entry.crew.stop_these(&rest, STOP_GRACE).await;
+        if run.is_empty() {
+            inner.released(id);
+            return;
+        }
+        if let Some(package) = &entry.record.package
+            && let Err(error) = inner.have(package).await
+        {
+            tracing::warn!(component = %id, %error, "its package is not here: tried again");
+            inner.cluster.try_again(id);
+            return;
+        }
+        for number in run {
+            entry.crew.start(inner, number);
+        }
+    }
+}
+
+fn is_empty(component: &Component) -> bool {
+    match component {
+        Component::Function(c) => **c == geminga_model::FunctionConfig::default(),
+        Component::Source(c) => **c == geminga_model::SourceConfig::default(),
+        Component::Sink(c) => **c == geminga_model::SinkConfig::default(),
+    }
+}
+
+/// Whether an update that does not start is undone.
+fn undoes(plan: &Plan) -> bool {
+    match &plan.process {
+        Process::Host(_, spec) => {
+            spec.options.on_failed_update == crate::runtime::OnFailedUpdate::Rollback
+        }
+        Process::Identity => false,
+    }
+}
+
+/// Why an instance did not start; `None` when all run, or can not be judged from here.
+async fn failed_to_start(crew: &Crew) -> Option<String> {
+    let judged = async {
+        loop {
+            let mut waits = false;
+            for seat in crew.instances() {
+                match seat.health() {
+                    Health::Degraded(why) => return Some(why),
+                    Health::Starting => waits = true,
+                    Health::Running | Health::Finished | Health::Stopped => {}
+                }
+            }
+            if !waits {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    match tokio::time::timeout(PROVE_WAIT, judged).await {
+        Ok(judged) => judged,
+        Err(_) => Some(format!(
+            "it did not start within {} s",
+            PROVE_WAIT.as_secs()
+        )),
+    }
+}
