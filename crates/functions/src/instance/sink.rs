@@ -12,6 +12,8 @@ use crate::runtime::{BoxFuture, Message, Output};
 
 /// Topics that one instance may write to.
 const PRODUCERS_MAX: usize = 1000;
+/// Properties of W3C trace context.
+const TRACE: [&str; 3] = ["traceparent", "tracestate", "baggage"];
 
 /// Why outputs were not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,13 +128,13 @@ impl TopicSink {
 
     fn message(&self, input: &Message, output: Output) -> Sent {
         let mut properties = Vec::new();
-        if self.forward_properties {
-            let kept = |(name, _): &&(String, String)| {
-                !name.starts_with("__pfn_input_")
-                    && !output.properties.iter().any(|(n, _)| n == name)
-            };
-            properties.extend(input.properties.iter().filter(kept).cloned());
-        }
+        let kept = |(name, _): &&(String, String)| {
+            // A trace goes on through a function that forwards nothing else.
+            (self.forward_properties || TRACE.contains(&name.as_str()))
+                && !name.starts_with("__pfn_input_")
+                && !output.properties.iter().any(|(n, _)| n == name)
+        };
+        properties.extend(input.properties.iter().filter(kept).cloned());
         properties.extend(output.properties);
         if let Some(id) = pfn_id(&input.id) {
             properties.push(("__pfn_input_topic__".to_owned(), input.topic.to_string()));

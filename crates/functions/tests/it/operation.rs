@@ -168,6 +168,7 @@ async fn a_trigger_gives_the_answer_of_its_own_message() {
             json!({
                 "sh": code, "inputs": [&input], "output": &output,
                 "maxMessageRetries": 0, "deadLetterTopic": stage.topic("dead"),
+                "forwardSourceMessageProperty": false,
             }),
         )
         .await;
