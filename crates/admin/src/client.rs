@@ -136,7 +136,7 @@ impl AdminClient {
 
     /// Asks as one worker asks another, for somebody who showed this.
     #[must_use]
-    pub(crate) fn as_worker_for(mut self, authorization: Option<HeaderValue>) -> Self {
+    pub(crate) fn for_worker(mut self, authorization: Option<HeaderValue>) -> Self {
         self.authorization = authorization;
         self.as_worker = true;
         self

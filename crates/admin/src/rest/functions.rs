@@ -66,7 +66,6 @@ impl Functions {
 }
 
 /// The admin API of a worker that runs by itself.
-#[must_use]
 pub fn worker_router(worker: Worker, cluster: String, token: Option<String>) -> Router {
     let functions = Functions {
         worker: Some(worker),

@@ -862,11 +862,11 @@ impl Worker {
         let mut held = false;
         loop {
             let _ = tokio::time::timeout(cluster.beat_every(), cluster.work.notified()).await;
-            if cluster.leads() {
-                if let Err(error) = self.tick().await {
-                    tracing::warn!(%error, "not scheduled");
-                    cluster.dirty.store(true, Ordering::Release);
-                }
+            if cluster.leads()
+                && let Err(error) = self.tick().await
+            {
+                tracing::warn!(%error, "not scheduled");
+                cluster.dirty.store(true, Ordering::Release);
             }
             let holds = self.inner.may_run();
             if holds != held {

@@ -138,12 +138,9 @@ pub(crate) fn run(args: PackagesArgs, global: &Global) -> Outcome {
                 let form = Form::new()
                     .json("metadata", &metadata(&said).to_string())
                     .file("file", &name, &content);
-                let sent = client.send(
-                    Method::POST,
-                    &versioned(&package.package),
-                    Some(form.finish()),
-                );
-                sent.await.map_err(admin::failure)?;
+                let to = versioned(&package.package);
+                let sent = client.send(Method::POST, &to, Some(form.finish())).await;
+                sent.map_err(admin::failure)?;
                 output::note(&format!("package {} uploaded", package.package));
                 Ok(())
             }

@@ -87,7 +87,7 @@ fn decides(method: &Method, uri: &Uri, headers: &HeaderMap) -> Decides {
 
 fn client(url: &str, headers: &HeaderMap) -> Option<AdminClient> {
     let client = AdminClient::new(url).ok()?;
-    Some(client.as_worker_for(headers.get(header::AUTHORIZATION).cloned()))
+    Some(client.for_worker(headers.get(header::AUTHORIZATION).cloned()))
 }
 
 fn path_of(id: &ComponentId, rest: &str) -> String {
