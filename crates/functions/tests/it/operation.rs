@@ -181,9 +181,14 @@ async fn a_trigger_gives_the_answer_of_its_own_message() {
         ..Asked::default()
     };
     // Many at once, each with its own answer.
+    let tasks = geminga_stdx::Tasks::new();
     let asked = (0..20).map(|n| {
         let (worker, id, asked) = (stage.worker.clone(), id.clone(), ask(format!("mine {n}")));
-        tokio::spawn(async move { worker.trigger(&id, asked).await })
+        let (done, answered) = tokio::sync::oneshot::channel();
+        tasks.spawn_cancellable("trigger", async move {
+            let _ = done.send(worker.trigger(&id, asked).await);
+        });
+        answered
     });
     for (n, answered) in asked.collect::<Vec<_>>().into_iter().enumerate() {
         let answered = answered.await.expect("joined").expect("answered");

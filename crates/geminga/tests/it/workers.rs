@@ -92,7 +92,7 @@ fn workers_are_killed_and_frozen_and_nothing_is_lost() {
     let server = Server::ephemeral();
     let directory = tempfile::tempdir().expect("a directory");
     let data = |n: usize| directory.path().join(format!("w{n}"));
-    let mut workers = vec![
+    let mut workers = [
         Worker::start(&server, &data(0)),
         Worker::start(&server, &data(1)),
     ];

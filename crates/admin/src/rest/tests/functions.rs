@@ -247,7 +247,13 @@ async fn packages_have_names_versions_and_metadata() {
         server.form("POST", &path("loud/v2"), form("{}")).await.0,
         204
     );
-    server.get(&path(""), 200, json!(["loud"])).await;
+    server
+        .get(
+            "/admin/v3/packages/function/public/default",
+            200,
+            json!(["loud"]),
+        )
+        .await;
     server.get(&path("loud"), 200, json!(["v1", "v2"])).await;
     let (_, said) = server.ask("GET", &path("loud/v1/metadata"), None).await;
     assert_eq!(
