@@ -17,6 +17,7 @@ use crate::consumer::{ConsumerBuilder, Topics};
 use crate::error::{Error, Result};
 use crate::producer::ProducerBuilder;
 use crate::reader::ReaderBuilder;
+use crate::transaction::Coordinators;
 use crate::transport::{Connector, Tcp};
 
 /// Where Pulsar listens by default.
@@ -224,6 +225,7 @@ pub(crate) struct Shared {
     random: Mutex<Random>,
     next_id: AtomicU64,
     pool: Mutex<HashMap<Key, Slot>>,
+    pub(crate) coordinators: tokio::sync::OnceCell<Arc<Coordinators>>,
 }
 
 /// Which connection: physical address, the broker behind it where that is another, number.
@@ -261,6 +263,7 @@ impl Shared {
             random: Mutex::new(Random::from_entropy()),
             next_id: AtomicU64::new(1),
             pool: Mutex::default(),
+            coordinators: tokio::sync::OnceCell::new(),
         }
     }
 

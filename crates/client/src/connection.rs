@@ -648,6 +648,21 @@ fn outcome(command: Command) -> Option<(u64, Result<Command>)> {
             failed(answer.error_code, &answer.error_message),
         ),
         Command::AckResponse(answer) => (answer.request_id?, failed(answer.error, &answer.message)),
+        Command::TcClientConnectResponse(answer) => {
+            (answer.request_id, failed(answer.error, &answer.message))
+        }
+        Command::NewTxnResponse(answer) => {
+            (answer.request_id, failed(answer.error, &answer.message))
+        }
+        Command::AddPartitionToTxnResponse(answer) => {
+            (answer.request_id, failed(answer.error, &answer.message))
+        }
+        Command::AddSubscriptionToTxnResponse(answer) => {
+            (answer.request_id, failed(answer.error, &answer.message))
+        }
+        Command::EndTxnResponse(answer) => {
+            (answer.request_id, failed(answer.error, &answer.message))
+        }
         _ => {
             tracing::debug!(command = command.name(), "ignored");
             return None;

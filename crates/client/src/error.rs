@@ -7,6 +7,8 @@ use geminga_model::name::NameError;
 use geminga_proto::pb::ServerError;
 use geminga_proto::{CompressionError, FrameError, MessageError};
 
+use crate::transaction::TransactionId;
+
 /// An error of the client. Cheap to clone: a lost connection gives the same error to every
 /// message that it carried.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -111,6 +113,15 @@ pub enum Error {
     /// A message id is not one of a topic that the consumer reads.
     #[error("topic `{0}` is not one of this consumer")]
     UnknownTopic(String),
+    /// The cluster has no transactions, or has them switched off.
+    #[error("the broker has no transactions")]
+    NoTransactions,
+    /// The transaction was committed or aborted before, or is about to be.
+    #[error("the transaction is over")]
+    TransactionOver,
+    /// The end of a transaction was asked for, and no answer could be had.
+    #[error("whether the transaction `{0}` was ended is not known")]
+    OutcomeUnknown(TransactionId),
     /// The producer, consumer or client was closed.
     #[error("already closed")]
     Closed,

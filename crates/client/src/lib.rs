@@ -1,4 +1,5 @@
-//! A Pulsar client: lookup, producer, consumer, reader, over TCP or a pipe in the process.
+//! A Pulsar client: lookup, producer, consumer, reader, transactions, over TCP or a pipe in the
+//! process.
 //!
 //! The CLI, the functions worker and the tests use it; it works with any Pulsar broker. It knows
 //! the broker only by the protocol.
@@ -22,6 +23,7 @@
 //! - Messages of one producer reach a partition in the order in which they were enqueued, across
 //!   any number of reconnects, with the same sequence ids.
 //! - A receipt means that the broker has it. An error means that it may or may not.
+//! - In a transaction nothing is sent twice: there a lost connection is an error.
 //! - Memory is bounded: producers by a window of messages and bytes, consumers by permits.
 //!
 //! The cost of a message has a budget, which `examples/throughput` measures against a broker that
@@ -49,6 +51,7 @@ mod producer;
 mod raw;
 mod reader;
 mod routing;
+mod transaction;
 pub mod transport;
 
 pub use client::{Client, ClientBuilder};
@@ -60,8 +63,9 @@ pub use error::{Error, Result};
 pub use geminga_proto::MessageId;
 pub use geminga_proto::pb::{CompressionType as Compression, ProducerAccessMode, ServerError};
 pub use message::{Message, ReceivedMessage};
-pub use producer::{Batching, Producer, ProducerBuilder, Receipt};
+pub use producer::{Batching, Producer, ProducerBuilder, Receipt, Schema};
 pub use raw::{RawMessage, RawProducer, RawReceipt};
 pub use reader::{Reader, ReaderBuilder};
 pub use routing::{HashingScheme, Routing};
+pub use transaction::{Transaction, TransactionId};
 pub use transport::{Connector, Pipe, Tcp};

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use geminga_proto::MessageId;
-use geminga_proto::pb::{CompressionType, ProducerAccessMode};
+use geminga_proto::pb::{self, CompressionType, ProducerAccessMode};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -20,6 +20,7 @@ use crate::client::{Shared, topic_name};
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::routing::{HashingScheme, Router, Routing};
+use crate::transaction::Transaction;
 pub(crate) use state::Core;
 
 mod driver;
@@ -76,6 +77,23 @@ struct Options {
     properties: Vec<(String, String)>,
     access_mode: ProducerAccessMode,
     initial_subscription: Option<String>,
+    schema: Option<Schema>,
+}
+
+/// What a topic's messages are, as its producers tell the broker.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schema(pub(crate) pb::Schema);
+
+impl Schema {
+    /// Text.
+    #[must_use]
+    pub fn string() -> Self {
+        Self(pb::Schema {
+            name: "String".to_owned(),
+            r#type: pb::schema::Type::String as i32,
+            ..pb::Schema::default()
+        })
+    }
 }
 
 /// Settings of a [`Producer`].
@@ -115,6 +133,7 @@ impl ProducerBuilder {
                 properties: Vec::new(),
                 access_mode: ProducerAccessMode::Shared,
                 initial_subscription: None,
+                schema: None,
             },
             routing: Routing::default(),
             hashing: HashingScheme::default(),
@@ -199,6 +218,12 @@ impl ProducerBuilder {
     /// A durable subscription to be made at the topic's start if there is none of this name.
     pub fn initial_subscription(mut self, name: impl Into<String>) -> Self {
         self.options.initial_subscription = Some(name.into());
+        self
+    }
+
+    /// The schema of its messages. The broker refuses one that does not suit the topic's.
+    pub fn schema(mut self, schema: Schema) -> Self {
+        self.options.schema = Some(schema);
         self
     }
 
@@ -313,11 +338,52 @@ impl Producer {
         let message = message.into();
         let core = self.route(&message);
         let mut message = Some(message);
-        let slot = poll_fn(|cx| core.poll_enqueue(&mut message, true, Some(cx))).await?;
+        let slot = poll_fn(|cx| core.poll_enqueue(&mut message, None, true, Some(cx))).await?;
         Ok(Receipt {
             core: Some(core.clone()),
             slot,
         })
+    }
+
+    /// As [`enqueue`](Producer::enqueue), in a transaction: the message is seen when that is
+    /// committed. It is never sent twice: when the connection is lost it fails, and with it the
+    /// transaction.
+    ///
+    /// # Errors
+    /// When the message is too large, the transaction has ended, or the producer is closed.
+    pub async fn enqueue_in(
+        &self,
+        txn: &Transaction,
+        message: impl Into<Message>,
+    ) -> Result<Receipt> {
+        let (core, slot) = self.take_in(txn, message.into(), true).await?;
+        Ok(Receipt {
+            core: Some(core),
+            slot,
+        })
+    }
+
+    /// As [`post`](Producer::post), in a transaction, whose commit waits for it.
+    ///
+    /// # Errors
+    /// As [`enqueue_in`](Producer::enqueue_in).
+    pub async fn post_in(&self, txn: &Transaction, message: impl Into<Message>) -> Result<()> {
+        self.take_in(txn, message.into(), false).await.map(drop)
+    }
+
+    async fn take_in(
+        &self,
+        txn: &Transaction,
+        message: Message,
+        wants_receipt: bool,
+    ) -> Result<(Arc<Core>, u32)> {
+        let core = self.route(&message).clone();
+        txn.open.join_topic(core.id, core.topic.as_str()).await?;
+        let mut message = Some(message);
+        let slot =
+            poll_fn(|cx| core.poll_enqueue(&mut message, Some(&txn.open), wants_receipt, Some(cx)));
+        let slot = slot.await?;
+        Ok((core, slot))
     }
 
     /// As [`enqueue`](Producer::enqueue), without a receipt: cheaper. A failure comes out of the
@@ -329,7 +395,7 @@ impl Producer {
         let message = message.into();
         let core = self.route(&message);
         let mut message = Some(message);
-        poll_fn(|cx| core.poll_enqueue(&mut message, false, Some(cx))).await?;
+        poll_fn(|cx| core.poll_enqueue(&mut message, None, false, Some(cx))).await?;
         Ok(())
     }
 
@@ -341,7 +407,7 @@ impl Producer {
         let message = message.into();
         let core = self.route(&message);
         let mut message = Some(message);
-        match core.poll_enqueue(&mut message, true, None) {
+        match core.poll_enqueue(&mut message, None, true, None) {
             Poll::Ready(slot) => Ok(Ok(Receipt {
                 core: Some(core.clone()),
                 slot: slot?,

@@ -170,6 +170,54 @@ impl Acks {
         commands
     }
 
+    /// The commands that acknowledge these in a transaction. Messages of one batch are said in one
+    /// set; a batch that is all there is said as its entry.
+    pub(super) fn in_transaction(
+        &mut self,
+        consumer_id: u64,
+        ids: &[MessageId],
+    ) -> Vec<CommandAck> {
+        let mut said: Vec<MessageIdData> = Vec::with_capacity(ids.len());
+        // Neighbours first: that is how batches come.
+        let mut batch: Option<(Position, Vec<u64>, i32)> = None;
+        let close = |batch: &mut Option<(Position, Vec<u64>, i32)>, said: &mut Vec<_>| {
+            let Some(((ledger, entry), unacked, size)) = batch.take() else {
+                return;
+            };
+            let mut data = MessageId::entry(ledger, entry).to_data();
+            if unacked.iter().any(|&word| word != 0) {
+                data.ack_set = unacked.into_iter().map(|word| word as i64).collect();
+                data.batch_size = Some(size);
+            }
+            said.push(data);
+        };
+        for id in ids {
+            let position = id.position();
+            if id.batch_index >= 0 && id.batch_size > 1 {
+                if batch.as_ref().is_none_or(|(ours, ..)| *ours != position) {
+                    close(&mut batch, &mut said);
+                }
+                let all = || (position, all_bits(id.batch_size as usize), id.batch_size);
+                let (_, unacked, _) = batch.get_or_insert_with(all);
+                clear_bit(unacked, id.batch_index as usize);
+                continue;
+            }
+            close(&mut batch, &mut said);
+            for (ledger, entry) in self.chunks.remove(&position).unwrap_or_default() {
+                said.push(MessageId::entry(ledger, entry).to_data());
+            }
+            said.push(id.without_batch().without_chunk().to_data());
+        }
+        close(&mut batch, &mut said);
+        let commands = said.chunks(ACK_POSITIONS_MAX).map(|some| CommandAck {
+            consumer_id,
+            ack_type: AckType::Individual as i32,
+            message_id: some.to_vec(),
+            ..Default::default()
+        });
+        commands.collect()
+    }
+
     /// Takes back commands that did not reach the broker.
     pub(super) fn put_back(&mut self, commands: Vec<CommandAck>) {
         for command in commands {
@@ -305,6 +353,30 @@ mod tests {
             [(0, vec![(2, vec![]), (3, vec![]), (4, vec![])])]
         );
         assert_eq!(acks.chunks_of((1, 4)), []);
+    }
+
+    #[test]
+    fn in_a_transaction_a_batch_is_said_once() {
+        let mut acks = Acks::new(false);
+        acks.remember_chunks((1, 4), vec![(1, 3)]);
+        let ids = [
+            id(0, None),
+            id(1, Some((0, 3))),
+            id(1, Some((2, 3))),
+            id(2, Some((0, 2))),
+            id(2, Some((1, 2))),
+            id(4, None),
+        ];
+        let commands = acks.in_transaction(9, &ids);
+        let said: Vec<_> = commands[0]
+            .message_id
+            .iter()
+            .map(|id| (id.entry_id, id.ack_set.clone(), id.batch_size))
+            .collect();
+        let whole = |entry| (entry, vec![], None);
+        let part = (1, vec![0b010], Some(3));
+        assert_eq!(said, [whole(0), part, whole(2), whole(3), whole(4)]);
+        assert_eq!(acks.waiting(), 0);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::settings::SeekTo;
 use super::topic::Topic;
 use crate::error::{Error, Result};
 use crate::message::ReceivedMessage;
+use crate::transaction::{Transaction, all};
 
 /// A message that is acknowledged or refused: a received message, or its id where the consumer
 /// reads one topic.
@@ -193,6 +194,60 @@ impl ConsumerHandle {
             }
         }
         Ok(concerned)
+    }
+
+    /// Acknowledges messages in a transaction: it counts when that is committed. Resolves when the
+    /// brokers have stored it.
+    ///
+    /// # Errors
+    /// When the transaction has ended, or a message is acknowledged already, by itself or in another
+    /// transaction (`TransactionConflict`): then the transaction cannot be committed any more.
+    pub async fn ack_many_in<'a, T: Into<Target<'a>>>(
+        &self,
+        txn: &Transaction,
+        messages: impl IntoIterator<Item = T>,
+    ) -> Result<()> {
+        let concerned = self.by_topic(messages)?;
+        // Begun together: each waits for its broker's disk.
+        let acks = concerned.iter().map(|(topic, ids)| topic.ack_in(txn, ids));
+        all(acks.collect()).await
+    }
+
+    /// The messages of each topic, in their order.
+    fn by_topic<'a, T: Into<Target<'a>>>(
+        &self,
+        messages: impl IntoIterator<Item = T>,
+    ) -> Result<Vec<(Arc<Topic>, Vec<MessageId>)>> {
+        let mut concerned: Vec<(Arc<Topic>, Vec<MessageId>)> = Vec::new();
+        let mut messages = messages.into_iter().map(Into::into).peekable();
+        while let Some(first) = messages.next() {
+            let topic = self.group.topic(&first)?;
+            let known = concerned
+                .iter()
+                .position(|(other, _)| Arc::ptr_eq(other, &topic));
+            let index = known.unwrap_or(concerned.len());
+            if known.is_none() {
+                concerned.push((topic, Vec::new()));
+            }
+            let ids = &mut concerned[index].1;
+            ids.push(first.id);
+            while let Some(next) = messages.next_if(|next| next.is_with(&first)) {
+                ids.push(next.id);
+            }
+        }
+        Ok(concerned)
+    }
+
+    /// Acknowledges a message in a transaction, as [`ack_many_in`](ConsumerHandle::ack_many_in).
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn ack_in<'a>(
+        &self,
+        txn: &Transaction,
+        message: impl Into<Target<'a>>,
+    ) -> Result<()> {
+        self.ack_many_in(txn, [message]).await
     }
 
     /// Acknowledges all messages of the topic up to this one. Not for Shared and Key_Shared.

@@ -23,6 +23,7 @@ use crate::client::Shared;
 use crate::connection::Connection;
 use crate::error::{Error, Result};
 use crate::message::ReceivedMessage;
+use crate::transaction::Transaction;
 
 /// Acks that are sent at once, without waiting for more.
 const ACKS_AT_ONCE: usize = 1000;
@@ -338,6 +339,36 @@ impl Topic {
             }
             self.shared.sleep(Duration::from_millis(50)).await?;
         }
+    }
+
+    /// Acknowledges in a transaction, at once; one attempt.
+    pub(super) async fn ack_in(&self, txn: &Transaction, ids: &[MessageId]) -> Result<()> {
+        let open = &txn.open;
+        let subscription = &self.options.subscription;
+        open.join_subscription(self.id, self.name.as_str(), subscription)
+            .await?;
+        open.begin(1)?;
+        // If this is dropped half-way, whether the acks arrived is not known.
+        let mut pending = Acking {
+            txn,
+            result: Err(Error::Closed),
+        };
+        let commands = self.state.lock().acks.in_transaction(self.id, ids);
+        pending.result = async {
+            let connection = self.link().await?;
+            for mut command in commands {
+                command.txnid_most_bits = Some(open.id.most);
+                command.txnid_least_bits = Some(open.id.least);
+                let answer = connection.request("ack in a transaction", |request_id| {
+                    command.request_id = Some(request_id);
+                    command.into()
+                });
+                answer.await?;
+            }
+            Ok(())
+        }
+        .await;
+        pending.result.clone()
     }
 
     /// Asks for a message again after a while.
@@ -671,6 +702,18 @@ impl Topic {
             }
             _ => None,
         }
+    }
+}
+
+/// An acknowledgement that its transaction waits for.
+struct Acking<'a> {
+    txn: &'a Transaction,
+    result: Result<()>,
+}
+
+impl Drop for Acking<'_> {
+    fn drop(&mut self) {
+        self.txn.open.settle(1, self.result.as_ref().err());
     }
 }
 

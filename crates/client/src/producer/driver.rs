@@ -127,6 +127,7 @@ async fn register(core: &Core, connection: &Arc<Connection>) -> Result<pb::Comma
             user_provided_producer_name: Some(!state.name_is_generated),
             producer_access_mode: Some(options.access_mode as i32),
             topic_epoch: state.topic_epoch,
+            schema: options.schema.as_ref().map(|schema| schema.0.clone()),
             initial_subscription_name: options.initial_subscription.clone(),
             ..Default::default()
         };

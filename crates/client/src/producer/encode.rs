@@ -1,5 +1,7 @@
 //! Messages into SEND frames, once: a frame that is sent again after a reconnect is the same bytes.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use geminga_proto::pb::{CompressionType, KeyValue, MessageMetadata, SingleMessageMetadata};
 use geminga_proto::send::Send;
@@ -9,6 +11,7 @@ use tokio::time::Instant;
 use super::slots::NO_SLOT;
 use crate::error::{Error, Result};
 use crate::message::Message;
+use crate::transaction::Open;
 
 /// Frames are built behind each other in pieces of memory of this size.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -17,7 +20,6 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const COPY_MAX: usize = 4 * 1024;
 
 /// A SEND frame that the broker has not answered yet.
-#[derive(Debug)]
 pub(super) struct Frame {
     pub(super) first_sequence: u64,
     pub(super) last_sequence: u64,
@@ -30,6 +32,8 @@ pub(super) struct Frame {
     /// Whether the receipt of this frame ends its message: false for chunks before the last.
     pub(super) last_chunk: bool,
     pub(super) chunked: bool,
+    /// It is sent once at most.
+    pub(super) txn: Option<Arc<Open>>,
 }
 
 /// Who waits for a frame.
@@ -37,6 +41,14 @@ pub(super) struct Frame {
 pub(super) enum Receipts {
     Single(u32),
     Batch(Vec<u32>),
+}
+
+/// A batch that could not be made a frame.
+pub(super) struct Unsent {
+    pub(super) error: Error,
+    pub(super) slots: Receipts,
+    pub(super) cost: usize,
+    pub(super) txn: Option<Arc<Open>>,
 }
 
 /// Makes frames for one producer.
@@ -53,7 +65,7 @@ pub(super) struct Encoder {
 }
 
 /// Messages that wait to go in one frame.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Batch {
     builder: batch::Builder,
     slots: Vec<u32>,
@@ -64,6 +76,8 @@ pub(super) struct Batch {
     last_sequence: u64,
     cost: usize,
     pub(super) created: Option<Instant>,
+    /// All its messages are in one transaction, or in none.
+    pub(super) txn: Option<Arc<Open>>,
 }
 
 impl Batch {
@@ -83,6 +97,15 @@ impl Batch {
     pub(super) fn same_key(&self, message: &Message) -> bool {
         self.key == message.key && self.ordering_key == message.ordering_key
     }
+
+    /// Whether a message of `txn` may join those already in.
+    pub(super) fn same_transaction(&self, txn: Option<&Arc<Open>>) -> bool {
+        match (&self.txn, txn) {
+            (None, None) => true,
+            (Some(ours), Some(its)) => Arc::ptr_eq(ours, its),
+            _ => false,
+        }
+    }
 }
 
 impl Encoder {
@@ -100,6 +123,11 @@ impl Encoder {
 
     pub(super) fn set_name(&mut self, name: &str) {
         name.clone_into(&mut self.metadata.producer_name);
+    }
+
+    /// Every message names the version of its schema.
+    pub(super) fn set_schema_version(&mut self, version: Option<Bytes>) {
+        self.metadata.schema_version = version;
     }
 
     /// Adds a message to a batch.
@@ -127,11 +155,7 @@ impl Encoder {
     }
 
     /// The frame of a batch, which is empty afterwards. On an error, who waited for it.
-    pub(super) fn batch(
-        &mut self,
-        batch: &mut Batch,
-        publish_time: u64,
-    ) -> Result<Frame, (Error, Receipts, usize)> {
+    pub(super) fn batch(&mut self, batch: &mut Batch, publish_time: u64) -> Result<Frame, Unsent> {
         let (raw, count) = batch.builder.finish();
         let capacity = batch.slots.len();
         let slots = Receipts::Batch(std::mem::replace(
@@ -140,9 +164,17 @@ impl Encoder {
         ));
         let cost = std::mem::take(&mut batch.cost);
         let created = batch.created.take().unwrap_or_else(Instant::now);
+        let txn = batch.txn.take();
         let payload = match self.pack(&raw) {
             Ok(payload) => payload,
-            Err(error) => return Err((error, slots, cost)),
+            Err(error) => {
+                return Err(Unsent {
+                    error,
+                    slots,
+                    cost,
+                    txn,
+                });
+            }
         };
         let metadata = &mut self.metadata;
         clear(metadata);
@@ -153,6 +185,7 @@ impl Encoder {
         metadata.partition_key = batch.key.take();
         metadata.partition_key_b64_encoded = batch.key_is_base64.then_some(true);
         metadata.ordering_key = batch.ordering_key.take();
+        (metadata.txnid_most_bits, metadata.txnid_least_bits) = bits(txn.as_ref());
         metadata.uncompressed_size = Some(raw.len() as u32);
         metadata.compression =
             (self.compression != CompressionType::None).then_some(self.compression as i32);
@@ -161,6 +194,8 @@ impl Encoder {
             sequence_id: batch.first_sequence,
             highest_sequence_id: Some(batch.last_sequence),
             num_messages: count,
+            txnid_most_bits: metadata.txnid_most_bits,
+            txnid_least_bits: metadata.txnid_least_bits,
             ..Send::default()
         };
         let (head, payload) = self.frame(&send, payload);
@@ -175,6 +210,7 @@ impl Encoder {
             created,
             last_chunk: true,
             chunked: false,
+            txn,
         })
     }
 
@@ -184,6 +220,7 @@ impl Encoder {
         message: Message,
         sequence: u64,
         slot: u32,
+        txn: Option<&Arc<Open>>,
         publish_time: u64,
         mut emit: impl FnMut(Frame),
     ) -> Result<()> {
@@ -202,6 +239,7 @@ impl Encoder {
         metadata.deliver_at_time = message.deliver_at;
         metadata.replicate_to = message.replicate_to;
         metadata.null_value = message.null_value.then_some(true);
+        (metadata.txnid_most_bits, metadata.txnid_least_bits) = bits(txn);
         if self.compression != CompressionType::None {
             metadata.compression = Some(self.compression as i32);
             metadata.uncompressed_size = Some(raw_len as u32);
@@ -210,6 +248,8 @@ impl Encoder {
             producer_id: self.producer_id,
             sequence_id: sequence,
             num_messages: 1,
+            txnid_most_bits: metadata.txnid_most_bits,
+            txnid_least_bits: metadata.txnid_least_bits,
             ..Send::default()
         };
         let created = Instant::now();
@@ -224,6 +264,7 @@ impl Encoder {
             created,
             last_chunk: chunk.1,
             chunked: chunk.0,
+            txn: txn.cloned(),
         };
         if payload.len() <= self.max_message_size {
             let (head, payload) = self.frame(&send, payload);
@@ -302,6 +343,11 @@ impl Encoder {
     }
 }
 
+/// The two halves of a transaction's id.
+fn bits(txn: Option<&Arc<Open>>) -> (Option<u64>, Option<u64>) {
+    txn.map(|txn| (txn.id.most, txn.id.least)).unzip()
+}
+
 /// Forgets the message before, but not the producer's name.
 fn clear(metadata: &mut MessageMetadata) {
     metadata.properties.clear();
@@ -316,6 +362,8 @@ fn clear(metadata: &mut MessageMetadata) {
     metadata.replicate_to.clear();
     metadata.highest_sequence_id = None;
     metadata.null_value = None;
+    metadata.txnid_most_bits = None;
+    metadata.txnid_least_bits = None;
     metadata.uuid = None;
     metadata.num_chunks_from_msg = None;
     metadata.total_chunk_msg_size = None;

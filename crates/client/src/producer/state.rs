@@ -25,6 +25,7 @@ use crate::client::Shared;
 use crate::connection::{Connection, Producing};
 use crate::error::{Error, Result};
 use crate::message::Message;
+use crate::transaction::Open;
 
 /// The producer of one topic or partition.
 pub(crate) struct Core {
@@ -121,6 +122,7 @@ impl Core {
     pub(super) fn poll_enqueue(
         &self,
         message: &mut Option<Message>,
+        txn: Option<&Arc<Open>>,
         wants_receipt: bool,
         cx: Option<&mut Context<'_>>,
     ) -> Poll<Result<u32>> {
@@ -145,14 +147,20 @@ impl Core {
         if let Err(error) = state.encoder.check_size(&message) {
             return Poll::Ready(Err(error));
         }
+        if let Some(txn) = txn {
+            txn.begin(1)?;
+        }
         let slot = if wants_receipt {
             state.slots.insert()
         } else {
             NO_SLOT
         };
         let now_ms = self.shared.clock.now_ms();
-        let result = state.append(&self.options, message, slot, cost, now_ms);
+        let result = state.append(&self.options, message, txn, slot, cost, now_ms);
         if let Err(error) = result {
+            if let Some(txn) = txn {
+                txn.settle(1, Some(&error));
+            }
             if slot != NO_SLOT {
                 state.slots.abandon(slot);
                 state
@@ -228,6 +236,11 @@ impl Core {
             return;
         }
         state.encoder.set_name(&success.producer_name);
+        if self.options.schema.is_some() {
+            state
+                .encoder
+                .set_schema_version(success.schema_version.clone());
+        }
         state.encoder.max_message_size = connection.max_message_size();
         state.name = Some(success.producer_name.clone());
         state.topic_epoch = success.topic_epoch.or(state.topic_epoch);
@@ -357,7 +370,14 @@ impl Producing for Core {
         );
         let only_this = matches!(
             error.server_error(),
-            Some(pb::ServerError::NotAllowedError | pb::ServerError::ChecksumError)
+            Some(
+                pb::ServerError::NotAllowedError
+                    | pb::ServerError::ChecksumError
+                    | pb::ServerError::TransactionNotFound
+                    | pb::ServerError::InvalidTxnStatus
+                    | pb::ServerError::TransactionConflict
+                    | pb::ServerError::TransactionCoordinatorNotFound
+            )
         );
         if fatal {
             self.over(error);
@@ -391,7 +411,15 @@ impl Producing for Core {
         let mut state = self.state.lock();
         if state.is_linked_to(from) {
             state.link = Link::Connecting;
+            let mut wakers = Vec::new();
+            let error = Error::Disconnected {
+                address: from.address().to_owned(),
+                reason: "a message in a transaction is not sent twice".to_owned(),
+            };
+            state.fail_transactions(&error, &mut wakers);
+            state.after_completion(&self.options, &mut wakers);
             drop(state);
+            wakers.into_iter().for_each(Waker::wake);
             self.changed.notify_one();
         }
     }
@@ -420,6 +448,7 @@ impl State {
         &mut self,
         options: &Options,
         message: Message,
+        txn: Option<&Arc<Open>>,
         slot: u32,
         cost: usize,
         now_ms: u64,
@@ -442,8 +471,12 @@ impl State {
         if batchable && !idle {
             let full = self.batch.bytes() + cost > max_bytes;
             let other_key = batching.by_key && !self.batch.same_key(&message);
-            if !self.batch.is_empty() && (full || other_key) {
+            let other_txn = !self.batch.same_transaction(txn);
+            if !self.batch.is_empty() && (full || other_key || other_txn) {
                 self.flush_batch(now_ms);
+            }
+            if self.batch.is_empty() {
+                self.batch.txn = txn.cloned();
             }
             self.encoder.push(&mut self.batch, message, sequence, slot);
             self.count_in(sequence, cost);
@@ -456,7 +489,7 @@ impl State {
         let first_new = self.pending.len();
         let pending = &mut self.pending;
         self.encoder
-            .single(message, sequence, slot, now_ms, |frame| {
+            .single(message, sequence, slot, txn, now_ms, |frame| {
                 pending.push_back(frame)
             })?;
         self.count_in(sequence, cost);
@@ -482,13 +515,14 @@ impl State {
                 self.pending.push_back(frame);
                 self.send_from(first_new);
             }
-            Err((error, receipts, cost)) => {
+            Err(unsent) => {
                 let mut wakers = Vec::new();
-                let count = receipts.len();
+                let count = unsent.slots.len();
                 self.pending_messages -= count;
-                self.pending_bytes -= cost;
+                self.pending_bytes -= unsent.cost;
                 self.completed += count as u64;
-                self.settle_failed(&receipts, &error, &mut wakers);
+                let txn = unsent.txn.as_deref();
+                self.settle_failed(&unsent.slots, txn, &unsent.error, &mut wakers);
                 wakers.append(&mut self.waiting_for_room);
                 wakers.append(&mut self.flushing);
                 wakers.into_iter().for_each(Waker::wake);
@@ -505,10 +539,14 @@ impl State {
 
     fn pop_front(&mut self) -> Option<Frame> {
         let frame = self.pending.pop_front()?;
+        self.count_out(&frame);
+        Some(frame)
+    }
+
+    fn count_out(&mut self, frame: &Frame) {
         self.pending_messages -= frame.messages;
         self.pending_bytes -= frame.cost;
         self.completed += frame.messages as u64;
-        Some(frame)
     }
 
     fn complete_front(&mut self, receipt: &SendReceipt, partition: i32, wakers: &mut Vec<Waker>) {
@@ -524,6 +562,9 @@ impl State {
             return;
         }
         self.last_sequence_published = frame.last_sequence as i64;
+        if let Some(txn) = &frame.txn {
+            txn.settle(frame.messages, None);
+        }
         match &frame.slots {
             Receipts::Single(slot) => {
                 let first_chunk = frame.chunked.then(|| self.first_chunk.take()).flatten();
@@ -561,11 +602,36 @@ impl State {
             let Some(frame) = self.pop_front() else {
                 return;
             };
-            self.settle_failed(&frame.slots, error, wakers);
+            self.settle_failed(&frame.slots, frame.txn.as_deref(), error, wakers);
         }
     }
 
-    fn settle_failed(&mut self, receipts: &Receipts, error: &Error, wakers: &mut Vec<Waker>) {
+    /// Fails what is in transactions and may have reached the broker: sent again it might be there
+    /// twice.
+    fn fail_transactions(&mut self, error: &Error, wakers: &mut Vec<Waker>) {
+        if self.pending.iter().all(|frame| frame.txn.is_none()) {
+            return;
+        }
+        let (lost, kept) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|frame| frame.txn.is_some());
+        self.pending = kept;
+        for frame in lost {
+            self.count_out(&frame);
+            self.settle_failed(&frame.slots, frame.txn.as_deref(), error, wakers);
+        }
+    }
+
+    fn settle_failed(
+        &mut self,
+        receipts: &Receipts,
+        txn: Option<&Open>,
+        error: &Error,
+        wakers: &mut Vec<Waker>,
+    ) {
+        if let Some(txn) = txn {
+            txn.settle(receipts.len(), Some(error));
+        }
         let single;
         let slots = match receipts {
             Receipts::Single(slot) => {

@@ -13,10 +13,10 @@ use geminga_client::{
 use geminga_stdx::{Clock, Tasks};
 use geminga_storage::{ManagedConfig, Storage};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A client of the broker under test, a topic of its own, and what keeps the broker running.
-async fn setup(test: &str) -> (Client, String, Option<Server>) {
+pub(crate) async fn setup(test: &str) -> (Client, String, Option<Server>) {
     let unique = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap()
@@ -30,17 +30,17 @@ async fn setup(test: &str) -> (Client, String, Option<Server>) {
 }
 
 /// Our own broker in this process, on a store in memory.
-struct Server {
+pub(crate) struct Server {
     broker: Broker,
     tasks: Tasks,
 }
 
 impl Server {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(BrokerConfig::default()).await
     }
 
-    async fn with(config: BrokerConfig) -> Self {
+    pub(crate) async fn with(config: BrokerConfig) -> Self {
         let tasks = Tasks::new();
         let clock = Clock::system();
         let storage = Storage::memory(ManagedConfig::default(), clock, &tasks)
@@ -50,7 +50,7 @@ impl Server {
         Self { broker, tasks }
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let broker = self.broker.clone();
         let connector = move |_: &str| -> Connecting {
             let io = Io::new(broker.connect_in_process());
@@ -68,14 +68,17 @@ impl Drop for Server {
     }
 }
 
-async fn soon<T>(future: impl Future<Output = geminga_client::Result<T>>) -> T {
+pub(crate) async fn soon<T>(future: impl Future<Output = geminga_client::Result<T>>) -> T {
     tokio::time::timeout(PATIENCE, future)
         .await
         .expect("in time")
         .expect("works")
 }
 
-async fn receive(consumer: &mut geminga_client::Consumer, count: usize) -> Vec<ReceivedMessage> {
+pub(crate) async fn receive(
+    consumer: &mut geminga_client::Consumer,
+    count: usize,
+) -> Vec<ReceivedMessage> {
     let mut messages = Vec::new();
     while messages.len() < count {
         let left = count - messages.len();
@@ -84,7 +87,7 @@ async fn receive(consumer: &mut geminga_client::Consumer, count: usize) -> Vec<R
     messages
 }
 
-fn texts(messages: &[ReceivedMessage]) -> Vec<String> {
+pub(crate) fn texts(messages: &[ReceivedMessage]) -> Vec<String> {
     messages
         .iter()
         .map(|m| String::from_utf8_lossy(&m.payload).into_owned())

@@ -79,9 +79,11 @@ impl Session {
                 Command::Ping(_) => self.send(command::pong()).await,
                 Command::Pong(_) => {}
                 Command::PartitionedMetadata(request) if self.answers_lookups => {
+                    // One coordinator of transactions; other topics are not partitioned.
+                    let coordinators = request.topic.ends_with("transaction_coordinator_assign");
                     let answer = pb::CommandPartitionedTopicMetadataResponse {
                         request_id: request.request_id,
-                        partitions: Some(0),
+                        partitions: Some(u32::from(coordinators)),
                         ..Default::default()
                     };
                     self.send(answer).await;

@@ -10,3 +10,4 @@ mod broker;
 mod consuming;
 mod fake;
 mod producing;
+mod transactions;
