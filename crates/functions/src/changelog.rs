@@ -6,12 +6,16 @@
 //! - The topic does not grow for ever: after many records the living ones are written once more,
 //!   and the subscription moves to where that began. Each later record names that place, so a start
 //!   reads the last record first, then from there on, and no more than that.
+//! - Who holds it alone ([`Changelog::open_alone`]) has fenced whoever held it before, and has read
+//!   all that was ever committed: nothing of a predecessor comes later.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use std::time::Duration;
+
 use geminga_client::{
-    Batching, Client, Compression, InitialPosition, Message, MessageId, Producer, Receipt,
-    ReceivedMessage, Result, SubType,
+    Batching, Client, Compression, Error, InitialPosition, Message, MessageId, Producer,
+    ProducerAccessMode, Receipt, ReceivedMessage, Result, ServerError, SubType, Transaction,
 };
 use parking_lot::Mutex;
 
@@ -19,6 +23,9 @@ use parking_lot::Mutex;
 const KEEPER: &str = "geminga-changelog";
 /// The property that names where the last rewriting began.
 const FROM: &str = "geminga.from";
+
+/// How long the transactions of a predecessor are waited for, which end by their time-out.
+const PREDECESSOR: Duration = Duration::from_secs(90);
 
 /// The topic, to be written.
 pub(crate) struct Changelog {
@@ -95,14 +102,77 @@ impl Changelog {
         *self.producer.lock().await = producer;
     }
 
+    /// Takes the topic for itself: whoever had it can write no more. Then reads it up to a mark of
+    /// its own, which is seen only when every transaction before it has ended. `in_line` waits until
+    /// the present holder lets go, instead of fencing it.
+    pub(crate) async fn open_alone(
+        client: &Client,
+        topic: &str,
+        batching: Batching,
+        records_max: u64,
+        in_line: bool,
+        mut take: impl FnMut(ReceivedMessage),
+    ) -> Result<Self> {
+        let keeper = keeper(client, topic).await?;
+        let producer = client.producer(topic).compression(Compression::Lz4);
+        let producer = producer
+            .batching(batching.clone())
+            .access_mode(match in_line {
+                true => ProducerAccessMode::WaitForExclusive,
+                false => ProducerAccessMode::ExclusiveWithFencing,
+            });
+        let producer = producer.build().await?;
+        let last = keeper.last_message_id().await?;
+        keeper.close().await?;
+        let from = match last.entry_id >= 0 {
+            true => last_place(client, topic, last).await?,
+            false => None,
+        };
+        let mut changelog = Self {
+            client: client.clone(),
+            topic: topic.to_owned(),
+            batching,
+            producer: tokio::sync::Mutex::new(Some(producer)),
+            from: Mutex::new(from),
+            read_to: MessageId::EARLIEST,
+            records: AtomicU64::new(0),
+            records_max: records_max.max(1),
+            rewriting: AtomicBool::new(false),
+        };
+        let mark = changelog.enqueue(Message::new(&b"mark"[..])).await?.await?;
+        let reading = async {
+            let mut reader = client
+                .reader(topic)
+                // What is before the place may be gone by now; reading begins with what is left.
+                .start(from.unwrap_or(MessageId::EARLIEST))
+                .start_inclusive(true)
+                .build()
+                .await?;
+            loop {
+                for message in reader.next_batch(1000).await? {
+                    if message.id.position() >= mark.position() {
+                        return reader.close().await;
+                    }
+                    changelog.records.fetch_add(1, Ordering::Relaxed);
+                    if message.key.is_some() {
+                        take(message);
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(PREDECESSOR, reading)
+            .await
+            .unwrap_or(Err(Error::Timeout {
+                what: "the end of a predecessor's transactions",
+                after_ms: PREDECESSOR.as_millis() as u64,
+            }))?;
+        changelog.read_to = mark;
+        Ok(changelog)
+    }
+
     /// Puts a record on its way. Records reach the topic in the order of these calls.
     pub(crate) async fn enqueue(&self, record: Message) -> Result<Receipt> {
-        self.records.fetch_add(1, Ordering::Relaxed);
-        let from = *self.from.lock();
-        let record = match from {
-            Some(from) => record.property(FROM, from.to_string()),
-            None => record,
-        };
+        let record = self.counted(record);
         let mut held = self.producer.lock().await;
         let producer = match held.take() {
             Some(producer) => producer,
@@ -113,6 +183,26 @@ impl Changelog {
             }
         };
         held.insert(producer).enqueue(record).await
+    }
+
+    /// The same in a transaction, of a changelog that is held alone.
+    pub(crate) async fn enqueue_in(&self, txn: &Transaction, record: Message) -> Result<Receipt> {
+        let record = self.counted(record);
+        let held = self.producer.lock().await;
+        match &*held {
+            Some(producer) => producer.enqueue_in(txn, record).await,
+            None => Err(Error::Closed),
+        }
+    }
+
+    /// Names the place where a start has to begin.
+    fn counted(&self, record: Message) -> Message {
+        self.records.fetch_add(1, Ordering::Relaxed);
+        let from = *self.from.lock();
+        match from {
+            Some(from) => record.property(FROM, from.to_string()),
+            None => record,
+        }
     }
 
     /// Whether it is time to write the `living` records anew. The caller that gets `true` has to
@@ -127,6 +217,17 @@ impl Changelog {
     pub(crate) async fn place(&self) -> Result<MessageId> {
         self.records.store(0, Ordering::Relaxed);
         self.enqueue(Message::new(&b"begin"[..])).await?.await
+    }
+
+    /// Begins a rewriting that is part of a transaction. The receipt is of its place.
+    pub(crate) async fn place_in(&self, txn: &Transaction) -> Result<Receipt> {
+        self.records.store(0, Ordering::Relaxed);
+        self.enqueue_in(txn, Message::new(&b"begin"[..])).await
+    }
+
+    /// A rewriting was not carried out.
+    pub(crate) fn give_up_rewriting(&self) {
+        self.rewriting.store(false, Ordering::Release);
     }
 
     /// The living records are durable behind `place`: what is before it is not needed any more.
@@ -144,6 +245,11 @@ impl Changelog {
         self.rewriting.store(false, Ordering::Release);
         done
     }
+}
+
+/// Whether somebody else holds the topic now.
+pub(crate) fn is_fenced(error: &Error) -> bool {
+    error.server_error() == Some(ServerError::ProducerFenced)
 }
 
 async fn keeper(client: &Client, topic: &str) -> Result<geminga_client::Consumer> {

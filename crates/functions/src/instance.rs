@@ -4,30 +4,35 @@
 //! The loop here owns the messages in flight. What must hold:
 //! - At-least-once: a message is acknowledged after its outputs and its state changes are durable;
 //!   a crash at any instruction leaves it with the broker. At-most-once: it is acknowledged before
-//!   it is processed.
+//!   it is processed. Effectively-once: outputs, state and acknowledgements of many messages are
+//!   one transaction (`once`).
 //! - Outputs leave in the order in which their messages came. A message that is tried again leaves
 //!   the line, unless order was asked for: then it holds the line up.
 //! - Nothing is dropped: the loop takes no more than it can hold, and so the broker holds the rest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use geminga_client::Transaction;
 use geminga_model::ProcessingGuarantees;
 use geminga_stdx::tasks::OnError;
-use geminga_stdx::{Random, Tasks};
+use geminga_stdx::{Clock, Random, Tasks};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use self::commit::Commit;
+use self::gather::Gather;
 use self::guarantee::{Decision, decide};
+use self::once::{Epoch, Once};
 use self::order::Line;
 use self::sink::{Sink, WriteError};
 use self::source::{Incoming, Origin, Source};
 use self::state::FunctionState;
 use self::stats::Stats;
+use self::window::{Added, Fired};
 use crate::plan::Policy;
 use crate::runtime::{
     Broken, Delivery, Failure, FailureKind, Host, Message, Outcome, Output, Verdict,
@@ -35,7 +40,9 @@ use crate::runtime::{
 
 pub(crate) mod commit;
 pub(crate) mod context;
+pub(crate) mod gather;
 pub(crate) mod guarantee;
+pub(crate) mod once;
 pub(crate) mod order;
 pub(crate) mod sink;
 pub(crate) mod source;
@@ -43,6 +50,7 @@ pub(crate) mod state;
 pub(crate) mod stats;
 #[cfg(test)]
 mod tests;
+pub(crate) mod window;
 
 /// Messages in flight where no host sets a window: a connector.
 const WINDOW_PLAIN: usize = 1000;
@@ -69,6 +77,8 @@ pub(crate) struct Gauge {
     /// Acknowledged by the function and not handed on yet.
     pub(crate) manual_acks: Mutex<Vec<Origin>>,
     pub(crate) woken: Notify,
+    /// How effects happen once, of an instance that promises it.
+    pub(crate) effectively_once: Mutex<Option<&'static str>>,
 }
 
 impl Gauge {
@@ -92,6 +102,8 @@ pub(crate) enum Fault {
     Sink(String),
     #[error("acknowledging: {0}")]
     Acknowledge(String),
+    #[error("committing: {0}")]
+    Commit(String),
 }
 
 /// Everything one instance needs; dropped when it ends.
@@ -101,6 +113,10 @@ pub(crate) struct Instance {
     pub(crate) host: Option<Box<dyn Host>>,
     pub(crate) sink: Box<dyn Sink>,
     pub(crate) state: Option<Arc<FunctionState>>,
+    /// Effects are in transactions.
+    pub(crate) once: Option<Once>,
+    /// Messages are gathered in windows first.
+    pub(crate) gather: Option<Gather>,
     pub(crate) policy: Policy,
     pub(crate) gauge: Arc<Gauge>,
     pub(crate) tasks: Tasks,
@@ -111,6 +127,20 @@ struct Held {
     origin: Origin,
     /// Deliveries that failed, those before a restart included.
     attempts: u32,
+    /// Of a window: its messages.
+    parts: Vec<Arc<Message>>,
+}
+
+impl Held {
+    /// The message for another try: it tells how many there were.
+    fn again(&self) -> Arc<Message> {
+        if self.message.redelivery == self.attempts {
+            return self.message.clone();
+        }
+        let mut message = (*self.message).clone();
+        message.redelivery = self.attempts;
+        Arc::new(message)
+    }
 }
 
 impl Instance {
@@ -132,8 +162,17 @@ impl Instance {
             gauge: self.gauge.clone(),
         };
         let committers = self.tasks.child();
+        let (epochs, committing_epochs) = mpsc::channel(1);
+        let once = self
+            .once
+            .as_ref()
+            .map(|once| once.committer(self.source.acker(), self.gauge.clone()));
         committers.spawn("function commits", OnError::Log, async move {
-            if let Err(why) = committer.run(committing).await {
+            let done = match once {
+                Some(once) => once.run(committing_epochs).await,
+                None => committer.run(committing).await,
+            };
+            if let Err(why) = done {
                 let _ = fault_in.send(Some(why));
             }
             Ok::<(), std::convert::Infallible>(())
@@ -146,9 +185,14 @@ impl Instance {
             in_host: 0,
             random: Random::from_entropy(),
             commits: Some(commits),
+            epochs: Some(epochs),
+            rewind: None,
+            fired: VecDeque::new(),
+            clock: Clock::system(),
         };
         let result = self.serve(&mut work, &mut stop, &mut fault).await;
         work.commits = None;
+        work.epochs = None;
         let grace = (*stop.borrow())
             .unwrap_or(Duration::from_secs(5))
             .max(Duration::from_secs(1));
@@ -160,7 +204,9 @@ impl Instance {
             })
             .await;
         }
-        // What was released is still acknowledged; the rest goes back to the broker.
+        // What was released is still acknowledged; the rest goes back to the broker. A transaction
+        // that was not handed over is aborted.
+        self.once = None;
         if !committers.join(grace).await {
             committers.cancel();
         }
@@ -182,7 +228,12 @@ impl Instance {
         loop {
             self.release(work).await?;
             self.hand_over_manual_acks(work).await;
+            self.deliver_windows(work).await?;
+            self.rewind(work).await?;
             let idle = work.line.is_empty() && work.retries.is_empty();
+            if let (Some(once), Some(epochs)) = (&mut self.once, &work.epochs) {
+                once.hand_over(idle, epochs).await?;
+            }
             if let Some(fault) = fault.borrow().clone() {
                 return Err(fault);
             }
@@ -191,9 +242,16 @@ impl Instance {
                 return Ok(());
             }
             let room = self.room(work);
-            let reading = !ended && stop_at.is_none() && room > 0;
+            let reading = !ended && stop_at.is_none() && room > 0 && work.rewind.is_none();
             let retry_at = work.retries.keys().next().map(|(at, _)| *at);
-            let wake_at = [retry_at, stop_at].into_iter().flatten().min();
+            let due_at = self.once.as_ref().and_then(Once::due_at);
+            let tick_at = match stop_at {
+                None => self.next_tick(work),
+                Some(_) => None,
+            };
+            let rewind_at = work.rewind.filter(|_| work.in_host == 0).map(|r| r.at);
+            let wake_at = [retry_at, stop_at, due_at, tick_at, rewind_at];
+            let wake_at = wake_at.into_iter().flatten().min();
             tokio::select! {
                 got = self.source.next(room), if reading => {
                     let got = got.map_err(Fault::Source)?;
@@ -236,6 +294,9 @@ impl Instance {
                                 Again::InLine(_) => stop_at = Some(Instant::now()),
                             }
                         }
+                        if work.rewind.is_some() {
+                            stop_at = Some(Instant::now());
+                        }
                     }
                 }
             }
@@ -254,13 +315,21 @@ impl Instance {
         if self.policy.guarantee == ProcessingGuarantees::Manual {
             room = room.min(HELD_MAX.saturating_sub(self.gauge.held.lock().len()));
         }
+        if let Some(gather) = &self.gather {
+            room = room.min(gather.room());
+        }
         room
     }
 
     async fn receive(&mut self, got: Vec<Incoming>, work: &mut Work) -> Result<(), Fault> {
+        if let Some(once) = &mut self.once {
+            once.check(&got)?;
+        }
         self.gauge.stats.received(got.len());
         *self.gauge.last_received.lock() = Some(Instant::now());
-        self.gauge.in_flight.fetch_add(got.len(), Ordering::AcqRel);
+        if self.gather.is_none() {
+            self.gauge.in_flight.fetch_add(got.len(), Ordering::AcqRel);
+        }
         if self.policy.guarantee == ProcessingGuarantees::AtmostOnce {
             let origins = got.iter().map(|incoming| incoming.origin.clone()).collect();
             self.source
@@ -268,6 +337,9 @@ impl Instance {
                 .ack(origins, true)
                 .await
                 .map_err(Fault::Acknowledge)?;
+        }
+        if self.gather.is_some() {
+            return self.gather(&got, work).await;
         }
         let mut batch = Vec::with_capacity(got.len());
         for incoming in got {
@@ -281,9 +353,84 @@ impl Instance {
                 message: message.clone(),
                 origin: incoming.origin,
                 attempts,
+                parts: Vec::new(),
             });
             batch.push(Delivery { ticket, message });
         }
+        self.deliver(batch, work).await
+    }
+
+    /// Puts messages into their windows.
+    async fn gather(&mut self, got: &[Incoming], work: &mut Work) -> Result<(), Fault> {
+        let now_ms = work.clock.now_ms();
+        let mut fired = Vec::new();
+        let mut aside = Vec::new();
+        if let Some(gather) = &mut self.gather {
+            for incoming in got {
+                match gather.add(now_ms, incoming, &mut fired) {
+                    Added::Held => {}
+                    added => aside.push((incoming, added)),
+                }
+            }
+        }
+        self.fire(fired, work);
+        for (incoming, added) in aside {
+            self.gauge.in_flight.fetch_add(1, Ordering::AcqRel);
+            let mut commit = Commit::of(self.acknowledging_origin(incoming.origin.clone()));
+            if added == Added::Late {
+                self.gauge.stats.late();
+                let topic = self.gather.as_ref().and_then(Gather::late_topic);
+                if let Some(topic) = topic.map(str::to_owned) {
+                    let letter = guarantee::copy(&incoming.message);
+                    let sent = self
+                        .sink
+                        .dead_letter(&topic, letter, &incoming.message, None);
+                    commit.receipts = sent.await.map_err(Fault::Sink)?;
+                }
+            }
+            self.commit(commit, false, work).await;
+        }
+        Ok(())
+    }
+
+    /// Puts complete windows in line for the function.
+    fn fire(&mut self, fired: Vec<Fired<Incoming>>, work: &mut Work) {
+        for window in fired {
+            let Some(gather) = &self.gather else { return };
+            let message = Arc::new(gather.message(&window));
+            let done = window.done.iter().map(|incoming| incoming.origin.clone());
+            let parts = window.items.into_iter().map(|incoming| incoming.message);
+            self.gauge.in_flight.fetch_add(1, Ordering::AcqRel);
+            let ticket = work.line.push(Held {
+                message: message.clone(),
+                origin: Origin::Window(done.collect()),
+                attempts: 0,
+                parts: parts.collect(),
+            });
+            work.fired.push_back(Delivery { ticket, message });
+        }
+    }
+
+    /// When a window may be complete.
+    fn next_tick(&self, work: &Work) -> Option<Instant> {
+        let at_ms = self.gather.as_ref()?.next_tick()?;
+        let wait = at_ms.saturating_sub(work.clock.now_ms());
+        Some(Instant::now() + Duration::from_millis(wait))
+    }
+
+    /// Hands over the windows that are complete, as far as the host has room.
+    async fn deliver_windows(&mut self, work: &mut Work) -> Result<(), Fault> {
+        let mut fired = Vec::new();
+        if let Some(gather) = &mut self.gather {
+            gather.tick(work.clock.now_ms(), &mut fired);
+        }
+        self.fire(fired, work);
+        let room = work.window.saturating_sub(work.in_host);
+        let count = room.min(work.fired.len());
+        if count == 0 {
+            return Ok(());
+        }
+        let batch = work.fired.drain(..count).collect();
         self.deliver(batch, work).await
     }
 
@@ -315,6 +462,10 @@ impl Instance {
     /// Decides about a processed message: it is tried again, or waits in line for its release.
     fn settle(&mut self, mut outcome: Outcome, work: &mut Work) {
         let ticket = outcome.ticket;
+        if work.rewind.is_some_and(|rewind| ticket > rewind.ticket) {
+            // What it saw of the state lacks the failed message's changes.
+            return;
+        }
         if self.state.is_none() && !outcome.state.is_empty() {
             outcome.outputs.clear();
             outcome.verdict = Verdict::Failed(Failure::new(
@@ -329,6 +480,13 @@ impl Instance {
                 let delay = jittered(delay, &mut work.random);
                 let at = Instant::now() + delay.min(RETRY_MAX);
                 self.gauge.stats.retried();
+                if self.once.is_some() {
+                    if let Some(held) = work.line.get_mut(ticket) {
+                        held.attempts = attempts;
+                    }
+                    work.rewind = Some(Rewind { ticket, at });
+                    return;
+                }
                 work.retry_number += 1;
                 let key = (at, work.retry_number);
                 let again = if self.policy.ordered {
@@ -351,6 +509,27 @@ impl Instance {
         work.line.finish(ticket, outcome);
     }
 
+    /// Processes all from a failed message on again, on the state before it, once nothing of theirs is
+    /// with the host. So the state changes in the order in which messages are released.
+    async fn rewind(&mut self, work: &mut Work) -> Result<(), Fault> {
+        let Some(rewind) = work.rewind else {
+            return Ok(());
+        };
+        if work.in_host > 0 || rewind.at > Instant::now() {
+            return Ok(());
+        }
+        work.rewind = None;
+        if let Some(state) = &self.state {
+            state.rewind();
+        }
+        let again = work.line.restart().map(|(ticket, held)| Delivery {
+            ticket,
+            message: held.again(),
+        });
+        let batch = again.collect();
+        self.deliver(batch, work).await
+    }
+
     async fn retry_due(&mut self, work: &mut Work) -> Result<(), Fault> {
         let now = Instant::now();
         let mut batch = Vec::new();
@@ -363,11 +542,9 @@ impl Instance {
                 Again::Outside(held) => work.line.push(held),
             };
             if let Some(held) = work.line.get(ticket) {
-                let mut message = (*held.message).clone();
-                message.redelivery = held.attempts;
                 batch.push(Delivery {
                     ticket,
-                    message: Arc::new(message),
+                    message: held.again(),
                 });
             }
         }
@@ -385,8 +562,9 @@ impl Instance {
             match decide(&self.policy, &outcome.verdict, attempts) {
                 Decision::Publish => self.publish(held, outcome, work).await?,
                 Decision::Acknowledge => {
-                    work.commit(Commit::of(self.acknowledging(&held, false)))
-                        .await
+                    self.transaction().await?;
+                    let commit = Commit::of(self.acknowledging(&held, false));
+                    self.commit(commit, false, work).await;
                 }
                 Decision::DeadLetter => {
                     let Verdict::Failed(failure) = &outcome.verdict else {
@@ -395,7 +573,9 @@ impl Instance {
                     self.dead_letter(held, failure, attempts, work).await?;
                 }
                 // At-most-once: it is acknowledged already. A retry was decided before.
-                Decision::Forget | Decision::Retry(_) => work.commit(Commit::of(None)).await,
+                Decision::Forget | Decision::Retry(_) => {
+                    self.commit(Commit::of(None), false, work).await;
+                }
             }
         }
         Ok(())
@@ -408,13 +588,19 @@ impl Instance {
         work: &mut Work,
     ) -> Result<(), Fault> {
         let count = outcome.outputs.len();
+        let txn = self.transaction().await?;
         let mut commit = Commit::of(self.acknowledging(&held, outcome.verdict == Verdict::Hold));
-        match self.sink.write(&held.message, outcome.outputs).await {
+        let outputs = outcome.outputs;
+        match self.sink.write(&held.message, outputs, txn.as_ref()).await {
             Ok(receipts) => {
                 commit.receipts = receipts;
                 commit.written = count;
             }
             Err(WriteError::Sink(why)) => return Err(Fault::Sink(why)),
+            // Some of its outputs may be in the transaction already.
+            Err(WriteError::Message(why)) if txn.is_some() && count > 1 => {
+                return Err(Fault::Sink(why));
+            }
             Err(WriteError::Message(why)) => {
                 let failure = Failure::new(FailureKind::Data, why);
                 self.gauge.stats.failed(&failure, Duration::ZERO);
@@ -424,7 +610,7 @@ impl Instance {
                     held.attempts + 1,
                 ) {
                     Decision::Forget => {
-                        work.commit(Commit::of(None)).await;
+                        self.commit(Commit::of(None), false, work).await;
                         Ok(())
                     }
                     _ => {
@@ -434,14 +620,39 @@ impl Instance {
                 };
             }
         }
+        let changes = !outcome.state.is_empty();
         if let Some(state) = &self.state
-            && !outcome.state.is_empty()
+            && changes
         {
-            let receipts = state.record(&outcome.state).await.map_err(Fault::Sink)?;
-            commit.receipts.extend(receipts);
+            match &txn {
+                Some(txn) => state
+                    .record_in(txn, &outcome.state)
+                    .await
+                    .map_err(Fault::Commit)?,
+                None => {
+                    let receipts = state.record(&outcome.state).await.map_err(Fault::Sink)?;
+                    commit.receipts.extend(receipts);
+                }
+            }
         }
-        work.commit(commit).await;
+        self.commit(commit, changes, work).await;
         Ok(())
+    }
+
+    /// The transaction that effects go into; none where the guarantee needs none.
+    async fn transaction(&mut self) -> Result<Option<Transaction>, Fault> {
+        match &mut self.once {
+            Some(once) => once.transaction().await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A message is released: it is acknowledged with or after its effects.
+    async fn commit(&mut self, commit: Commit, changes_state: bool, work: &mut Work) {
+        match &mut self.once {
+            Some(once) => once.add(commit.origin, commit.written, changes_state),
+            None => work.commit(commit).await,
+        }
     }
 
     async fn dead_letter(
@@ -451,24 +662,28 @@ impl Instance {
         attempts: u32,
         work: &mut Work,
     ) -> Result<(), Fault> {
-        let topic = self
-            .policy
-            .dead_letter_topic
-            .clone()
-            .or_else(|| self.source.dead_letter_topic(&held.message));
+        let topic = self.policy.dead_letter_topic.clone().or_else(|| {
+            let message = held.parts.first().unwrap_or(&held.message);
+            self.source.dead_letter_topic(message)
+        });
         let Some(topic) = topic else {
             return Err(Fault::Sink(format!("no dead-letter topic for `{failure}`")));
         };
-        let letter = guarantee::dead_letter(&held.message, failure, attempts);
-        let receipt = self
-            .sink
-            .dead_letter(&topic, letter, &held.message)
-            .await
-            .map_err(Fault::Sink)?;
-        self.gauge.stats.dead_lettered();
+        let txn = self.transaction().await?;
         let mut commit = Commit::of(self.acknowledging(&held, false));
-        commit.receipts.extend(receipt);
-        work.commit(commit).await;
+        // Of a window each message is a letter.
+        let whole = [held.message.clone()];
+        let given_up = match held.parts.is_empty() {
+            true => &whole[..],
+            false => &held.parts[..],
+        };
+        for message in given_up {
+            let letter = guarantee::dead_letter(message, failure, attempts);
+            let sent = self.sink.dead_letter(&topic, letter, message, txn.as_ref());
+            commit.receipts.extend(sent.await.map_err(Fault::Sink)?);
+            self.gauge.stats.dead_lettered();
+        }
+        self.commit(commit, false, work).await;
         Ok(())
     }
 
@@ -483,6 +698,11 @@ impl Instance {
             }
             _ => Some(held.origin.clone()),
         }
+    }
+
+    /// What is to be acknowledged of a message that was put aside.
+    fn acknowledging_origin(&self, origin: Origin) -> Option<Origin> {
+        (self.policy.guarantee != ProcessingGuarantees::AtmostOnce).then_some(origin)
     }
 
     async fn hand_over_manual_acks(&mut self, work: &mut Work) {
@@ -505,6 +725,20 @@ struct Work {
     in_host: usize,
     random: Random,
     commits: Option<mpsc::Sender<Commit>>,
+    /// The same for whole transactions.
+    epochs: Option<mpsc::Sender<Epoch>>,
+    /// Of an effectively-once instance: a message failed, and all from it on are processed again.
+    rewind: Option<Rewind>,
+    /// Windows that the host has no room for.
+    fired: VecDeque<Delivery>,
+    clock: Clock,
+}
+
+/// From which message on, and when.
+#[derive(Debug, Clone, Copy)]
+struct Rewind {
+    ticket: u64,
+    at: Instant,
 }
 
 enum Again {

@@ -28,3 +28,11 @@ pub use worker::{
     Answered, Asked, DrainStatus, MemberInfo, Owner, PACKAGE_BYTES_MAX, PackageMetadata,
     PackageName, Spool, Spooled, Upload, Version, Worker, WorkerConfig,
 };
+
+/// Whether a worker would take a component.
+///
+/// # Errors
+/// One sentence a field that it can not honour.
+pub fn check(component: &Component) -> Result<(), Vec<String>> {
+    plan::plan(component, None).map(drop)
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use geminga_client::{Message as Sent, Receipt};
+use geminga_client::{Message as Sent, Receipt, Transaction};
 use geminga_model::FunctionConfig;
 use geminga_stdx::Tasks;
 use tokio::io::AsyncRead;
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::error::WorkerError;
 use crate::instance::context::Context;
+use crate::instance::gather::Gather;
 use crate::instance::sink::{Sink, WriteError};
 use crate::instance::source::{Acker, Incoming, Origin, Source};
 use crate::instance::state::FunctionState;
@@ -57,7 +58,7 @@ pub async fn run_pipe(
     let state = Arc::new(FunctionState::in_memory(&tasks));
     let services = Arc::new(Context::new(gauge.clone(), Some(state.clone()), on_log));
     config.max_message_retries = config.max_message_retries.or(Some(0));
-    let (policy, host) = start_host(config, services, &tasks).await?;
+    let (policy, gather, host) = start_host(config, services, &tasks).await?;
     let instance = Instance {
         source: Box::new(LineSource {
             lines: Box::new(BufReader::with_capacity(256 * 1024, input)),
@@ -70,6 +71,8 @@ pub async fn run_pipe(
             waiting: Vec::new(),
         }),
         state: Some(state),
+        once: None,
+        gather,
         policy,
         gauge: gauge.clone(),
         tasks: tasks.clone(),
@@ -99,7 +102,7 @@ pub(crate) async fn start_host(
     mut config: FunctionConfig,
     services: Arc<dyn Services>,
     tasks: &Tasks,
-) -> Result<(Policy, Box<dyn Host>), WorkerError> {
+) -> Result<(Policy, Option<Gather>, Box<dyn Host>), WorkerError> {
     if config.all_inputs().is_ok_and(|inputs| inputs.is_empty()) {
         config.inputs = Some(vec!["stdin".to_owned()]);
     }
@@ -114,7 +117,7 @@ pub(crate) async fn start_host(
         .start(language, Arc::new(*spec), services)
         .await
         .map_err(|broken| WorkerError::Invalid(vec![crate::worker::broken_text(&broken)]))?;
-    Ok((plan.policy, host))
+    Ok((plan.policy, plan.window.map(Gather::new), host))
 }
 
 struct LineSource {
@@ -209,6 +212,7 @@ impl Sink for LineSink {
         &'a mut self,
         _input: &'a Message,
         outputs: Vec<Output>,
+        _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, WriteError>> {
         Box::pin(async move {
             for output in outputs {
@@ -231,6 +235,7 @@ impl Sink for LineSink {
         _topic: &'a str,
         _letter: Sent,
         _input: &'a Message,
+        _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
         // The report counts it, and holds the failure.
         Box::pin(async { Ok(Vec::new()) })

@@ -75,6 +75,8 @@ pub struct Message {
     pub partition: i32,
     /// How often it was delivered before.
     pub redelivery: u32,
+    /// It stands for a window of so many messages, from one time to another.
+    pub window: Option<(u64, u64, u64)>,
 }
 
 /// One message handed to a host. The caller picks `ticket`; the outcome names it.
@@ -300,6 +302,8 @@ pub struct HostSpec {
     pub idle: Option<std::time::Duration>,
     /// Extra arguments of the interpreter.
     pub runtime_flags: Vec<String>,
+    /// Each message stands for a window.
+    pub windows: bool,
 }
 
 impl HostSpec {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use geminga_client::{Message as Sent, Receipt};
+use geminga_client::{Message as Sent, Receipt, Transaction};
 use geminga_model::{FunctionConfig, ProcessingGuarantees};
 use geminga_stdx::Tasks;
 use parking_lot::Mutex;
@@ -94,7 +94,7 @@ pub async fn run_trial(
         context: Context::new(gauge.clone(), Some(state.clone()), Some(on_log)),
         seen: seen.clone(),
     });
-    let (policy, host) = start_host(config, services, &tasks).await?;
+    let (policy, gather, host) = start_host(config, services, &tasks).await?;
     let instance = Instance {
         source: Box::new(Given {
             messages: trial.messages,
@@ -107,6 +107,8 @@ pub async fn run_trial(
         })),
         sink: Box::new(Kept { seen: seen.clone() }),
         state: Some(state.clone()),
+        once: None,
+        gather,
         policy,
         gauge: gauge.clone(),
         tasks: tasks.clone(),
@@ -153,7 +155,7 @@ pub async fn check_code(config: FunctionConfig) -> Result<(), WorkerError> {
     let services = Arc::new(Context::new(Arc::default(), Some(state), None));
     let started = start_host(config, services, &tasks).await;
     let result = match started {
-        Ok((_, mut host)) => {
+        Ok((_, _, mut host)) => {
             host.stop(STOP_GRACE).await;
             Ok(())
         }
@@ -221,6 +223,7 @@ impl Sink for Kept {
         &'a mut self,
         input: &'a Message,
         outputs: Vec<Output>,
+        _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, WriteError>> {
         let number = number(input);
         let outputs = outputs.into_iter().map(|output| (number, output));
@@ -233,6 +236,7 @@ impl Sink for Kept {
         _topic: &'a str,
         _letter: Sent,
         _input: &'a Message,
+        _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
         // Its failure was seen where it came from.
         Box::pin(async { Ok(Vec::new()) })

@@ -210,6 +210,8 @@ config_struct! {
         window_length_count: i32,
         /// Length in milliseconds.
         window_length_duration_ms: i64,
+        /// Geminga: a window ends when so long nothing came.
+        session_gap_ms: i64,
         /// How far the window moves; its own length when absent.
         sliding_interval_count: i32,
         /// The same in milliseconds.

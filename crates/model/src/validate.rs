@@ -471,7 +471,13 @@ fn check_window(window: &WindowConfig, config: &FunctionConfig, found: &mut Vec<
     let mut bad = |field: &str, message: String| {
         found.push(Violation::new(&["windowConfig", field], message));
     };
+    if window.session_gap_ms.is_some()
+        && (window.window_length_count.is_some() || window.window_length_duration_ms.is_some())
+    {
+        bad("sessionGapMs", "a session has no length: `sessionGapMs` excludes `windowLengthCount` and `windowLengthDurationMs`".into());
+    }
     match (window.window_length_count, window.window_length_duration_ms) {
+        (None, None) if window.session_gap_ms.is_some() => {}
         (None, None) => bad("windowLengthCount", "a window needs a length: `windowLengthCount` or `windowLengthDurationMs`".into()),
         (Some(_), Some(_)) => bad("windowLengthDurationMs", "a window is counted or timed: `windowLengthCount` and `windowLengthDurationMs` exclude each other".into()),
         _ => {}
@@ -491,6 +497,7 @@ fn check_window(window: &WindowConfig, config: &FunctionConfig, found: &mut Vec<
             window.sliding_interval_duration_ms,
         ),
         ("watermarkEmitIntervalMs", window.watermark_emit_interval_ms),
+        ("sessionGapMs", window.session_gap_ms),
     ];
     for (field, value) in positive {
         if value.is_some_and(|n| n <= 0) {

@@ -2,7 +2,9 @@ package pf
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 )
@@ -50,7 +52,54 @@ func given2(output []byte, err error) ([]byte, bool, error) {
 	return output, output != nil, err
 }
 
+// newWindowFunction checks the form of a function of windows.
+func newWindowFunction(given interface{}) (function, error) {
+	return reflectedWith(given, func(kind reflect.Type) (func([]byte) (reflect.Value, error), error) {
+		if kind.Kind() != reflect.Slice || kind == bytesType {
+			return nil, fmt.Errorf("with windowConfig the input is a slice of messages, such as [][]byte")
+		}
+		return func(payload []byte) (reflect.Value, error) { return decodeWindow(payload, kind) }, nil
+	})
+}
+
+func decodeWindow(payload []byte, kind reflect.Type) (reflect.Value, error) {
+	short := errors.New("a window that is too short")
+	if len(payload) < 4 {
+		return reflect.Value{}, short
+	}
+	count := int(binary.LittleEndian.Uint32(payload))
+	at := 4 + 8*count
+	if len(payload) < at {
+		return reflect.Value{}, short
+	}
+	window := reflect.MakeSlice(kind, 0, count)
+	for index := 0; index < count; index++ {
+		sizes := payload[4+8*index:]
+		middle := at + int(binary.LittleEndian.Uint32(sizes))
+		end := middle + int(binary.LittleEndian.Uint32(sizes[4:]))
+		if end > len(payload) {
+			return reflect.Value{}, short
+		}
+		one, err := decode(payload[middle:end:end], kind.Elem())
+		if err != nil {
+			return reflect.Value{}, err
+		}
+		window = reflect.Append(window, one)
+		at = end
+	}
+	return window, nil
+}
+
 func reflected(given interface{}) (function, error) {
+	return reflectedWith(given, func(kind reflect.Type) (func([]byte) (reflect.Value, error), error) {
+		return func(payload []byte) (reflect.Value, error) { return decode(payload, kind) }, nil
+	})
+}
+
+// reflectedWith makes a function whose input is read as reader says for its type.
+func reflectedWith(
+	given interface{}, reader func(reflect.Type) (func([]byte) (reflect.Value, error), error),
+) (function, error) {
 	value := reflect.ValueOf(given)
 	if given == nil || value.Kind() != reflect.Func {
 		return nil, fmt.Errorf("pf.Start was given %T, which is no function: %s", given, legal)
@@ -80,6 +129,13 @@ func reflected(given interface{}) (function, error) {
 	if input != nil && !transferable(input) {
 		return wrong("an input can not be %s", input)
 	}
+	var read func([]byte) (reflect.Value, error)
+	if input != nil {
+		var err error
+		if read, err = reader(input); err != nil {
+			return wrong("%s", err)
+		}
+	}
 	var output reflect.Type
 	switch {
 	case kind.NumOut() > 2:
@@ -98,7 +154,7 @@ func reflected(given interface{}) (function, error) {
 			arguments = append(arguments, reflect.ValueOf(ctx))
 		}
 		if input != nil {
-			argument, err := decode(payload, input)
+			argument, err := read(payload)
 			if err != nil {
 				return nil, false, BadData(fmt.Errorf("the input is no %s: %w", input, err))
 			}

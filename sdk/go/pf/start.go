@@ -31,16 +31,20 @@ import (
 //	func(context.Context) (output, error)
 //	func(context.Context, input) error
 //	func(context.Context, input) (output, error)
+//
+// With windowConfig the input is a slice of these: the messages of a window.
 func Start(funcName interface{}) {
 	wire, err := host.Open()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	call, wrong := newFunction(funcName)
-	fc, err := greet(wire)
-	if err != nil {
-		wrong = err
+	fc, wrong := greet(wire)
+	var call function
+	if wrong == nil && fc.facts["windows"] == "1" {
+		call, wrong = newWindowFunction(funcName)
+	} else if wrong == nil {
+		call, wrong = newFunction(funcName)
 	}
 	if wrong != nil {
 		_ = wire.Send('F', nil, []byte(wrong.Error()))

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use geminga_client::{Client, Message as Sent, Producer, Receipt};
+use geminga_client::{Client, Message as Sent, Producer, Receipt, Transaction};
 use geminga_mesh::builtin::FileSink;
 use parking_lot::Mutex;
 
@@ -78,6 +78,7 @@ impl Sink for FileEnd {
         &'a mut self,
         _input: &'a Message,
         outputs: Vec<Output>,
+        _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, WriteError>> {
         Box::pin(async move {
             let full = {
@@ -105,6 +106,7 @@ impl Sink for FileEnd {
         topic: &'a str,
         letter: Sent,
         _input: &'a Message,
+        _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
         Box::pin(async move {
             if self.letters.as_ref().is_none_or(|(name, _)| name != topic) {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use geminga_client::{Message as Sent, Receipt};
+use geminga_client::{Message as Sent, Receipt, Transaction};
 use geminga_mesh::builtin::TableSink;
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -109,6 +109,7 @@ impl Sink for TableEnd {
         &'a mut self,
         input: &'a Message,
         outputs: Vec<Output>,
+        _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, WriteError>> {
         Box::pin(async move {
             let mut rows = self.0.rows.lock();
@@ -135,6 +136,7 @@ impl Sink for TableEnd {
         topic: &'a str,
         _letter: Sent,
         _input: &'a Message,
+        _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
         Box::pin(async move { Err(format!("a table can not write to `{topic}`")) })
     }

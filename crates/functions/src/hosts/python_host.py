@@ -332,6 +332,8 @@ class Context:
     def get_function_name(self):
         return self._hello["name"]
 
+    _window = ()
+
     def get_function_tenant(self):
         return self._hello["tenant"]
 
@@ -374,6 +376,17 @@ class Context:
             install_logging(self._wire)
             self._logger = logging.getLogger("function")
         return self._logger
+
+    # windows
+    def get_window(self):
+        """The messages of the window in hand: each has its value, key, properties and times."""
+        return self._window
+
+    def get_window_start(self):
+        return int(self._header("windowStart", 0))
+
+    def get_window_end(self):
+        return int(self._header("windowEnd", 0))
 
     # topics
     def get_input_topics(self):
@@ -598,6 +611,7 @@ def serve(wire, hello, call, arguments, context):
     hold = facts.get("manualAck") == "1"
     done = HOLD if hold else DONE
     with_context = arguments >= 2
+    windows = facts.get("windows") == "1"
     outcomes, outputs = wire.outcomes, context._outputs
     append = outcomes.append
     busy = _thread.allocate_lock()
@@ -641,8 +655,10 @@ def serve(wire, hello, call, arguments, context):
             context._active = True
             at += size
             try:
-                if serdes:
-                    serde = serdes.get(topic_of(context, serdes))
+                if windows:
+                    value = open_window(payload, context, serdes, deserialize)
+                elif serdes:
+                    serde = serdes.get(topic_of(context._header("topic", ""), serdes))
                     value = serde.deserialize(payload) if serde else deserialize(payload)
                 else:
                     value = deserialize(payload)
@@ -682,9 +698,57 @@ def serve(wire, hello, call, arguments, context):
         wire.flush()
 
 
-def topic_of(context, serdes):
+class Record:
+    """A message of a window."""
+
+    __slots__ = ("value", "headers")
+
+    def __init__(self, value, headers):
+        self.value = value
+        self.headers = headers
+
+    def get_value(self):
+        return self.value
+
+    def get_key(self):
+        return self.headers.get("key") or self.headers.get("key64")
+
+    def get_topic_name(self):
+        return self.headers.get("topic")
+
+    def get_message_id(self):
+        return self.headers.get("id")
+
+    def get_event_time(self):
+        return int(self.headers.get("eventTime", 0))
+
+    def get_publish_time(self):
+        return int(self.headers.get("publishTime", 0))
+
+    def get_properties(self):
+        return {n[5:]: v for n, v in self.headers.items() if n.startswith("prop.")}
+
+
+def open_window(payload, context, serdes, deserialize):
+    """The values of a window's messages; the messages themselves go to the context."""
+    (count,) = unpack_from("<I", payload)
+    sizes = unpack_from("<%dI" % (2 * count), payload, 4)
+    at = 4 + 8 * count
+    records = []
+    for index in range(count):
+        middle = at + sizes[2 * index]
+        end = middle + sizes[2 * index + 1]
+        headers = dict(parse_block(payload[at:middle]))
+        serde = serdes.get(topic_of(headers.get("topic", ""), serdes)) if serdes else None
+        data = payload[middle:end]
+        records.append(Record(serde.deserialize(data) if serde else deserialize(data), headers))
+        at = end
+    context._window = records
+    return [record.value for record in records]
+
+
+def topic_of(topic, serdes):
     """The name under which the input was configured: a partition is its parent's."""
-    topic = context._header("topic", "")
     if topic in serdes:
         return topic
     parent, partition, number = topic.rpartition("-partition-")

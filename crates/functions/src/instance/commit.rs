@@ -59,7 +59,9 @@ impl Committer {
                     break;
                 }
                 written += commit.written;
-                origins.extend(commit.origin);
+                if let Some(origin) = commit.origin {
+                    origin.flatten(&mut origins);
+                }
             }
             if let Some(syncer) = &self.syncer
                 && failed.is_none()

@@ -52,10 +52,18 @@ pub(crate) fn decide(policy: &Policy, verdict: &Verdict, attempts: u32) -> Decis
     }
 }
 
+/// A message as it came, for another topic.
+pub(crate) fn copy(message: &Message) -> Sent {
+    let mut copy = Sent::new(message.payload.clone()).properties(message.properties.clone());
+    if message.event_time > 0 {
+        copy = copy.event_time(message.event_time);
+    }
+    super::sink::with_key(copy, message.key.as_deref(), message.key_is_base64)
+}
+
 /// A message that was given up, with the reasons as properties beside its own.
 pub(crate) fn dead_letter(message: &Message, failure: &Failure, attempts: u32) -> Sent {
-    let mut letter = Sent::new(message.payload.clone())
-        .properties(message.properties.clone())
+    let mut letter = copy(message)
         .property("geminga.topic", &*message.topic)
         .property("geminga.message-id", message.id.clone())
         .property("geminga.reason", failure.reason.clone())
@@ -70,10 +78,7 @@ pub(crate) fn dead_letter(message: &Message, failure: &Failure, attempts: u32) -
     if !failure.stderr_tail.is_empty() {
         letter = letter.property("geminga.stderr", failure.stderr_tail.clone());
     }
-    if message.event_time > 0 {
-        letter = letter.event_time(message.event_time);
-    }
-    super::sink::with_key(letter, message.key.as_deref(), message.key_is_base64)
+    letter
 }
 
 #[cfg(test)]

@@ -49,6 +49,17 @@ impl<T, R> Line<T, R> {
         }
     }
 
+    /// Forgets all results; gives what is in line, in order.
+    pub(crate) fn restart(&mut self) -> impl Iterator<Item = (u64, &T)> {
+        let numbers = self.base..;
+        let slots = numbers.zip(self.slots.iter_mut());
+        slots.filter_map(|(number, slot)| {
+            let (thing, result) = slot.as_mut()?;
+            *result = None;
+            Some((number, &*thing))
+        })
+    }
+
     /// Takes `number` out of line: those behind it wait for it no longer.
     pub(crate) fn take_out(&mut self, number: u64) -> Option<T> {
         let (thing, _) = self.slot(number)?.take()?;
@@ -99,6 +110,22 @@ mod tests {
         assert_eq!(line.pop_finished(), Some(('b', 2)));
         assert_eq!(line.pop_finished(), Some(('c', 3)));
         assert!(line.is_empty());
+    }
+
+    #[test]
+    fn a_restart_gives_all_in_line_and_forgets_their_results() {
+        let mut line = Line::new();
+        let (a, b, c) = (line.push('a'), line.push('b'), line.push('c'));
+        line.finish(a, 1);
+        line.finish(c, 3);
+        assert_eq!(line.pop_finished(), Some(('a', 1)));
+        let again: Vec<_> = line.restart().map(|(n, thing)| (n, *thing)).collect();
+        assert_eq!(again, [(b, 'b'), (c, 'c')]);
+        line.finish(b, 4);
+        assert_eq!(
+            (line.pop_finished(), line.pop_finished()),
+            (Some(('b', 4)), None)
+        );
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use geminga_client::{Client, Message as Sent, Producer, Receipt};
+use geminga_client::{Client, Message as Sent, Producer, Receipt, Schema, Transaction};
 use geminga_stdx::Clock;
 
 use crate::plan::ProducerPlan;
@@ -27,11 +27,13 @@ pub(crate) enum WriteError {
 /// Takes outputs.
 pub(crate) trait Sink: Send {
     /// Puts the outputs of one message on their way, waiting for room. They are durable when all
-    /// receipts resolve and, where there is a [`Syncer`], after its next sync.
+    /// receipts resolve and, where there is a [`Syncer`], after its next sync. In a transaction they
+    /// are part of it, and there are no receipts: its commit waits for them.
     fn write<'a>(
         &'a mut self,
         input: &'a Message,
         outputs: Vec<Output>,
+        txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, WriteError>>;
 
     /// Sends a message that is given up.
@@ -40,6 +42,7 @@ pub(crate) trait Sink: Send {
         topic: &'a str,
         letter: Sent,
         input: &'a Message,
+        txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>>;
 
     fn syncer(&self) -> Option<Arc<dyn Syncer>> {
@@ -61,8 +64,18 @@ pub(crate) struct TopicSink {
     plan: ProducerPlan,
     forward_properties: bool,
     properties: Vec<(String, String)>,
+    /// By topic; where outputs are numbered, by producer name.
     producers: HashMap<String, Producer>,
     clock: Clock,
+    /// Outputs carry numbers made of their inputs' ids, for a broker that drops what it has.
+    numbered: Option<Numbered>,
+}
+
+/// How outputs are numbered.
+#[derive(Debug)]
+struct Numbered {
+    /// The function's full name: what names of producers begin with.
+    fqfn: String,
 }
 
 impl TopicSink {
@@ -82,15 +95,26 @@ impl TopicSink {
             properties,
             producers: HashMap::new(),
             clock: Clock::system(),
+            numbered: None,
         };
         if let Some(topic) = sink.default.clone() {
-            let producer = sink.build(&topic).await?;
+            let producer = sink.build(&topic, None).await?;
             sink.producers.insert(topic, producer);
         }
         Ok(sink)
     }
 
-    async fn build(&self, topic: &str) -> Result<Producer, geminga_client::Error> {
+    /// Outputs to the default topic carry numbers from now on, by which a broker with deduplication
+    /// drops those that it has.
+    pub(crate) fn number(&mut self, fqfn: String) {
+        self.numbered = Some(Numbered { fqfn });
+    }
+
+    async fn build(
+        &self,
+        topic: &str,
+        name: Option<&str>,
+    ) -> Result<Producer, geminga_client::Error> {
         let mut builder = self
             .client
             .producer(topic)
@@ -99,30 +123,43 @@ impl TopicSink {
         if let Some(window) = self.plan.window {
             builder = builder.window(window);
         }
+        // Letters and what goes to topics by name have what schema it may be.
+        if self.plan.string_schema && self.default.as_deref() == Some(topic) {
+            builder = builder.schema(Schema::string());
+        }
         for (name, value) in &self.properties {
             builder = builder.property(name.clone(), value.clone());
+        }
+        if let Some(name) = name {
+            builder = builder.name(name);
         }
         builder.build().await
     }
 
     async fn producer(&mut self, topic: &str) -> Result<&Producer, WriteError> {
-        if !self.producers.contains_key(topic) {
+        self.named(topic, None).await
+    }
+
+    /// The producer of a topic, or one with a name of its own.
+    async fn named(&mut self, topic: &str, name: Option<&str>) -> Result<&Producer, WriteError> {
+        let key = name.unwrap_or(topic);
+        if !self.producers.contains_key(key) {
             if self.producers.len() >= PRODUCERS_MAX {
                 return Err(WriteError::Message(format!(
                     "`{topic}` would be one of more than {PRODUCERS_MAX} output topics"
                 )));
             }
-            let producer = self.build(topic).await.map_err(|error| {
+            let producer = self.build(topic, name).await.map_err(|error| {
                 if error.is_retriable() {
                     WriteError::Sink(error.to_string())
                 } else {
                     WriteError::Message(format!("output topic `{topic}`: {error}"))
                 }
             })?;
-            self.producers.insert(topic.to_owned(), producer);
+            self.producers.insert(key.to_owned(), producer);
         }
         self.producers
-            .get(topic)
+            .get(key)
             .ok_or_else(|| WriteError::Sink("a producer that was just made is gone".to_owned()))
     }
 
@@ -201,35 +238,66 @@ pub(crate) fn pfn_id(id: &str) -> Option<String> {
     Some(base64(&bytes))
 }
 
+/// The number of an output: it grows with the input's place. 27 bits of ledger, 20 of entry, 10 of
+/// the place in a batch, 6 for the outputs of one message.
+fn sequence(id: &str, made: u64) -> Result<u64, WriteError> {
+    let parts = || {
+        let id: geminga_client::MessageId = id.parse().ok()?;
+        let part =
+            |value: i64, bits: u32| u64::try_from(value).ok().filter(|value| value >> bits == 0);
+        let batch = i64::from(id.batch_index.max(0));
+        let ledger = part(id.ledger_id, 27)?;
+        let entry = part(id.entry_id, 20)?;
+        let outputs = Some(made).filter(|made| made >> 6 == 0)?;
+        Some((((ledger << 20 | entry) << 10) | part(batch, 10)?) << 6 | outputs)
+    };
+    parts().ok_or_else(|| {
+        WriteError::Message(format!(
+            "output {made} of message `{id}` has no number by which a broker could know it again"
+        ))
+    })
+}
+
 impl Sink for TopicSink {
     fn write<'a>(
         &'a mut self,
         input: &'a Message,
         outputs: Vec<Output>,
+        txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, WriteError>> {
         Box::pin(async move {
+            let refused = |error| match error {
+                geminga_client::Error::MessageTooLarge { .. } => {
+                    WriteError::Message(error.to_string())
+                }
+                error => WriteError::Sink(error.to_string()),
+            };
             let mut receipts = Vec::with_capacity(outputs.len());
+            // How many outputs to the default topic this message has made.
+            let mut made = 0;
             for mut output in outputs {
+                let mut name = None;
                 let topic = match output.topic.take() {
                     Some(topic) => crate::plan::full_name(&topic),
                     None => match &self.default {
-                        Some(topic) => topic.clone(),
+                        Some(topic) => {
+                            if let Some(numbered) = &self.numbered {
+                                output.sequence = Some(sequence(&input.id, made)?);
+                                name = Some(format!("{}-{}", numbered.fqfn, input.topic));
+                                made += 1;
+                            }
+                            topic.clone()
+                        }
                         // Without an output topic the result is discarded, as in Pulsar.
                         None => continue,
                     },
                 };
                 let message = self.message(input, output);
-                let producer = self.producer(&topic).await?;
-                let receipt = producer
-                    .enqueue(message)
-                    .await
-                    .map_err(|error| match error {
-                        geminga_client::Error::MessageTooLarge { .. } => {
-                            WriteError::Message(error.to_string())
-                        }
-                        error => WriteError::Sink(error.to_string()),
-                    })?;
-                receipts.push(receipt);
+                let producer = self.named(&topic, name.as_deref()).await?;
+                match txn {
+                    Some(txn) => producer.post_in(txn, message).await.map_err(refused)?,
+                    None => receipts.push(producer.enqueue(message).await.map_err(refused)?),
+                }
             }
             Ok(receipts)
         })
@@ -240,12 +308,17 @@ impl Sink for TopicSink {
         topic: &'a str,
         letter: Sent,
         _input: &'a Message,
+        txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
         Box::pin(async move {
             let text = |error: WriteError| match error {
                 WriteError::Message(why) | WriteError::Sink(why) => why,
             };
             let producer = self.producer(topic).await.map_err(text)?;
+            if let Some(txn) = txn {
+                let posted = producer.post_in(txn, letter).await;
+                return posted.map(|()| Vec::new()).map_err(|e| e.to_string());
+            }
             let receipt = producer
                 .enqueue(letter)
                 .await
@@ -268,6 +341,34 @@ impl Sink for TopicSink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_grow_with_the_places_of_inputs() {
+        let ids = [
+            "0:0:-1",
+            "0:0:-1:1",
+            "0:1:-1",
+            "0:1048575:3",
+            "1:0:-1",
+            "134217727:0:-1:1023",
+        ];
+        let mut before = None;
+        for id in ids {
+            for made in [0, 1, 63] {
+                let number = sequence(id, made).expect(id);
+                assert!(Some(number) > before && number <= i64::MAX as u64, "{id}");
+                before = Some(number);
+            }
+        }
+        for (id, made) in [
+            ("0:1048576:-1", 0),
+            ("134217728:0:-1", 0),
+            ("0:0:-1", 64),
+            ("line 3", 0),
+        ] {
+            assert!(sequence(id, made).is_err(), "{id}");
+        }
+    }
 
     #[test]
     fn an_input_id_is_written_as_pulsar_writes_it() {

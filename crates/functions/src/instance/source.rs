@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use geminga_client::{Client, Consumer, ConsumerHandle, MessageId, SeekTo, Topics};
+use geminga_client::{Client, Consumer, ConsumerHandle, MessageId, SeekTo, Topics, Transaction};
 use parking_lot::Mutex;
 
 use crate::plan::Subscription;
@@ -28,6 +28,18 @@ pub(crate) enum Origin {
         file: usize,
         offset: u64,
     },
+    /// The messages that are done with a window.
+    Window(Vec<Origin>),
+}
+
+impl Origin {
+    /// Adds the places of single messages.
+    pub(crate) fn flatten(self, all: &mut Vec<Origin>) {
+        match self {
+            Self::Window(origins) => all.extend(origins),
+            one => all.push(one),
+        }
+    }
 }
 
 /// Gives messages.
@@ -49,6 +61,15 @@ pub(crate) trait Source: Send {
 pub(crate) trait Acker: Send + Sync {
     /// `durable` waits until the source will never give them again.
     fn ack(&self, origins: Vec<Origin>, durable: bool) -> BoxFuture<'_, Result<(), String>>;
+
+    /// Acknowledges as part of a transaction.
+    fn ack_in<'a>(
+        &'a self,
+        _txn: &'a Transaction,
+        _origins: Vec<Origin>,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async { Err("this source knows no transactions".to_owned()) })
+    }
 }
 
 /// The newest message taken of each topic, by all instances of a component.
@@ -100,6 +121,16 @@ impl TopicSource {
         if let Some(size) = plan.queue_size {
             builder = builder.receiver_queue_size(size);
         }
+        let consumer = &plan.consumer;
+        if let Some(name) = &consumer.name {
+            builder = builder.name(name.clone());
+        }
+        if let Some(level) = consumer.priority {
+            builder = builder.priority(level);
+        }
+        if consumer.read_compacted {
+            builder = builder.read_compacted(true);
+        }
         for (name, value) in properties {
             builder = builder.property(name.clone(), value.clone());
         }
@@ -150,6 +181,7 @@ impl Source for TopicSource {
                     producer: message.producer_name,
                     sequence: message.sequence_id,
                     redelivery: message.redelivery_count,
+                    window: None,
                 };
                 Incoming {
                     message: Arc::new(message),
@@ -181,19 +213,31 @@ impl Source for TopicSource {
 
 struct TopicAcker(ConsumerHandle);
 
+fn targets(origins: &[Origin]) -> impl Iterator<Item = (&str, &MessageId)> {
+    origins.iter().filter_map(|origin| match origin {
+        Origin::Topic { topic, id } => Some((&**topic, id)),
+        Origin::File { .. } | Origin::Window(_) => None,
+    })
+}
+
 impl Acker for TopicAcker {
+    fn ack_in<'a>(
+        &'a self,
+        txn: &'a Transaction,
+        origins: Vec<Origin>,
+    ) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            let acked = self.0.ack_many_in(txn, targets(&origins)).await;
+            acked.map_err(|error| error.to_string())
+        })
+    }
+
     fn ack(&self, origins: Vec<Origin>, durable: bool) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move {
-            let targets = || {
-                origins.iter().filter_map(|origin| match origin {
-                    Origin::Topic { topic, id } => Some((&**topic, id)),
-                    Origin::File { .. } => None,
-                })
-            };
             let result = if durable {
-                self.0.ack_many_durable(targets()).await
+                self.0.ack_many_durable(targets(&origins)).await
             } else {
-                self.0.ack_many(targets()).await
+                self.0.ack_many(targets(&origins)).await
             };
             result.map_err(|error| error.to_string())
         })

@@ -4,17 +4,23 @@
 //! applied when the message is processed and recorded before the message is acknowledged, so that a
 //! worker that dies finds, by reading the topic, at least what its acknowledged messages did. A
 //! record holds the value that a change led to, not the change, so the topic can be rewritten.
+//!
+//! The state of an effectively-once instance is its own ([`FunctionState::open_alone`]). Its records
+//! are part of transactions, and hold the value after the messages released so far: the function may
+//! have seen later ones, whose changes belong to a later transaction. A map beside the first one
+//! knows these values.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use geminga_client::{Batching, Client, Message, MessageId, Receipt};
+use geminga_client::{Batching, Client, Error, Message, MessageId, Receipt, Transaction};
 use geminga_stdx::Tasks;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
-use crate::changelog::Changelog;
+use crate::changelog::{Changelog, is_fenced};
 
 use crate::runtime::{StateChange, incremented};
 
@@ -44,6 +50,27 @@ pub(crate) struct FunctionState {
     /// Held while values are read and enqueued, so that they are recorded in the order they took.
     recording: tokio::sync::Mutex<()>,
     tasks: Tasks,
+    /// Of an effectively-once instance.
+    alone: Option<Alone>,
+}
+
+/// What state has when one instance holds it alone.
+struct Alone {
+    /// The values after the messages released so far.
+    released: Mutex<BTreeMap<String, Entry>>,
+    /// Somebody else holds it now.
+    fenced: AtomicBool,
+    /// Other instances of the function have state of their own: changes would be of no use.
+    has_peers: bool,
+}
+
+/// How an instance takes its state for itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Taking {
+    /// Waits for the present holder instead of fencing it.
+    pub(crate) in_line: bool,
+    /// There are other instances of the function.
+    pub(crate) has_peers: bool,
 }
 
 /// The topic that remembers the state of `tenant/namespace/name`.
@@ -60,26 +87,38 @@ impl FunctionState {
         tasks: &Tasks,
     ) -> Result<Self, geminga_client::Error> {
         let mut map = BTreeMap::new();
-        let take = |message: geminga_client::ReceivedMessage| {
-            let Some(key) = message.key.clone() else {
-                return;
-            };
-            if message.null_value {
-                map.remove(&key);
-                return;
-            }
-            let counted = map.get(&key).map_or(0, |entry: &Entry| entry.version) + 1;
-            let version = message.property(VERSION).and_then(|text| text.parse().ok());
-            let entry = Entry {
-                is_counter: message.property(COUNTER).is_some(),
-                value: message.payload,
-                version: version.unwrap_or(counted),
-            };
-            map.insert(key, entry);
-        };
+        let take = |message| take_in(&mut map, message);
         let batching = Batching::default();
         let changelog = Changelog::open(client, topic, batching, records_max, take).await?;
         Ok(Self {
+            map: RwLock::new(map),
+            changelog: Some(changelog),
+            recording: tokio::sync::Mutex::new(()),
+            tasks: tasks.clone(),
+            alone: None,
+        })
+    }
+
+    /// Takes the topic away from whoever has it, and reads all that was committed.
+    pub(crate) async fn open_alone(
+        client: &Client,
+        topic: &str,
+        records_max: u64,
+        taking: Taking,
+        tasks: &Tasks,
+    ) -> Result<Self, geminga_client::Error> {
+        let mut map = BTreeMap::new();
+        let take = |message| take_in(&mut map, message);
+        let batching = Batching::default();
+        let opening =
+            Changelog::open_alone(client, topic, batching, records_max, taking.in_line, take);
+        let changelog = opening.await?;
+        Ok(Self {
+            alone: Some(Alone {
+                released: Mutex::new(map.clone()),
+                fenced: AtomicBool::new(false),
+                has_peers: taking.has_peers,
+            }),
             map: RwLock::new(map),
             changelog: Some(changelog),
             recording: tokio::sync::Mutex::new(()),
@@ -94,6 +133,7 @@ impl FunctionState {
             changelog: None,
             recording: tokio::sync::Mutex::new(()),
             tasks: tasks.clone(),
+            alone: None,
         }
     }
 
@@ -154,6 +194,119 @@ impl FunctionState {
         Ok(receipts)
     }
 
+    /// Whether somebody else holds the state now.
+    pub(crate) fn is_fenced(&self) -> bool {
+        let fenced = |alone: &Alone| alone.fenced.load(Ordering::Acquire);
+        self.alone.as_ref().is_some_and(fenced)
+    }
+
+    /// Remembers an error that says so, and gives its text.
+    pub(crate) fn note(&self, error: &Error) -> String {
+        if let Some(alone) = &self.alone
+            && is_fenced(error)
+        {
+            alone.fenced.store(true, Ordering::Release);
+            return "another worker runs this instance now".to_owned();
+        }
+        error.to_string()
+    }
+
+    /// Puts the values that a released message's `changes` led to on their way, in its transaction.
+    pub(crate) async fn record_in(
+        &self,
+        txn: &Transaction,
+        changes: &[StateChange],
+    ) -> Result<(), String> {
+        let (Some(changelog), Some(alone)) = (&self.changelog, &self.alone) else {
+            return Err("state that is not held alone can be in no transaction".to_owned());
+        };
+        if alone.has_peers {
+            return Err(
+                "an EFFECTIVELY_ONCE function that keeps state needs `parallelism: 1`".to_owned(),
+            );
+        }
+        let _in_order = self.recording.lock().await;
+        let mut keys: Vec<&str> = changes.iter().map(key_of).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let records: Vec<Message> = {
+            let mut released = alone.released.lock();
+            for change in changes {
+                apply(&mut released, change);
+            }
+            let record = |key: &str| match released.get(key) {
+                None => Message::tombstone().key(key),
+                Some(entry) => record_of(key, entry.clone()),
+            };
+            keys.into_iter().map(record).collect()
+        };
+        for record in records {
+            // Its commit waits for it, and fails with it.
+            let sent = changelog.enqueue_in(txn, record).await;
+            drop(sent.map_err(|error| self.note(&error))?);
+        }
+        Ok(())
+    }
+
+    /// Takes back what messages changed that are not released.
+    pub(crate) fn rewind(&self) {
+        if let Some(alone) = &self.alone {
+            let released = alone.released.lock().clone();
+            *self.map.write() = released;
+        }
+    }
+
+    /// Puts a record into a transaction that has none, so that it can not be committed by one who
+    /// does not hold the state any more.
+    pub(crate) async fn touch(&self, txn: &Transaction) -> Result<(), String> {
+        let Some(changelog) = &self.changelog else {
+            return Ok(());
+        };
+        let record = Message::new(&b"held"[..]);
+        let sent = changelog.enqueue_in(txn, record).await;
+        sent.map(drop).map_err(|error| self.note(&error))
+    }
+
+    /// Writes all values once more in `txn`, when it is time, as they are after the messages released
+    /// so far. What it returns belongs to [`rewritten`](Self::rewritten) after the commit.
+    pub(crate) async fn rewrite_in(&self, txn: &Transaction) -> Result<Option<Receipt>, String> {
+        let (Some(changelog), Some(alone)) = (&self.changelog, &self.alone) else {
+            return Ok(None);
+        };
+        let living = alone.released.lock().len();
+        if !changelog.begin_rewriting(living) {
+            return Ok(None);
+        }
+        let _in_order = self.recording.lock().await;
+        let all: Vec<(String, Entry)> = {
+            let released = alone.released.lock();
+            let one = |(key, entry): (&String, &Entry)| (key.clone(), entry.clone());
+            released.iter().map(one).collect()
+        };
+        let written = async {
+            let place = changelog.place_in(txn).await?;
+            for (key, entry) in all {
+                drop(changelog.enqueue_in(txn, record_of(&key, entry)).await?);
+            }
+            Ok::<Receipt, Error>(place)
+        };
+        written.await.map(Some).map_err(|error| {
+            changelog.give_up_rewriting();
+            self.note(&error)
+        })
+    }
+
+    /// The transaction of a rewriting was committed.
+    pub(crate) async fn rewritten(&self, place: Receipt) {
+        let Some(changelog) = &self.changelog else {
+            return;
+        };
+        if let Err(error) = changelog.end_rewriting(place.await).await {
+            // The old records are still there, and the next rewriting tries again.
+            tracing::warn!(%error, "state changelog not rewritten");
+        }
+    }
+
     /// Writes every value once more. Changes go on meanwhile: what they record comes later and wins.
     async fn rewrite(&self, changelog: &Changelog) -> Result<MessageId, geminga_client::Error> {
         let in_order = self.recording.lock().await;
@@ -189,11 +342,49 @@ impl FunctionState {
     pub(crate) async fn change(self: &Arc<Self>, change: StateChange) -> Result<(), String> {
         let changes = [change];
         self.apply(&changes);
-        for receipt in self.record(&changes).await? {
+        let receipts = match (&self.changelog, &self.alone) {
+            (Some(changelog), Some(alone)) => {
+                // In one turn: a message released in between must not get into this record.
+                let _in_order = self.recording.lock().await;
+                let key = key_of(&changes[0]);
+                let value = {
+                    let released = &mut *alone.released.lock();
+                    changes.iter().for_each(|change| apply(released, change));
+                    released.get(key).cloned()
+                };
+                let record = match value {
+                    None => Message::tombstone().key(key),
+                    Some(entry) => record_of(key, entry),
+                };
+                let sent = changelog.enqueue(record).await;
+                vec![sent.map_err(|error| self.note(&error))?]
+            }
+            _ => self.record(&changes).await?,
+        };
+        for receipt in receipts {
             receipt.await.map_err(|error| error.to_string())?;
         }
         Ok(())
     }
+}
+
+/// Applies a record of the topic.
+fn take_in(map: &mut BTreeMap<String, Entry>, message: geminga_client::ReceivedMessage) {
+    let Some(key) = message.key.clone() else {
+        return;
+    };
+    if message.null_value {
+        map.remove(&key);
+        return;
+    }
+    let counted = map.get(&key).map_or(0, |entry: &Entry| entry.version) + 1;
+    let version = message.property(VERSION).and_then(|text| text.parse().ok());
+    let entry = Entry {
+        is_counter: message.property(COUNTER).is_some(),
+        value: message.payload,
+        version: version.unwrap_or(counted),
+    };
+    map.insert(key, entry);
 }
 
 fn record_of(key: &str, entry: Entry) -> Message {

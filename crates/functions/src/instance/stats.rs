@@ -131,6 +131,8 @@ pub(crate) struct Stats {
     dead_lettered: AtomicU64,
     restarts: AtomicU64,
     logs_dropped: AtomicU64,
+    transactions: AtomicU64,
+    late: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -154,6 +156,8 @@ pub(crate) struct Snapshot {
     pub(crate) written: u64,
     pub(crate) dead_lettered: u64,
     pub(crate) restarts: u64,
+    pub(crate) transactions: u64,
+    pub(crate) late: u64,
     pub(crate) last_invocation_ms: Option<u64>,
     pub(crate) user_exceptions: Vec<Exception>,
     pub(crate) system_exceptions: Vec<Exception>,
@@ -181,6 +185,16 @@ fn remember(exceptions: &mut VecDeque<Exception>, text: String, at_ms: u64) {
 }
 
 impl Stats {
+    /// A message came too late for its windows.
+    pub(crate) fn late(&self) {
+        self.late.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A transaction was committed.
+    pub(crate) fn committed(&self) {
+        self.transactions.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn received(&self, count: usize) {
         self.inner
             .lock()
@@ -260,6 +274,8 @@ impl Stats {
             written: self.written.load(Ordering::Relaxed),
             dead_lettered: self.dead_lettered.load(Ordering::Relaxed),
             restarts: self.restarts.load(Ordering::Relaxed),
+            transactions: self.transactions.load(Ordering::Relaxed),
+            late: self.late.load(Ordering::Relaxed),
             last_invocation_ms: inner.last_invocation_ms,
             user_exceptions: inner.user_exceptions.iter().cloned().collect(),
             system_exceptions: inner.system_exceptions.iter().cloned().collect(),

@@ -125,6 +125,11 @@ pub(crate) fn of_message(out: &mut Vec<u8>, message: &Message) {
     if !message.producer.is_empty() {
         push(out, "producer", &message.producer);
     }
+    if let Some((count, start_ms, end_ms)) = message.window {
+        push_number(out, "window", count);
+        push_number(out, "windowStart", start_ms);
+        push_number(out, "windowEnd", end_ms);
+    }
     let mut name = String::new();
     for (property, value) in &message.properties {
         name.clear();

@@ -204,7 +204,7 @@ pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
 }
 
 /// A program of the JDK: that of `JAVA_HOME`, or the one on the path.
-pub(super) fn tool(name: &str) -> PathBuf {
+pub fn tool(name: &str) -> PathBuf {
     std::env::var_os("JAVA_HOME")
         .map(|home| PathBuf::from(home).join("bin").join(name))
         .filter(|path| path.exists())
@@ -262,7 +262,7 @@ fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
 }
 
 /// The jars of the functions API; none when nobody has them and the jar may do without.
-pub(super) async fn api() -> Result<Vec<PathBuf>, Broken> {
+pub async fn api() -> Result<Vec<PathBuf>, Broken> {
     if let Some(folder) = std::env::var_os("GEMINGA_JAVA_LIB") {
         return jars(Path::new(&folder));
     }

@@ -73,12 +73,38 @@ impl Processes {
             // The way there must be passable for the other user.
             set_mode(&self.inner.private, 0o711)?;
         }
+        put_secrets(&directory, spec)?;
         Ok(Scope {
             processes: self.clone(),
             token,
             directory,
         })
     }
+}
+
+/// Each secret is a file of its name in `$GMG_SECRETS`, for programs that know no host protocol.
+fn put_secrets(directory: &Path, spec: &HostSpec) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::{OpenOptionsExt, chown};
+    if spec.secrets.is_empty() {
+        return Ok(());
+    }
+    let owner = spec.options.run_as().ok().flatten();
+    let own = |path: &Path| match owner {
+        Some((user, group)) => chown(path, Some(user), Some(group)),
+        None => Ok(()),
+    };
+    let folder = directory.join(SECRETS);
+    make_private(&folder)?;
+    own(&folder)?;
+    for (name, value) in &spec.secrets {
+        let path = folder.join(variable(name));
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(&path)?.write_all(value.as_bytes())?;
+        own(&path)?;
+    }
+    Ok(())
 }
 
 fn file_name(text: &str) -> String {
@@ -132,6 +158,7 @@ impl Scope {
             .env("TMPDIR", &self.directory)
             .env("GMG_TMP", &self.directory)
             .env("GMG_SCOPE", &self.token)
+            .envs((!spec.secrets.is_empty()).then(|| ("GMG_SECRETS", self.directory.join(SECRETS))))
             .envs(&spec.options.env)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -188,6 +215,9 @@ impl Scope {
         }
     }
 }
+
+/// The folder of secrets in a host's private directory.
+const SECRETS: &str = "secrets";
 
 impl Drop for Scope {
     fn drop(&mut self) {

@@ -147,6 +147,7 @@ pub(crate) fn hello_block(spec: &HostSpec, out: &mut Vec<u8>) {
     push_number(out, "instance", u64::from(spec.instance));
     push_number(out, "instances", u64::from(spec.instances));
     push_number(out, "manualAck", u64::from(spec.manual_ack));
+    push_number(out, "windows", u64::from(spec.windows));
     push_number(out, "maxOutputBytes", spec.options.max_output_bytes);
     for topic in &spec.inputs {
         push(out, "input", topic);

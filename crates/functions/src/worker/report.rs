@@ -63,6 +63,15 @@ pub struct InstanceStatusData {
     pub num_dead_lettered: u64,
     pub num_written: u64,
     pub num_in_flight: u64,
+    /// Of an effectively-once function: `transactions`, or what is not covered without them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effectively_once: Option<String>,
+    /// Transactions that it has committed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_transactions: Option<u64>,
+    /// Of a window function: messages that came too late.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_late: Option<u64>,
     /// Milliseconds in user code.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub latency_percentiles: BTreeMap<String, f64>,
@@ -247,6 +256,9 @@ fn status_of(seat: &Seat, worker_id: &str) -> InstanceStatusData {
         num_dead_lettered: s.dead_lettered,
         num_written: s.written,
         num_in_flight: seat.gauge.in_flight.load(Ordering::Relaxed) as u64,
+        effectively_once: seat.gauge.effectively_once.lock().map(str::to_owned),
+        num_transactions: Some(s.transactions).filter(|&count| count > 0),
+        num_late: Some(s.late).filter(|&count| count > 0),
         latency_percentiles: percentiles(&s.total),
     }
 }

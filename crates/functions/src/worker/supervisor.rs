@@ -2,13 +2,15 @@
 //! when they break, stops them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use geminga_client::{Client, ConsumerHandle};
+use geminga_model::ProcessingGuarantees;
 use geminga_stdx::tasks::OnError;
 use geminga_stdx::{Backoff, Random, Tasks};
 use parking_lot::Mutex;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Inner;
@@ -18,9 +20,11 @@ use crate::connector::file_source::FileStart;
 use crate::connector::table::{TableEnd, TableView};
 use crate::error::WorkerError;
 use crate::instance::context::Context;
+use crate::instance::gather::Gather;
+use crate::instance::once::Once;
 use crate::instance::sink::{Sink, TopicSink};
 use crate::instance::source::{Source, Taken, TopicSource};
-use crate::instance::state::{self, FunctionState};
+use crate::instance::state::{self, FunctionState, Taking};
 use crate::instance::{Gauge, Instance};
 use crate::plan::{Input, Output, Plan, Process};
 
@@ -51,6 +55,8 @@ pub(crate) struct Seat {
     /// Whether it has subscribed, or failed to, once.
     subscribed: watch::Sender<bool>,
     running: Mutex<Option<Run>>,
+    /// Another worker has taken the instance's state: it waits in line for it.
+    fenced: AtomicBool,
 }
 
 struct Run {
@@ -81,7 +87,7 @@ pub(crate) struct Crew {
     pub(crate) table: Option<TableView>,
     version: u64,
     seats: Arc<Vec<Arc<Seat>>>,
-    state: Arc<OnceCell<Arc<FunctionState>>>,
+    state: Arc<tokio::sync::Mutex<Option<Arc<FunctionState>>>>,
 }
 
 impl Crew {
@@ -104,6 +110,7 @@ impl Crew {
                 started: Mutex::new(Instant::now()),
                 subscribed: watch::Sender::new(false),
                 running: Mutex::new(None),
+                fenced: AtomicBool::new(false),
             })
         });
         Self {
@@ -145,17 +152,55 @@ impl Crew {
     /// The function's state, read from its topic at first use.
     pub(crate) async fn state(&self, inner: &Inner) -> Result<Arc<FunctionState>, WorkerError> {
         let id = &self.id;
-        self.state
-            .get_or_try_init(|| async {
-                let topic = state::topic(&id.tenant, &id.namespace, &id.name);
-                let records_max = inner.config.changelog_records_max;
-                FunctionState::open(&inner.config.client, &topic, records_max, &inner.tasks)
-                    .await
-                    .map(Arc::new)
-                    .map_err(WorkerError::client(format!("state of {id}")))
-            })
+        let mut held = self.state.lock().await;
+        if let Some(state) = &*held {
+            return Ok(state.clone());
+        }
+        let topic = state::topic(&id.tenant, &id.namespace, &id.name);
+        let records_max = inner.config.changelog_records_max;
+        let opening = FunctionState::open(&inner.config.client, &topic, records_max, &inner.tasks);
+        let state = opening
             .await
-            .cloned()
+            .map(Arc::new)
+            .map_err(WorkerError::client(format!("state of {id}")))?;
+        *held = Some(state.clone());
+        Ok(state)
+    }
+
+    /// What an effectively-once instance has beside the others, when the broker has transactions.
+    /// It takes the state away from whoever ran the instance before.
+    async fn once(&self, inner: &Inner, seat: &Seat, number: u32) -> Result<Option<Once>, String> {
+        if self.plan.policy.guarantee != ProcessingGuarantees::EffectivelyOnce {
+            return Ok(None);
+        }
+        let client = &inner.config.client;
+        if !client.has_transactions().await.map_err(|e| e.to_string())? {
+            *seat.gauge.effectively_once.lock() = Some(
+                "sequence ids, since the broker has no transactions: outputs to the output topic \
+                 happen once where its namespace has deduplication; other topics and state may \
+                 see a message again",
+            );
+            return Ok(None);
+        }
+        *seat.gauge.effectively_once.lock() = Some("transactions");
+        let id = &self.id;
+        let mut topic = state::topic(&id.tenant, &id.namespace, &id.name);
+        let has_peers = self.len() > 1;
+        if has_peers {
+            topic = format!("{topic}-{number}");
+        }
+        let in_line = seat.fenced.load(Ordering::Acquire);
+        if in_line {
+            // Nobody is to wait for one who waits in line.
+            seat.subscribed.send_replace(true);
+        }
+        let taking = Taking { in_line, has_peers };
+        let records_max = inner.config.changelog_records_max;
+        let opening = FunctionState::open_alone(client, &topic, records_max, taking, &inner.tasks);
+        let state = Arc::new(opening.await.map_err(|error| format!("state: {error}"))?);
+        seat.fenced.store(false, Ordering::Release);
+        *self.state.lock().await = Some(state.clone());
+        Ok(Some(Once::new(client.clone(), state)))
     }
 
     /// Starts an instance that does not run.
@@ -276,7 +321,9 @@ impl Crew {
             *seat.started.lock() = began;
             // A task group of its own: what an instance started ends with it.
             let tasks = inner.tasks.child();
-            let result = self.once(inner, seat, number, fresh, &stop, &tasks).await;
+            let result = self
+                .run_once(inner, seat, number, fresh, &stop, &tasks)
+                .await;
             fresh = false;
             *seat.consumer.lock() = None;
             tasks.cancel();
@@ -313,7 +360,7 @@ impl Crew {
     }
 
     /// Runs an instance once, to its end.
-    async fn once(
+    async fn run_once(
         &self,
         inner: &Arc<Inner>,
         seat: &Seat,
@@ -329,13 +376,15 @@ impl Crew {
             _ = stopping.wait_for(Option::is_some) => return Ok(()),
         };
         seat.set(Health::Running);
-        instance
-            .run(stop.clone())
-            .await
-            .map_err(|fault| match &fault {
-                crate::instance::Fault::Host(broken) => super::broken_text(broken),
-                other => other.to_string(),
-            })
+        let state = instance.state.clone();
+        let result = instance.run(stop.clone()).await;
+        if state.is_some_and(|state| state.is_fenced()) {
+            seat.fenced.store(true, Ordering::Release);
+        }
+        result.map_err(|fault| match &fault {
+            crate::instance::Fault::Host(broken) => super::broken_text(broken),
+            other => other.to_string(),
+        })
     }
 
     async fn build(
@@ -358,6 +407,11 @@ impl Crew {
             ("id".to_owned(), self.id.fqfn()),
             ("instance_id".to_owned(), number.to_string()),
         ];
+        // First of all: what a predecessor does later must not count.
+        let once = self.once(inner, seat, number).await?;
+        let once_state = once.as_ref().map(|once| once.state.clone());
+        let numbers = plan.policy.guarantee == ProcessingGuarantees::EffectivelyOnce;
+        let numbers = numbers && once.is_none();
         let source = async {
             Ok::<Box<dyn Source>, String>(match &plan.input {
                 Input::Topics(subscription) => {
@@ -390,7 +444,11 @@ impl Crew {
                         *forward_properties,
                         properties.clone(),
                     );
-                    Box::new(sink.await.map_err(|error| format!("output: {error}"))?)
+                    let mut sink = sink.await.map_err(|error| format!("output: {error}"))?;
+                    if numbers {
+                        sink.number(self.id.fqfn());
+                    }
+                    Box::new(sink)
                 }
                 Output::File(settings) => {
                     // A worker that keeps its components goes on with the file after a restart.
@@ -406,6 +464,7 @@ impl Crew {
         let state = async {
             match &plan.process {
                 Process::Identity => Ok(None),
+                Process::Host(..) if once_state.is_some() => Ok(once_state),
                 // Its instances are on several workers: there is no memory that they share.
                 Process::Host(_, spec) if spec.options.spread => Ok(None),
                 Process::Host(..) => {
@@ -450,6 +509,8 @@ impl Crew {
             host,
             sink,
             state,
+            once,
+            gather: plan.window.clone().map(Gather::new),
             policy: plan.policy.clone(),
             gauge: seat.gauge.clone(),
             tasks: tasks.clone(),

@@ -2,9 +2,13 @@
 
 mod changelog;
 mod earthquakes;
+mod exactly_once;
 mod flaws;
 mod hosts;
+mod matrix;
 mod operation;
+mod poison;
 mod stage;
 mod stream;
+mod windows;
 mod workers;

@@ -75,12 +75,12 @@ async fn what_can_not_be_honoured_is_refused_before_anything_is_made() {
     let stage = Stage::new().await;
     for (fields, named) in [
         (
-            json!({"sh": "x", "inputs": ["a"], "processingGuarantees": "EFFECTIVELY_ONCE"}),
-            "EFFECTIVELY_ONCE",
+            json!({"sh": "x", "inputs": ["a"], "exposePulsarAdminClientEnabled": true}),
+            "exposePulsarAdminClientEnabled",
         ),
         (
-            json!({"sh": "x", "inputs": ["a"], "windowConfig": {"windowLengthCount": 2}}),
-            "windowConfig",
+            json!({"sh": "x", "inputs": ["a"], "windowConfig": {"maxLagMs": 2}}),
+            "windowLengthCount",
         ),
         (
             json!({"exec": "/no/such/program", "inputs": ["a"]}),

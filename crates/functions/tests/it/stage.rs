@@ -22,7 +22,7 @@ pub(crate) struct Stage {
     pub(crate) catalog: String,
     records_max: u64,
     unique: String,
-    _server: Option<(Broker, Tasks)>,
+    server: Option<(Broker, Tasks)>,
 }
 
 impl Stage {
@@ -63,8 +63,13 @@ impl Stage {
             catalog,
             records_max,
             unique,
-            _server: server,
+            server,
         }
+    }
+
+    /// The broker, where it is in this process.
+    pub(crate) fn broker(&self) -> &Broker {
+        &self.server.as_ref().expect("a broker in this process").0
     }
 
     /// A worker on the same catalogue, after the first has gone.

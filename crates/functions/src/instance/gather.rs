@@ -1,0 +1,183 @@
+//! Messages of a window function: which time each has, which are late, and how a window is given to
+//! a host as one message.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::source::Incoming;
+use super::window::{Added, Fired, Windows};
+use crate::plan::{Packing, Stamp, WindowPlan};
+use crate::runtime::{Message, headers};
+
+/// Messages that the windows of one instance may hold: more are left with the broker.
+pub(crate) const HELD_MAX: usize = 100_000;
+
+/// The windows of an instance and what is known of its messages.
+pub(crate) struct Gather {
+    plan: WindowPlan,
+    windows: Windows<Incoming>,
+}
+
+impl Gather {
+    pub(crate) fn new(plan: WindowPlan) -> Self {
+        Self {
+            windows: Windows::new(plan.shape, plan.event_time),
+            plan,
+        }
+    }
+
+    pub(crate) fn late_topic(&self) -> Option<&str> {
+        self.plan.late_topic.as_deref()
+    }
+
+    /// How many messages more may come.
+    pub(crate) fn room(&self) -> usize {
+        HELD_MAX.saturating_sub(self.windows.len())
+    }
+
+    pub(crate) fn add(
+        &mut self,
+        now_ms: u64,
+        incoming: &Incoming,
+        fired: &mut Vec<Fired<Incoming>>,
+    ) -> Added {
+        let message = &incoming.message;
+        let time_ms = self.plan.stamp.of(message, now_ms);
+        let topic = parent(&message.topic);
+        self.windows
+            .add(now_ms, time_ms, &topic, incoming.clone(), fired)
+    }
+
+    pub(crate) fn tick(&mut self, now_ms: u64, fired: &mut Vec<Fired<Incoming>>) {
+        self.windows.tick(now_ms, fired);
+    }
+
+    pub(crate) fn next_tick(&self) -> Option<u64> {
+        self.windows.next_tick()
+    }
+
+    /// The message that stands for a window.
+    pub(crate) fn message(&self, window: &Fired<Incoming>) -> Message {
+        let messages = || window.items.iter().map(|incoming| &*incoming.message);
+        let payload = match self.plan.packing {
+            Packing::Batch => pack(messages()),
+            Packing::Lines => lines(messages()),
+        };
+        Message {
+            id: format!("window {}-{}", window.start_ms, window.end_ms),
+            payload,
+            partition: -1,
+            window: Some((window.items.len() as u64, window.start_ms, window.end_ms)),
+            ..Message::default()
+        }
+    }
+}
+
+impl Stamp {
+    /// A message without the time that is asked for has that of its publishing.
+    fn of(&self, message: &Message, now_ms: u64) -> u64 {
+        let published = message.publish_time;
+        match self {
+            Self::Arrival => now_ms,
+            Self::Publish => published,
+            Self::Event if message.event_time > 0 => message.event_time,
+            Self::Event => published,
+            Self::Property(name) => {
+                let mut properties = message.properties.iter();
+                let value = properties.find(|(property, _)| property == name);
+                value
+                    .and_then(|(_, text)| text.parse().ok())
+                    .unwrap_or(published)
+            }
+        }
+    }
+}
+
+/// The topic of a partition.
+fn parent(topic: &Arc<str>) -> Arc<str> {
+    match topic.rsplit_once("-partition-") {
+        Some((parent, number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => parent.into(),
+        _ => topic.clone(),
+    }
+}
+
+/// As the messages of a batch: the count, the lengths, the blocks and payloads.
+fn pack<'a>(messages: impl Iterator<Item = &'a Message> + Clone) -> Bytes {
+    let mut body = Vec::new();
+    let mut out = BytesMut::new();
+    out.put_u32_le(u32::try_from(messages.clone().count()).unwrap_or(u32::MAX));
+    for message in messages {
+        let before = body.len();
+        headers::of_message(&mut body, message);
+        let block = body.len() - before;
+        body.extend_from_slice(&message.payload);
+        for length in [block, message.payload.len()] {
+            out.put_u32_le(u32::try_from(length).unwrap_or(u32::MAX));
+        }
+    }
+    out.extend_from_slice(&body);
+    out.freeze()
+}
+
+/// One payload a line, with the escapes of a block's values.
+fn lines<'a>(messages: impl Iterator<Item = &'a Message>) -> Bytes {
+    let mut out = Vec::new();
+    for message in messages {
+        headers::escape_into(&mut out, &message.payload, false);
+        out.push(b'\n');
+    }
+    // As a text file has it, but what is given to a function has no newline at its end.
+    out.pop();
+    out.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(payload: &'static str, event_time: u64) -> Message {
+        Message {
+            topic: "t-partition-3".into(),
+            id: "1:2:-1".to_owned(),
+            payload: Bytes::from_static(payload.as_bytes()),
+            event_time,
+            publish_time: 5,
+            properties: vec![("at".to_owned(), "77".to_owned())],
+            ..Message::default()
+        }
+    }
+
+    #[test]
+    fn each_message_has_the_time_that_is_asked_for() {
+        let (with, without) = (message("a", 9), message("a", 0));
+        for (stamp, wanted) in [
+            (Stamp::Arrival, [1, 1]),
+            (Stamp::Publish, [5, 5]),
+            (Stamp::Event, [9, 5]),
+            (Stamp::Property("at".into()), [77, 77]),
+            (Stamp::Property("other".into()), [5, 5]),
+        ] {
+            assert_eq!(
+                [stamp.of(&with, 1), stamp.of(&without, 1)],
+                wanted,
+                "{stamp:?}"
+            );
+        }
+        assert_eq!(&*parent(&with.topic), "t");
+    }
+
+    #[test]
+    fn a_window_is_packed_as_a_batch_or_as_lines() {
+        let two = [message("one\n", 0), message("b\\", 0)];
+        assert_eq!(&lines(two.iter())[..], b"one\\n\nb\\\\");
+        let packed = pack(two.iter());
+        assert_eq!(&packed[..4], 2_u32.to_le_bytes());
+        let length =
+            |at: usize| u32::from_le_bytes(packed[at..at + 4].try_into().expect("four")) as usize;
+        let (block, payload) = (length(4), length(8));
+        assert_eq!(&packed[20 + block..20 + block + payload], b"one\n");
+        assert!(packed[20..].starts_with(b"topic:t-partition-3\nid:1:2:-1\n"));
+        assert!(packed.ends_with(b"b\\"));
+    }
+}

@@ -1,0 +1,436 @@
+//! Which messages make a window, and when it is complete. Pure: what the clock says is told.
+//!
+//! Windows of time begin and end at multiples of the slide, counted from 1970, so that all instances
+//! and every restart cut alike; a window holds `start <= time < end`. What must hold:
+//! - A message is in every window that its time falls into, unless it came too late for all.
+//! - A message is *done* with the last window that holds it, and is named once as such: only then may
+//!   it be acknowledged. Until then a restart gets it again.
+//! - Windows fire in the order of their ends. Empty ones do not.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// What a window is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// The last `length` messages, after every `slide`.
+    Count { length: usize, slide: usize },
+    /// All messages of `length_ms`, every `slide_ms`.
+    Time { length_ms: u64, slide_ms: u64 },
+    /// Messages with less than `gap_ms` between neighbours.
+    Session { gap_ms: u64 },
+}
+
+/// Event time instead of the time of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EventTime {
+    /// So much earlier than the newest a message may be.
+    pub(crate) lag_ms: u64,
+    /// The watermark moves this often.
+    pub(crate) emit_ms: u64,
+    /// Topics that must have been heard of before the watermark moves at all.
+    pub(crate) topics: usize,
+}
+
+/// A complete window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fired<T> {
+    pub(crate) start_ms: u64,
+    pub(crate) end_ms: u64,
+    pub(crate) items: Vec<T>,
+    /// In no later window.
+    pub(crate) done: Vec<T>,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Added {
+    Held,
+    Late,
+    /// It is in no window: the slide is longer than the length.
+    Skipped,
+}
+
+/// The windows of one instance.
+#[derive(Debug)]
+pub(crate) struct Windows<T> {
+    shape: Shape,
+    event_time: Option<EventTime>,
+    /// By count: the messages of the windows to come, oldest first.
+    counted: VecDeque<(u64, T)>,
+    /// Messages ever counted.
+    count: u64,
+    /// By time: what is held, in the order of time, then arrival.
+    timed: BTreeMap<(u64, u64), T>,
+    arrivals: u64,
+    /// Every window that ends here or before has fired.
+    fired_to: u64,
+    /// Newest event time by topic.
+    newest: BTreeMap<Arc<str>, u64>,
+    watermark: u64,
+    /// When the watermark moves next.
+    emit_at: Option<u64>,
+}
+
+impl<T: Clone> Windows<T> {
+    pub(crate) fn new(shape: Shape, event_time: Option<EventTime>) -> Self {
+        Self {
+            shape,
+            event_time,
+            counted: VecDeque::new(),
+            count: 0,
+            timed: BTreeMap::new(),
+            arrivals: 0,
+            fired_to: 0,
+            newest: BTreeMap::new(),
+            watermark: 0,
+            emit_at: None,
+        }
+    }
+
+    /// Messages held.
+    pub(crate) fn len(&self) -> usize {
+        self.counted.len() + self.timed.len()
+    }
+
+    /// Takes a message in. `time_ms` is its event time, or the time of its arrival.
+    pub(crate) fn add(
+        &mut self,
+        now_ms: u64,
+        time_ms: u64,
+        topic: &Arc<str>,
+        item: T,
+        fired: &mut Vec<Fired<T>>,
+    ) -> Added {
+        if let Shape::Count { length, slide } = self.shape {
+            self.count += 1;
+            self.counted.push_back((time_ms, item));
+            if self.count.is_multiple_of(slide as u64) {
+                fired.push(self.fire_counted(length, slide));
+            }
+            return Added::Held;
+        }
+        // A clock that was set back would put it into a window that has fired.
+        let time_ms = match self.event_time {
+            None => time_ms.max(self.fired_to),
+            Some(_) => time_ms,
+        };
+        if let Some(event_time) = self.event_time {
+            if time_ms < self.watermark {
+                return Added::Late;
+            }
+            let newest = self.newest.entry(topic.clone()).or_default();
+            *newest = (*newest).max(time_ms);
+            self.emit_at.get_or_insert(now_ms + event_time.emit_ms);
+        }
+        if let Shape::Time {
+            length_ms,
+            slide_ms,
+        } = self.shape
+            && last_end(time_ms, length_ms, slide_ms) <= time_ms
+        {
+            return Added::Skipped;
+        }
+        self.arrivals += 1;
+        self.timed.insert((time_ms, self.arrivals), item);
+        Added::Held
+    }
+
+    /// What the clock completes.
+    pub(crate) fn tick(&mut self, now_ms: u64, fired: &mut Vec<Fired<T>>) {
+        let clock = match self.event_time {
+            None => now_ms,
+            Some(event_time) => {
+                if self.emit_at.is_none_or(|at| at > now_ms) {
+                    return;
+                }
+                self.emit_at = None;
+                let heard = self.newest.len() >= event_time.topics;
+                let newest = self.newest.values().min().filter(|_| heard);
+                let watermark = newest.map_or(0, |newest| newest.saturating_sub(event_time.lag_ms));
+                self.watermark = self.watermark.max(watermark);
+                self.watermark
+            }
+        };
+        while let Some(window) = self.fire_timed(clock) {
+            fired.push(window);
+        }
+    }
+
+    /// When the clock is to be told again.
+    pub(crate) fn next_tick(&self) -> Option<u64> {
+        if self.event_time.is_some() {
+            return self.emit_at;
+        }
+        match self.shape {
+            Shape::Count { .. } => None,
+            Shape::Time { slide_ms, .. } => self.next_end(slide_ms),
+            Shape::Session { gap_ms } => self.session(gap_ms).map(|(_, end)| end),
+        }
+    }
+
+    fn fire_counted(&mut self, length: usize, slide: usize) -> Fired<T> {
+        let held = self.counted.len();
+        let window = self.counted.range(held.saturating_sub(length)..);
+        let items: Vec<T> = window.clone().map(|(_, item)| item.clone()).collect();
+        let start_ms = window.clone().map(|(time, _)| *time).min().unwrap_or(0);
+        let end_ms = window.map(|(time, _)| *time).max().unwrap_or(0);
+        // The next window holds `slide` new ones, and so many of these.
+        let kept = length.saturating_sub(slide).min(held);
+        let done = self.counted.drain(..held - kept).map(|(_, item)| item);
+        Fired {
+            start_ms,
+            end_ms,
+            items,
+            done: done.collect(),
+        }
+    }
+
+    /// The end of the window that fires next.
+    fn next_end(&self, slide_ms: u64) -> Option<u64> {
+        let ((oldest, _), _) = self.timed.first_key_value()?;
+        let first = (oldest / slide_ms + 1) * slide_ms;
+        Some(first.max(self.fired_to + slide_ms))
+    }
+
+    fn fire_timed(&mut self, clock: u64) -> Option<Fired<T>> {
+        match self.shape {
+            Shape::Count { .. } => None,
+            Shape::Time {
+                length_ms,
+                slide_ms,
+            } => loop {
+                let end_ms = self.next_end(slide_ms).filter(|end| *end <= clock)?;
+                let start_ms = end_ms.saturating_sub(length_ms);
+                let window = self.timed.range((start_ms, 0)..(end_ms, 0));
+                let items: Vec<T> = window.map(|(_, item)| item.clone()).collect();
+                self.fired_to = end_ms;
+                let mut done = Vec::new();
+                while let Some(entry) = self.timed.first_entry() {
+                    if last_end(entry.key().0, length_ms, slide_ms) > end_ms {
+                        break;
+                    }
+                    done.push(entry.remove());
+                }
+                if !items.is_empty() {
+                    return Some(Fired {
+                        start_ms,
+                        end_ms,
+                        items,
+                        done,
+                    });
+                }
+            },
+            Shape::Session { gap_ms } => {
+                let (last, end_ms) = self.session(gap_ms).filter(|(_, end)| *end <= clock)?;
+                let rest = self.timed.split_off(&(last + 1, 0));
+                let window = std::mem::replace(&mut self.timed, rest);
+                let start_ms = window.first_key_value().map_or(0, |((time, _), _)| *time);
+                let items: Vec<T> = window.into_values().collect();
+                Some(Fired {
+                    start_ms,
+                    end_ms,
+                    done: items.clone(),
+                    items,
+                })
+            }
+        }
+    }
+
+    /// The time of the last message of the oldest session, and when that session is over.
+    fn session(&self, gap_ms: u64) -> Option<(u64, u64)> {
+        let mut times = self.timed.keys().map(|(time, _)| *time);
+        let mut last = times.next()?;
+        for time in times {
+            if time - last >= gap_ms {
+                break;
+            }
+            last = time;
+        }
+        Some((last, last + gap_ms))
+    }
+}
+
+/// The end of the last window that holds a time; not behind it when none does.
+fn last_end(time_ms: u64, length_ms: u64, slide_ms: u64) -> u64 {
+    (time_ms + length_ms) / slide_ms * slide_ms
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn topic() -> Arc<str> {
+        "t".into()
+    }
+
+    fn count(length: usize, slide: usize, messages: u64) -> Vec<Fired<u64>> {
+        let mut windows = Windows::new(Shape::Count { length, slide }, None);
+        let mut fired = Vec::new();
+        for n in 1..=messages {
+            windows.add(0, n, &topic(), n, &mut fired);
+        }
+        fired
+    }
+
+    /// Times in, `items` of the windows out, with the clock told after each and `at_end` last.
+    fn timed(shape: Shape, times: &[u64], at_end: u64) -> Vec<Fired<u64>> {
+        let mut windows = Windows::new(shape, None);
+        let mut fired = Vec::new();
+        for &time in times {
+            windows.tick(time, &mut fired);
+            windows.add(time, time, &topic(), time, &mut fired);
+        }
+        windows.tick(at_end, &mut fired);
+        fired
+    }
+
+    fn items(fired: &[Fired<u64>]) -> Vec<Vec<u64>> {
+        fired.iter().map(|window| window.items.clone()).collect()
+    }
+
+    #[test]
+    fn windows_by_count() {
+        assert_eq!(items(&count(3, 3, 7)), [vec![1, 2, 3], vec![4, 5, 6]]);
+        assert_eq!(
+            items(&count(3, 1, 4)),
+            [vec![1], vec![1, 2], vec![1, 2, 3], vec![2, 3, 4]]
+        );
+        assert_eq!(items(&count(1, 3, 7)), [vec![3], vec![6]]);
+        let done: Vec<_> = count(3, 2, 8)
+            .into_iter()
+            .map(|window| window.done)
+            .collect();
+        assert_eq!(done, [vec![1], vec![2, 3], vec![4, 5], vec![6, 7]]);
+    }
+
+    #[test]
+    fn windows_by_time() {
+        let tumbling = Shape::Time {
+            length_ms: 10,
+            slide_ms: 10,
+        };
+        let fired = timed(tumbling, &[1, 9, 10, 35], 40);
+        assert_eq!(items(&fired), [vec![1, 9], vec![10], vec![35]]);
+        let spans: Vec<_> = fired.iter().map(|w| (w.start_ms, w.end_ms)).collect();
+        assert_eq!(spans, [(0, 10), (10, 20), (30, 40)]);
+        let sliding = Shape::Time {
+            length_ms: 10,
+            slide_ms: 5,
+        };
+        assert_eq!(
+            items(&timed(sliding, &[1, 7], 20)),
+            [vec![1], vec![1, 7], vec![7]]
+        );
+        let session = Shape::Session { gap_ms: 5 };
+        assert_eq!(
+            items(&timed(session, &[1, 5, 9, 14, 30], 34)),
+            [vec![1, 5, 9], vec![14]]
+        );
+    }
+
+    #[test]
+    fn the_watermark_waits_for_all_topics_and_what_is_behind_it_is_late() {
+        let shape = Shape::Time {
+            length_ms: 10,
+            slide_ms: 10,
+        };
+        let event_time = EventTime {
+            lag_ms: 3,
+            emit_ms: 100,
+            topics: 2,
+        };
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let mut windows = Windows::new(shape, Some(event_time));
+        let mut fired = Vec::new();
+        windows.add(0, 5, &a, 5, &mut fired);
+        windows.add(0, 25, &a, 25, &mut fired);
+        windows.tick(100, &mut fired);
+        assert!(fired.is_empty(), "b was not heard of");
+        windows.add(150, 14, &b, 14, &mut fired);
+        assert_eq!(windows.next_tick(), Some(250));
+        windows.tick(249, &mut fired);
+        assert!(fired.is_empty(), "not yet");
+        // The watermark is 14 - 3.
+        windows.tick(250, &mut fired);
+        assert_eq!(items(&fired), [vec![5]]);
+        assert_eq!(windows.add(260, 10, &b, 10, &mut fired), Added::Late);
+        assert_eq!(windows.add(260, 11, &b, 11, &mut fired), Added::Held);
+        windows.add(260, 30, &b, 30, &mut fired);
+        windows.tick(360, &mut fired);
+        assert_eq!(items(&fired[1..]), [vec![11, 14]]);
+        assert_eq!(windows.len(), 2);
+    }
+
+    fn shapes() -> impl Strategy<Value = Shape> {
+        prop_oneof![
+            (1_u64..30, 1_u64..30).prop_map(|(length_ms, slide_ms)| Shape::Time {
+                length_ms,
+                slide_ms
+            }),
+            (1_u64..10).prop_map(|gap_ms| Shape::Session { gap_ms }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn each_message_is_done_once_after_its_last_window(
+            shape in shapes(),
+            mut times in proptest::collection::vec(0_u64..200, 0..60),
+        ) {
+            times.sort_unstable();
+            let mut windows = Windows::new(shape, None);
+            let mut fired = Vec::new();
+            let mut skipped = Vec::new();
+            for (n, &time) in times.iter().enumerate() {
+                windows.tick(time, &mut fired);
+                if windows.add(time, time, &topic(), n, &mut fired) == Added::Skipped {
+                    skipped.push(n);
+                }
+            }
+            windows.tick(1000, &mut fired);
+            prop_assert_eq!(windows.len(), 0);
+            let mut done: Vec<usize> = skipped.clone();
+            for (at, window) in fired.iter().enumerate() {
+                prop_assert!(!window.items.is_empty());
+                prop_assert!(at == 0 || fired[at - 1].end_ms < window.end_ms);
+                for item in &window.items {
+                    prop_assert!(!done.contains(item), "in a window after it was done");
+                    prop_assert!((window.start_ms..window.end_ms).contains(&times[*item]));
+                }
+                done.extend(&window.done);
+            }
+            done.sort_unstable();
+            prop_assert_eq!(done, (0..times.len()).collect::<Vec<_>>());
+            // As the definition has it.
+            if let Shape::Time { length_ms, slide_ms } = shape {
+                let mut wanted = Vec::new();
+                for end in (1..=400 / slide_ms).map(|k| k * slide_ms) {
+                    let inside = |n: &usize| times[*n] < end && times[*n] + length_ms >= end;
+                    let inside: Vec<usize> = (0..times.len()).filter(inside).collect();
+                    if !inside.is_empty() {
+                        wanted.push(inside);
+                    }
+                }
+                let got: Vec<_> = fired.iter().map(|window| window.items.clone()).collect();
+                prop_assert_eq!(got, wanted);
+            }
+        }
+
+        #[test]
+        fn windows_by_count_are_as_defined(length in 1_usize..12, slide in 1_usize..12, messages in 0_u64..60) {
+            let fired = count(length, slide, messages);
+            let mut done = Vec::new();
+            for (window, end) in fired.iter().zip((1..).map(|k| k * slide as u64)) {
+                let start = end.saturating_sub(length as u64) + 1;
+                prop_assert_eq!(&window.items, &(start..=end).collect::<Vec<_>>());
+                prop_assert!(window.items.iter().all(|item| !done.contains(item)));
+                done.extend(&window.done);
+            }
+            prop_assert_eq!(fired.len() as u64, messages / slide as u64);
+            prop_assert!(done.is_sorted());
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Sources and sinks: the built-in connectors.
+
+use std::time::Duration;
+
+use geminga_mesh::builtin::{FileSink, FileSource};
+use geminga_model::{ProcessingGuarantees, Resources, SinkConfig, SourceConfig};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::function::not_enforced;
+use super::topics::{position, producer, refuse_set, sub_type, topics, unsupported_schema};
+use super::{Input, Output, Plan, Policy, Process, RETRY_FIRST, Refused, Subscription, full_name};
+
+pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Plan> {
+    refuse_set(
+        refused,
+        &[
+            ("batchSourceConfig", config.batch_source_config.is_some()),
+            ("serdeClassName", config.serde_class_name.is_some()),
+            ("runtimeFlags", config.runtime_flags.is_some()),
+            (
+                "customRuntimeOptions",
+                config.custom_runtime_options.is_some(),
+            ),
+            ("secrets", config.secrets.is_some()),
+            (
+                "schemaType",
+                unsupported_schema(config.schema_type.as_deref()),
+            ),
+        ],
+    );
+    let guarantee = guarantee(config.processing_guarantees.unwrap_or_default(), refused);
+    if config.parallelism() > 1 {
+        refused.push(
+            "`parallelism` of a file source is 1: two readers would read every line twice"
+                .to_owned(),
+        );
+    }
+    let file: FileSource = match config.builtin() {
+        Some("file") => settings(config.configs.as_ref(), refused)?,
+        other => {
+            unknown_connector("source", other, &geminga_mesh::builtin::SOURCES, refused);
+            return None;
+        }
+    };
+    if let Err(wrong) = file.check() {
+        refused.push(format!("`configs`: {wrong}"));
+    }
+    refuse_set(
+        refused,
+        &[
+            (
+                "configs.numWorkers",
+                file.num_workers.is_some_and(|n| n > 1),
+            ),
+            ("configs.pathFilter", file.path_filter.is_some()),
+            ("configs.fileFilter", file.file_filter.is_some()),
+        ],
+    );
+    Some(Plan {
+        input: Input::File(file),
+        process: Process::Identity,
+        output: Output::Topics {
+            default: config.topic_name.as_deref().map(full_name),
+            producer: producer(
+                config.producer_config.as_ref(),
+                config.batch_builder,
+                refused,
+            ),
+            forward_properties: true,
+        },
+        window: None,
+        policy: Policy {
+            guarantee,
+            retries: None,
+            dead_letter_topic: None,
+            retry_first: RETRY_FIRST,
+            ordered: true,
+        },
+        log_topic: config.log_topic.as_deref().map(full_name),
+        cleanup_subscription: false,
+        warnings: unused(config.resources.as_ref(), config.log_topic.is_some()),
+    })
+}
+
+pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
+    let transform = [
+        &config.transform_function,
+        &config.transform_function_class_name,
+        &config.transform_function_config,
+    ];
+    refuse_set(
+        refused,
+        &[
+            (
+                "transformFunction",
+                transform.iter().any(|field| field.is_some()),
+            ),
+            ("runtimeFlags", config.runtime_flags.is_some()),
+            (
+                "customRuntimeOptions",
+                config.custom_runtime_options.is_some(),
+            ),
+            ("secrets", config.secrets.is_some()),
+            (
+                "topicToSerdeClassName",
+                config.topic_to_serde_class_name.is_some(),
+            ),
+            (
+                "topicToSchemaProperties",
+                config.topic_to_schema_properties.is_some(),
+            ),
+            ("timeoutMs", config.timeout_ms.is_some()),
+        ],
+    );
+    let inputs = config.all_inputs();
+    for (topic, spec) in &inputs {
+        if unsupported_schema(spec.schema_type.as_deref()) {
+            refused.push(format!(
+                "the schema of input `{topic}` is not supported: use none, bytes, string or json"
+            ));
+        }
+    }
+    let guarantee = match config.guarantees() {
+        ProcessingGuarantees::Manual => {
+            refused.push("`autoAck: false` has no meaning for a built-in sink".to_owned());
+            ProcessingGuarantees::AtleastOnce
+        }
+        other => self::guarantee(other, refused),
+    };
+    let output = match config.builtin() {
+        Some("file") => {
+            let file: FileSink = settings(config.configs.as_ref(), refused)?;
+            if let Err(wrong) = file.check() {
+                refused.push(format!("`configs`: {wrong}"));
+            }
+            if config.parallelism() > 1 {
+                refused
+                    .push("`parallelism` of a file sink is 1: one writer owns the file".to_owned());
+            }
+            Output::File(file)
+        }
+        Some("table") => Output::Table(settings(config.configs.as_ref(), refused)?),
+        other => {
+            unknown_connector("sink", other, &geminga_mesh::builtin::SINKS, refused);
+            return None;
+        }
+    };
+    let ordered = config.retain_ordering == Some(true);
+    let key_ordered = config.retain_key_ordering == Some(true);
+    Some(Plan {
+        input: Input::Topics(Subscription {
+            name: config.subscription().unwrap_or_default(),
+            sub_type: sub_type(ordered, key_ordered),
+            position: position(config.source_subscription_position),
+            ..topics(&inputs, refused)
+        }),
+        process: Process::Identity,
+        output,
+        window: None,
+        policy: Policy {
+            guarantee,
+            retries: config.retries(),
+            dead_letter_topic: config.dead_letter_topic.as_deref().map(full_name),
+            retry_first: config
+                .negative_ack_redelivery_delay_ms
+                .and_then(|ms| u64::try_from(ms).ok())
+                .map_or(RETRY_FIRST, Duration::from_millis),
+            ordered: true,
+        },
+        log_topic: config.log_topic.as_deref().map(full_name),
+        cleanup_subscription: config.cleans_up_subscription(),
+        warnings: unused(config.resources.as_ref(), config.log_topic.is_some()),
+    })
+}
+
+fn unknown_connector(kind: &str, name: Option<&str>, known: &[&str], refused: &mut Refused) {
+    let known = known.join("`, `");
+    refused.push(match name {
+        Some(name) => format!("{kind} `{name}` is not built in: there are `{known}`"),
+        None => format!("a {kind} needs `{kind}Type`: there are `{known}`"),
+    });
+}
+
+fn settings<T: DeserializeOwned>(
+    configs: Option<&Map<String, Value>>,
+    refused: &mut Refused,
+) -> Option<T> {
+    let value = Value::Object(configs.cloned().unwrap_or_default());
+    serde_json::from_value(value)
+        .map_err(|error| refused.push(format!("`configs`: {error}")))
+        .ok()
+}
+
+fn guarantee(wanted: ProcessingGuarantees, refused: &mut Refused) -> ProcessingGuarantees {
+    if wanted == ProcessingGuarantees::EffectivelyOnce {
+        refused.push(
+            "`processingGuarantees: EFFECTIVELY_ONCE` is not supported by this worker yet"
+                .to_owned(),
+        );
+    }
+    wanted
+}
+
+/// What is accepted, since it is common, and has no effect.
+fn unused(resources: Option<&Resources>, has_log_topic: bool) -> Vec<String> {
+    let mut warnings = not_enforced(resources, false);
+    if has_log_topic {
+        warnings
+            .push("`logTopic` stays empty: a built-in connector logs with the worker".to_owned());
+    }
+    warnings
+}

@@ -1,0 +1,371 @@
+//! Functions: code, schemas, secrets, limits.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use geminga_model::{ConsumerConfig, FunctionConfig, ProcessingGuarantees, Resources, Runtime};
+use serde_json::{Map, Value};
+
+use super::topics::{position, producer, sub_type, topics, unsupported_schema};
+use super::window::window;
+use super::{
+    Input, Language, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused,
+    Subscription, full_name,
+};
+use crate::runtime::{Code, HostSpec, Options};
+
+pub(super) fn function(
+    config: &FunctionConfig,
+    code: Option<&Path>,
+    refused: &mut Refused,
+) -> Option<Plan> {
+    let is_java = config.runtime() == Some(Runtime::Java);
+    let set = [
+        ("functionType", config.function_type.is_some()),
+        (
+            "exposePulsarAdminClientEnabled",
+            config.expose_pulsar_admin_client_enabled == Some(true),
+        ),
+        (
+            "inputTypeClassName",
+            !is_java && java_type(config.input_type_class_name.as_deref()),
+        ),
+        (
+            "outputTypeClassName",
+            !is_java && java_type(config.output_type_class_name.as_deref()),
+        ),
+    ];
+    for (field, given) in set {
+        if given {
+            refused.push(format!("`{field}` is not supported by this worker yet"));
+        }
+    }
+    let guarantee = config.guarantees();
+    let (language, given) = match (config.runtime(), config.code()) {
+        (Some(Runtime::Bash), code) => (Language::Bash, code),
+        (Some(Runtime::Python), code) => (Language::Python, code),
+        (Some(Runtime::Exec), code) => (Language::Exec, code),
+        (Some(Runtime::Go), code) => (Language::Go, code),
+        (Some(Runtime::Java), code) => (Language::Java, code),
+        (Some(other), _) => {
+            refused.push(format!(
+                "runtime `{}` is not supported by this worker yet",
+                other.label()
+            ));
+            return None;
+        }
+        (None, _) => {
+            refused.push("no code: give `sh`, `py`, `go`, `jar` or `exec`".to_owned());
+            return None;
+        }
+    };
+    let path = match (code, given) {
+        (Some(path), _) => path.to_path_buf(),
+        (None, Some((_, path))) => PathBuf::from(path.strip_prefix("file://").unwrap_or(path)),
+        (None, None) => {
+            refused.push("no code: give `sh`, `py`, `go`, `jar` or `exec`".to_owned());
+            return None;
+        }
+    };
+    let inputs = match config.all_inputs() {
+        Ok(inputs) => inputs,
+        Err(error) => {
+            refused.push(error.to_string());
+            return None;
+        }
+    };
+    let mut options = match Options::parse(config.custom_runtime_options.as_deref().unwrap_or("")) {
+        Ok(options) => options,
+        Err(error) => {
+            refused.push(format!("`customRuntimeOptions`: {error}"));
+            return None;
+        }
+    };
+    if let Some(ms) = config.timeout_ms.and_then(|ms| u64::try_from(ms).ok()) {
+        options.timeout_ms = ms;
+    }
+    if let Err(error) = options.run_as() {
+        refused.push(error);
+    }
+    if let Some(pending) = config
+        .max_pending_async_requests
+        .and_then(|n| usize::try_from(n).ok())
+    {
+        options.window = Some(
+            options
+                .window
+                .map_or(pending, |window| window.min(pending))
+                .max(1),
+        );
+    }
+    if language.has_host() {
+        for field in options.of_other_runtimes() {
+            refused.push(format!(
+                "`{field}` of `customRuntimeOptions` has no meaning for a function with a host of its own"
+            ));
+        }
+    }
+    if !options.args.is_empty() && matches!(language, Language::Python | Language::Java) {
+        refused.push("`args` of `customRuntimeOptions`: use `runtimeFlags`".to_owned());
+    }
+    if language == Language::Exec && config.runtime_flags.is_some() {
+        refused.push(
+            "`runtimeFlags` are for interpreters: use `args` of `customRuntimeOptions`".to_owned(),
+        );
+    }
+    // A NAR may name its class itself.
+    let is_nar = path.extension().is_some_and(|ending| ending == "nar");
+    if language == Language::Java
+        && !is_nar
+        && config.class_name.as_deref().unwrap_or("").is_empty()
+    {
+        refused.push("`className` is missing: the class of the function in the jar".to_owned());
+    }
+    let schemas: BTreeMap<String, String> = inputs
+        .iter()
+        .filter_map(|(topic, spec)| Some((full_name(topic), spec.schema_type.clone()?)))
+        .collect();
+    let serdes: BTreeMap<String, String> = inputs
+        .iter()
+        .filter_map(|(topic, spec)| Some((full_name(topic), spec.serde_class_name.clone()?)))
+        .collect();
+    let output_schema = output_schema(config, refused);
+    check_schemas(
+        language,
+        &schemas,
+        &serdes,
+        output_schema.as_deref(),
+        config,
+        refused,
+    );
+    let is_string = output_schema
+        .as_deref()
+        .is_some_and(|schema| schema.eq_ignore_ascii_case("string"));
+    let mut spec = HostSpec {
+        tenant: config.tenant().to_owned(),
+        namespace: config.namespace().to_owned(),
+        name: config.name().unwrap_or_default().to_owned(),
+        instances: config.parallelism(),
+        code: Code {
+            path,
+            class_name: config.class_name.clone(),
+        },
+        inputs: inputs.keys().map(|topic| full_name(topic)).collect(),
+        output: config.output.as_deref().map(full_name),
+        output_serde: config.output_serde_class_name.clone(),
+        input_serdes: serdes,
+        input_schemas: schemas,
+        output_schema,
+        user_config: config.user_config.clone().unwrap_or_default(),
+        secrets: secrets(config.secrets.as_ref()),
+        log_topic: config.log_topic.clone(),
+        windows: config.window_config.is_some(),
+        manual_ack: guarantee == ProcessingGuarantees::Manual,
+        options,
+        runtime_flags: split_flags(config.runtime_flags.as_deref().unwrap_or("")),
+        idle: config
+            .idle_timeout_ms
+            .and_then(|ms| u64::try_from(ms).ok())
+            .map(Duration::from_millis),
+        input_type: config.input_type_class_name.clone().filter(|_| is_java),
+        output_type: config.output_type_class_name.clone().filter(|_| is_java),
+        ..HostSpec::default()
+    };
+    let ram = config.resources.as_ref().and_then(|r| r.ram);
+    if let Some(ram) = ram.and_then(|ram| u64::try_from(ram).ok()) {
+        language.limit_memory(ram, &mut spec);
+    }
+    // Effects happen once in the order of the messages: one consumer a partition.
+    let ordered =
+        config.retain_ordering == Some(true) || guarantee == ProcessingGuarantees::EffectivelyOnce;
+    let key_ordered = config.retain_key_ordering == Some(true);
+    Some(Plan {
+        input: Input::Topics(Subscription {
+            name: config.subscription().unwrap_or_default(),
+            sub_type: sub_type(ordered, key_ordered),
+            position: position(config.subscription_position),
+            skip_to_latest: config.skip_to_latest == Some(true),
+            ..topics(&inputs, refused)
+        }),
+        process: Process::Host(language, Box::new(spec)),
+        output: Output::Topics {
+            default: config.output.as_deref().map(full_name),
+            producer: ProducerPlan {
+                string_schema: is_string,
+                ..producer(
+                    config.producer_config.as_ref(),
+                    config.batch_builder,
+                    refused,
+                )
+            },
+            forward_properties: config.forwards_properties(),
+        },
+        window: window(config, language, inputs.len(), refused),
+        policy: Policy {
+            guarantee,
+            retries: config.retries(),
+            dead_letter_topic: config.dead_letter_topic.as_deref().map(full_name),
+            retry_first: config
+                .retry_backoff_ms
+                .and_then(|ms| u64::try_from(ms).ok())
+                .map_or(RETRY_FIRST, Duration::from_millis),
+            ordered: ordered || key_ordered,
+        },
+        log_topic: config.log_topic.as_deref().map(full_name),
+        cleanup_subscription: config.cleans_up_subscription(),
+        warnings: not_enforced(config.resources.as_ref(), true),
+    })
+}
+
+/// Resources that are accepted, since every file for Kubernetes has them, and that nothing holds a
+/// component to here. `ram` of a function is a limit of its processes.
+pub(super) fn not_enforced(resources: Option<&Resources>, has_processes: bool) -> Vec<String> {
+    let Some(resources) = resources else {
+        return Vec::new();
+    };
+    let mut warnings = Vec::new();
+    if let Some(cpu) = resources.cpu {
+        warnings.push(format!(
+            "`resources.cpu: {cpu}` is not enforced on this machine: a process may use more"
+        ));
+    }
+    if let Some(ram) = resources.ram.filter(|_| !has_processes) {
+        warnings.push(format!(
+            "`resources.ram: {ram}` is not enforced: a built-in connector shares the worker's memory"
+        ));
+    }
+    if let Some(disk) = resources.disk {
+        let instead = if has_processes {
+            "; `limits.fileBytes` of `customRuntimeOptions` bounds each file"
+        } else {
+            ""
+        };
+        warnings.push(format!(
+            "`resources.disk: {disk}` is not enforced on this machine{instead}"
+        ));
+    }
+    warnings
+}
+
+fn output_schema(config: &FunctionConfig, refused: &mut Refused) -> Option<String> {
+    if let Some(schema) = config.output_schema_type.as_ref().filter(|s| !s.is_empty()) {
+        return Some(schema.clone());
+    }
+    let output = config.output.as_ref()?;
+    let text = config.custom_schema_outputs.as_ref()?.get(output)?;
+    match serde_json::from_str::<ConsumerConfig>(text) {
+        Ok(spec) => {
+            let rest = ConsumerConfig {
+                schema_type: None,
+                ..spec.clone()
+            };
+            if rest != ConsumerConfig::default() {
+                refused.push(format!(
+                    "`customSchemaOutputs` of `{output}`: only `schemaType` is supported there"
+                ));
+            }
+            spec.schema_type
+        }
+        Err(error) => {
+            refused.push(format!("`customSchemaOutputs` of `{output}`: {error}"));
+            None
+        }
+    }
+}
+
+fn check_schemas(
+    language: Language,
+    schemas: &BTreeMap<String, String>,
+    serdes: &BTreeMap<String, String>,
+    output: Option<&str>,
+    config: &FunctionConfig,
+    refused: &mut Refused,
+) {
+    // A dotted name is a class that the host loads; Java's knows the schemas of Pulsar's client.
+    let known = |schema: &str| match language {
+        Language::Python => schema.contains('.') || !unsupported_schema(Some(schema)),
+        Language::Java => schema.contains('.') || java_schema(schema),
+        _ => !unsupported_schema(Some(schema)),
+    };
+    let names = match language {
+        Language::Java => JAVA_SCHEMAS.join(", "),
+        _ => "none, bytes, string or json".to_owned(),
+    };
+    for (topic, schema) in schemas.iter().filter(|(_, schema)| !known(schema)) {
+        refused.push(format!(
+            "`schemaType: {schema}` of input `{topic}` is not supported: use {names}"
+        ));
+    }
+    if let Some(schema) = output.filter(|schema| !known(schema)) {
+        refused.push(format!(
+            "`outputSchemaType: {schema}` is not supported: use {names}"
+        ));
+    }
+    if !matches!(language, Language::Python | Language::Java) {
+        let output = config.output_serde_class_name.is_some();
+        for (field, given) in [
+            ("serdeClassName` and `customSerdeInputs", !serdes.is_empty()),
+            ("outputSerdeClassName", output),
+        ] {
+            if given {
+                refused.push(format!(
+                    "`{field}`: SerDe classes are for Python and Java functions; others get and give bytes"
+                ));
+            }
+        }
+    }
+}
+
+/// The schemas that Java's host reads and writes by the type of the class.
+const JAVA_SCHEMAS: [&str; 13] = [
+    "none", "bytes", "string", "json", "avro", "protobuf", "bool", "int8", "int16", "int32",
+    "int64", "float", "double",
+];
+
+fn java_schema(name: &str) -> bool {
+    name.is_empty() || JAVA_SCHEMAS.contains(&name.to_ascii_lowercase().as_str())
+}
+
+fn java_type(name: Option<&str>) -> bool {
+    // Function Mesh writes the Java name of bytes into every resource.
+    !matches!(name, None | Some("" | "[B" | "java.lang.String"))
+}
+
+fn secrets(secrets: Option<&Map<String, Value>>) -> BTreeMap<String, String> {
+    secrets
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.clone(), crate::runtime::plain(value)))
+        .collect()
+}
+
+/// Splits at blanks outside quotes.
+pub(super) fn split_flags(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let (mut quote, mut inside) = (None, false);
+    for c in text.chars() {
+        match (quote, c) {
+            (Some(q), c) if c == q => quote = None,
+            (None, '"' | '\'') => {
+                quote = Some(c);
+                inside = true;
+            }
+            (None, c) if c.is_whitespace() => {
+                if inside {
+                    words.push(std::mem::take(&mut word));
+                }
+                inside = false;
+            }
+            (_, c) => {
+                word.push(c);
+                inside = true;
+            }
+        }
+    }
+    if inside {
+        words.push(word);
+    }
+    words
+}

@@ -1,0 +1,142 @@
+//! What is honoured and what is refused, field by field.
+
+use geminga_client::{InitialPosition, SubType};
+use geminga_model::{FunctionConfig, SinkConfig};
+
+use super::function::split_flags;
+use super::*;
+
+fn planned(text: &str) -> Result<Plan, Refused> {
+    let config: FunctionConfig = serde_json::from_str(text).expect(text);
+    plan(&config.into(), None)
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_its_name() {
+    for (fields, name) in [
+        (
+            r#""windowConfig":{"windowLengthCount":3,"timestampExtractorClassName":"my.Extractor"}"#,
+            "timestampExtractorClassName",
+        ),
+        (
+            r#""windowConfig":{"windowLengthCount":3,"slidingIntervalDurationMs":3}"#,
+            "windowConfig",
+        ),
+        (
+            r#""exposePulsarAdminClientEnabled":true"#,
+            "exposePulsarAdminClientEnabled",
+        ),
+        (r#""outputSchemaType":"avro""#, "outputSchemaType"),
+        (r#""outputSerdeClassName":"my.Serde""#, "SerDe"),
+        (
+            r#""inputSpecs":{"in":{"consumerProperties":{"a":"b"}}}"#,
+            "consumerProperties",
+        ),
+        (
+            r#""customRuntimeOptions":"{\"mod\":\"spawn\"}""#,
+            "customRuntimeOptions",
+        ),
+        (
+            r#""producerConfig":{"useThreadLocalProducers":true}"#,
+            "useThreadLocalProducers",
+        ),
+    ] {
+        let text = format!(r#"{{"name":"f","sh":"f.sh","inputs":["in"],{fields}}}"#);
+        let said = planned(&text).expect_err(name).join("; ");
+        assert!(said.contains(name), "{name}: {said}");
+    }
+}
+
+#[test]
+fn settings_of_another_runtime_are_refused_by_their_name() {
+    let code = r#""go":"f","inputs":["in"]"#;
+    for (fields, name) in [
+        (format!(r#"{code},"customRuntimeOptions":"{{\"mode\":\"spawn\"}}""#), "mode"),
+        (format!(r#"{code},"customRuntimeOptions":"{{\"nul\":\"base64\"}}""#), "nul"),
+        (r#""jar":"f.jar","inputs":["in"]"#.to_owned(), "className"),
+        (
+            r#""jar":"f.jar","className":"F","inputs":["in"],"customRuntimeOptions":"{\"args\":[\"x\"]}""#
+                .to_owned(),
+            "args",
+        ),
+        (format!(r#"{code},"outputTypeClassName":"my.Type""#), "outputTypeClassName"),
+    ] {
+        let said = planned(&format!(r#"{{"name":"f",{fields}}}"#)).expect_err(name).join("; ");
+        assert!(said.contains(name), "{name}: {said}");
+    }
+    let java = planned(
+        r#"{"name":"f","jar":"f.jar","className":"F","inputs":["in"],"outputTypeClassName":"my.Type",
+            "resources":{"ram":1000}}"#,
+    );
+    let Process::Host(Language::Java, spec) = java.expect("accepted").process else {
+        panic!()
+    };
+    assert_eq!(
+        (spec.heap_bytes, spec.options.limits.memory_bytes),
+        (Some(1000), None)
+    );
+    assert_eq!(spec.output_type.as_deref(), Some("my.Type"));
+}
+
+#[test]
+fn resources_are_enforced_or_said_not_to_be() {
+    let of = |resources: &str| {
+        planned(&format!(
+            r#"{{"name":"f","sh":"f.sh","inputs":["in"],"resources":{resources}}}"#
+        ))
+        .expect("accepted")
+    };
+    assert!(of(r#"{"ram":1000}"#).warnings.is_empty());
+    let Process::Host(_, spec) = of(r#"{"ram":1000}"#).process else {
+        panic!()
+    };
+    assert_eq!(spec.options.limits.memory_bytes, Some(1000));
+    let said = of(r#"{"cpu":0.5,"disk":7}"#).warnings.join("; ");
+    assert!(
+        said.contains("`resources.cpu: 0.5` is not enforced"),
+        "{said}"
+    );
+    assert!(
+        said.contains("`resources.disk: 7` is not enforced"),
+        "{said}"
+    );
+    let sink: SinkConfig = serde_json::from_str(
+        r#"{"name":"s","sinkType":"table","inputs":["in"],"resources":{"cpu":1,"ram":5}}"#,
+    )
+    .expect("a sink");
+    let warnings = plan(&sink.into(), None).expect("accepted").warnings;
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+}
+
+#[test]
+fn subscription_rules_are_pulsars() {
+    for (fields, wanted) in [
+        ("", SubType::Shared),
+        (r#","retainOrdering":true"#, SubType::Failover),
+        (r#","retainKeyOrdering":true"#, SubType::KeyShared),
+        (
+            r#","processingGuarantees":"EFFECTIVELY_ONCE""#,
+            SubType::Failover,
+        ),
+    ] {
+        let plan = planned(&format!(
+            r#"{{"name":"f","sh":"f.sh","inputs":["in"]{fields}}}"#
+        ))
+        .expect("legal");
+        let Input::Topics(subscription) = plan.input else {
+            panic!()
+        };
+        assert_eq!(subscription.sub_type, wanted);
+        assert_eq!(subscription.name, "public/default/f");
+        assert_eq!(subscription.topics, ["persistent://public/default/in"]);
+        assert_eq!(subscription.position, InitialPosition::Latest);
+    }
+}
+
+#[test]
+fn flags_split_outside_quotes() {
+    assert_eq!(
+        split_flags(r#" -a "b c" d''e "" "#),
+        ["-a", "b c", "de", ""]
+    );
+}

@@ -1,0 +1,177 @@
+//! How topics are consumed and produced to.
+
+use std::collections::BTreeMap;
+
+use geminga_client::{Batching, Compression, InitialPosition, SubType};
+use geminga_model::{
+    BatchBuilder, CompressionType, ConsumerConfig, ProducerConfig, SubscriptionPosition,
+};
+
+use super::{ConsumerPlan, ProducerPlan, Refused, Subscription, full_name};
+
+pub(super) fn sub_type(ordered: bool, key_ordered: bool) -> SubType {
+    match (ordered, key_ordered) {
+        (true, _) => SubType::Failover,
+        (_, true) => SubType::KeyShared,
+        _ => SubType::Shared,
+    }
+}
+
+pub(super) fn position(position: Option<SubscriptionPosition>) -> InitialPosition {
+    match position.unwrap_or_default() {
+        SubscriptionPosition::Latest => InitialPosition::Latest,
+        SubscriptionPosition::Earliest => InitialPosition::Earliest,
+    }
+}
+
+/// Names, pattern and queue size; the rest is the caller's.
+pub(super) fn topics(
+    inputs: &BTreeMap<String, ConsumerConfig>,
+    refused: &mut Refused,
+) -> Subscription {
+    let mut names = Vec::new();
+    let mut patterns = Vec::new();
+    let mut queue_size = None;
+    let mut consumer = ConsumerPlan::default();
+    for (topic, spec) in inputs {
+        if spec.regex_pattern == Some(true) {
+            patterns.push(topic.clone());
+        } else {
+            names.push(full_name(topic));
+        }
+        if spec.crypto_config.is_some() {
+            refused.push(format!(
+                "`cryptoConfig` of input `{topic}` is not supported by this worker yet"
+            ));
+        }
+        if spec
+            .schema_properties
+            .as_ref()
+            .is_some_and(|p| !p.is_empty())
+        {
+            refused.push(format!(
+                "`schemaProperties` of input `{topic}` is not supported: the functions' schemas have none"
+            ));
+        }
+        for (name, value) in spec.consumer_properties.iter().flatten() {
+            consumer_property(topic, name, value, &mut consumer, refused);
+        }
+        if let Some(size) = spec
+            .receiver_queue_size
+            .and_then(|n| usize::try_from(n).ok())
+        {
+            let size = size.max(1);
+            queue_size = Some(queue_size.map_or(size, |q: usize| q.max(size)));
+        }
+    }
+    if patterns.len() > 1 || (!patterns.is_empty() && !names.is_empty()) {
+        refused.push(
+            "`topicsPattern` (or `regexPattern` of `inputSpecs`) can not be combined with another input: use one pattern, or names"
+                .to_owned(),
+        );
+    }
+    Subscription {
+        topics: names,
+        pattern: patterns.pop(),
+        name: String::new(),
+        sub_type: SubType::Shared,
+        position: InitialPosition::Latest,
+        queue_size,
+        consumer,
+        skip_to_latest: false,
+    }
+}
+
+/// A setting by the name that Pulsar's Java client has for it. It counts for all inputs, which share
+/// one consumer.
+fn consumer_property(
+    topic: &str,
+    name: &str,
+    value: &str,
+    consumer: &mut ConsumerPlan,
+    refused: &mut Refused,
+) {
+    let known = match name {
+        "consumerName" => {
+            consumer.name = Some(value.to_owned());
+            true
+        }
+        "priorityLevel" => {
+            consumer.priority = value.parse().ok();
+            consumer.priority.is_some()
+        }
+        "readCompacted" => {
+            consumer.read_compacted = value == "true";
+            matches!(value, "true" | "false")
+        }
+        _ => {
+            refused.push(format!(
+                "`consumerProperties.{name}` of input `{topic}` is not supported: there are `consumerName`, `priorityLevel` and `readCompacted`, and fields of their own for other settings"
+            ));
+            true
+        }
+    };
+    if !known {
+        refused.push(format!(
+            "`consumerProperties.{name}` of input `{topic}` can not be `{value}`"
+        ));
+    }
+}
+
+pub(super) fn producer(
+    config: Option<&ProducerConfig>,
+    batch_builder: Option<BatchBuilder>,
+    refused: &mut Refused,
+) -> ProducerPlan {
+    let none = ProducerConfig::default();
+    let config = config.unwrap_or(&none);
+    refuse_set(
+        refused,
+        &[
+            (
+                "producerConfig.cryptoConfig",
+                config.crypto_config.is_some(),
+            ),
+            (
+                "producerConfig.useThreadLocalProducers",
+                config.use_thread_local_producers == Some(true),
+            ),
+        ],
+    );
+    let windows = [
+        config.max_pending_messages,
+        config.max_pending_messages_across_partitions,
+    ];
+    ProducerPlan {
+        compression: match config.compression_type.unwrap_or_default() {
+            CompressionType::None => Compression::None,
+            CompressionType::Lz4 => Compression::Lz4,
+            CompressionType::Zlib => Compression::Zlib,
+            CompressionType::Zstd => Compression::Zstd,
+            CompressionType::Snappy => Compression::Snappy,
+        },
+        batching: Batching {
+            by_key: config.batch_builder.or(batch_builder) == Some(BatchBuilder::KeyBased),
+            ..Batching::default()
+        },
+        window: windows
+            .into_iter()
+            .flatten()
+            .filter_map(|n| usize::try_from(n).ok().filter(|&n| n > 0))
+            .min(),
+        string_schema: false,
+    }
+}
+
+pub(super) fn unsupported_schema(name: Option<&str>) -> bool {
+    let known = ["", "none", "bytes", "string", "json"];
+    name.is_some_and(|name| !known.contains(&name.to_ascii_lowercase().as_str()))
+}
+
+pub(super) fn refuse_set(refused: &mut Refused, fields: &[(&str, bool)]) {
+    for (field, set) in fields {
+        if *set {
+            refused.push(format!("`{field}` is not supported by this worker"));
+        }
+    }
+}

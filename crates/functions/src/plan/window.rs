@@ -1,0 +1,98 @@
+//! Windows: their shape and whose time counts.
+
+use geminga_model::{FunctionConfig, WindowConfig};
+
+use super::{Language, Packing, Refused, Stamp, WindowPlan, full_name};
+use crate::instance::gather::HELD_MAX;
+use crate::instance::window::{EventTime, Shape};
+
+/// How often the watermark moves, when the configuration does not say.
+const EMIT_MS: u64 = 1000;
+
+/// The windows of a function, if it has any. `topics` are its inputs.
+pub(super) fn window(
+    config: &FunctionConfig,
+    language: Language,
+    topics: usize,
+    refused: &mut Refused,
+) -> Option<WindowPlan> {
+    let window = config.window_config.as_ref()?;
+    let stamp = stamp(window, refused);
+    let ms = |value: Option<i64>| value.and_then(|ms| u64::try_from(ms).ok());
+    let count = |value: Option<i32>| value.and_then(|n| usize::try_from(n).ok());
+    let shape = match (
+        count(window.window_length_count),
+        ms(window.window_length_duration_ms),
+        ms(window.session_gap_ms),
+    ) {
+        (Some(length), None, None) => Shape::Count {
+            length,
+            slide: count(window.sliding_interval_count).unwrap_or(length),
+        },
+        (None, Some(length_ms), None) => Shape::Time {
+            length_ms,
+            slide_ms: ms(window.sliding_interval_duration_ms).unwrap_or(length_ms),
+        },
+        (None, None, Some(gap_ms)) => Shape::Session { gap_ms },
+        // Validation has said it.
+        _ => return None,
+    };
+    if let Shape::Count { length, slide } = shape
+        && length.max(slide) > HELD_MAX
+    {
+        refused.push(format!(
+            "`windowConfig`: an instance holds {HELD_MAX} messages at most"
+        ));
+    }
+    let other = match shape {
+        Shape::Count { .. } => window.sliding_interval_duration_ms.is_some(),
+        Shape::Time { .. } => window.sliding_interval_count.is_some(),
+        Shape::Session { .. } => {
+            window.sliding_interval_count.is_some() || window.sliding_interval_duration_ms.is_some()
+        }
+    };
+    if other {
+        refused.push(
+            "`windowConfig`: the sliding interval is of another kind than the length".to_owned(),
+        );
+    }
+    if window.actual_window_function_class_name.is_some() {
+        refused.push(
+            "`windowConfig.actualWindowFunctionClassName` is the worker's own: give the class as `className`"
+                .to_owned(),
+        );
+    }
+    let by_event = stamp != Stamp::Arrival && !matches!(shape, Shape::Count { .. });
+    Some(WindowPlan {
+        shape,
+        event_time: by_event.then(|| EventTime {
+            lag_ms: ms(window.max_lag_ms).unwrap_or(0),
+            emit_ms: ms(window.watermark_emit_interval_ms).unwrap_or(EMIT_MS),
+            topics,
+        }),
+        stamp,
+        late_topic: window.late_data_topic.as_deref().map(full_name),
+        packing: match language.has_host() {
+            true => Packing::Batch,
+            false => Packing::Lines,
+        },
+    })
+}
+
+/// A class can not be asked: there is a worker, not a JVM, between the topic and the function.
+fn stamp(window: &WindowConfig, refused: &mut Refused) -> Stamp {
+    let Some(given) = window.timestamp_extractor_class_name.as_deref() else {
+        return Stamp::Arrival;
+    };
+    match (given, given.strip_prefix("property:")) {
+        ("eventTime", _) => Stamp::Event,
+        ("publishTime", _) => Stamp::Publish,
+        (_, Some(name)) if !name.is_empty() => Stamp::Property(name.to_owned()),
+        _ => {
+            refused.push(format!(
+                "`windowConfig.timestampExtractorClassName: {given}`: it is one of `eventTime`, `publishTime` and `property:NAME`"
+            ));
+            Stamp::Arrival
+        }
+    }
+}

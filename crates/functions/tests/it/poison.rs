@@ -1,0 +1,126 @@
+//! A message that no try can process, in every runtime and kind of subscription: the others pass, and it
+//! becomes a dead letter that says why.
+
+use std::collections::BTreeSet;
+
+use geminga_client::{Batching, Message};
+use serde_json::{Value, json};
+
+use crate::stage::{Stage, receive, texts};
+
+async fn poisoned(code: Value, says_on_stderr: bool) {
+    let kinds = [
+        json!({}),
+        json!({"retainOrdering": true}),
+        json!({"retainKeyOrdering": true}),
+        json!({"parallelism": 3}),
+    ];
+    let stage = Stage::new().await;
+    for (at, kind) in kinds.iter().enumerate() {
+        let topic = |name: &str| stage.topic(&format!("{name}-{at}"));
+        let (input, output, dead) = (topic("in"), topic("out"), topic("dead"));
+        let (mut out, mut letters) = (stage.consumer(&output).await, stage.consumer(&dead).await);
+        let mut fields = json!({"inputs": [&input], "output": &output, "maxMessageRetries": 2,
+            "retryBackoffMs": 1, "deadLetterTopic": &dead});
+        for given in [&code, kind] {
+            for (field, value) in given.as_object().expect("fields") {
+                fields[field] = value.clone();
+            }
+        }
+        let id = stage.function(&format!("f{at}"), fields).await;
+        let producer = stage.client.producer(&input).batching(Batching::off());
+        let producer = producer.build().await.expect("producer");
+        let mut wanted = BTreeSet::new();
+        for n in 0..12 {
+            let text = match n {
+                5 => "bad".to_owned(),
+                n => format!("good-{n}"),
+            };
+            if n != 5 {
+                wanted.insert(text.clone());
+            }
+            let message = Message::new(text)
+                .key(format!("key-{}", n % 4))
+                .property("n", n.to_string());
+            producer.post(message).await.expect("sent");
+        }
+        producer.close().await.expect("sent");
+        let got: BTreeSet<String> = texts(&receive(&mut out, 11).await).into_iter().collect();
+        assert_eq!(got, wanted, "{kind}");
+        let letter = receive(&mut letters, 1).await.remove(0);
+        assert_eq!(
+            (&letter.payload[..], letter.key.as_deref()),
+            (&b"bad"[..], Some("key-1"))
+        );
+        assert_eq!(letter.property("geminga.attempts"), Some("3"), "{kind}");
+        assert_eq!(letter.property("n"), Some("5"));
+        assert!(
+            letter
+                .property("geminga.topic")
+                .is_some_and(|topic| topic.starts_with(&input))
+        );
+        let reason = letter.property("geminga.reason").expect("a reason");
+        let stderr = letter.property("geminga.stderr").unwrap_or_default();
+        let said = match says_on_stderr {
+            true => stderr,
+            false => reason,
+        };
+        assert!(said.contains("no luck"), "{kind}: {reason}: {stderr}");
+        stage.drained().await;
+        let status = stage.worker.status(&id).expect("there");
+        let letters: u64 = status
+            .instances
+            .iter()
+            .map(|i| i.status.num_dead_lettered)
+            .sum();
+        assert_eq!(letters, 1);
+        stage.worker.delete(&id).await.expect("deleted");
+    }
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn of_bash() {
+    let code = r#"process() {
+  [[ $MSG != bad ]] || { echo "no luck" >&2; return 3; }
+  echo "$MSG"
+}"#;
+    poisoned(json!({"sh": code}), true).await;
+}
+
+#[tokio::test]
+async fn of_a_script() {
+    let code = r#"read -r MSG
+[[ $MSG != bad ]] || { echo "no luck" >&2; exit 3; }
+echo "$MSG"
+"#;
+    poisoned(
+        json!({"sh": code, "customRuntimeOptions": "{\"mode\":\"spawn\"}"}),
+        true,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn of_python() {
+    let code = r#"def process(value):
+    if value == "bad":
+        raise ValueError("no luck")
+    return value
+"#;
+    poisoned(json!({"py": code}), true).await;
+}
+
+/// The process dies of it each time.
+#[tokio::test]
+async fn of_python_that_dies() {
+    let code = r#"import os, sys
+
+def process(value):
+    if value == "bad":
+        print("no luck", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), 9)
+    return value
+"#;
+    poisoned(json!({"py": code}), true).await;
+}
