@@ -331,6 +331,12 @@ impl Connection {
         if !self.ready {
             return match command {
                 Command::Connect(connect) => self.handle_connect(&connect),
+                // As Pulsar does, for those who only look whether somebody is here.
+                Command::Ping(_) => {
+                    self.peer.outbox.send(pong());
+                    Ok(())
+                }
+                Command::Pong(_) => Ok(()),
                 _ => Err(Closed::Protocol("a command came before CONNECT")),
             };
         }

@@ -10,6 +10,7 @@ use prost::Message;
 use crate::error::FrameError;
 use crate::pb;
 use crate::pb::*;
+use crate::required;
 use crate::wire::{Fields, Value, put_varint, put_varint_field, varint_len};
 
 /// Names every command once: type number (which is also its field in `BaseCommand`), variant,
@@ -164,13 +165,21 @@ impl Command {
     pub fn decode(bytes: &[u8]) -> Result<Command, FrameError> {
         match scan(bytes)? {
             Scan::Plain { number, body } if Self::name_of(number) != "UNKNOWN" => match body {
-                Some(body) => Self::decode_body(number, body),
+                Some(body) => {
+                    let command = Self::decode_body(number, body)?;
+                    required::check_command(number, body)?;
+                    Ok(command)
+                }
                 None => Err(FrameError::MissingBody {
                     name: Self::name_of(number),
                 }),
             },
             Scan::Plain { number, .. } => Ok(Command::Unknown(number)),
-            Scan::Odd => Self::from_base(BaseCommand::decode(bytes)?),
+            Scan::Odd => {
+                let command = Self::from_base(BaseCommand::decode(bytes)?)?;
+                required::check_command(command.number(), &required::body_of(&command, bytes)?)?;
+                Ok(command)
+            }
         }
     }
 

@@ -20,6 +20,8 @@ pub enum FrameError {
     Wire(#[from] WireError),
     #[error("command of type `{name}` lacks its body")]
     MissingBody { name: &'static str },
+    #[error("field `{field}` of `{message}` is required")]
+    MissingField { message: &'static str, field: u32 },
 }
 
 /// The protobuf encoding itself is broken.

@@ -29,6 +29,7 @@ pub mod message;
 pub mod message_id;
 pub mod send;
 
+pub(crate) mod required;
 mod wire;
 
 /// The messages of `pulsar/*.proto`, written by `cargo xtask codegen`.

@@ -18,6 +18,10 @@ use crate::wire::{Fields, Value, text};
 const CHECKSUM_MAGIC: [u8; 2] = [0x0e, 0x01];
 const BROKER_ENTRY_MAGIC: [u8; 2] = [0x0e, 0x02];
 
+/// Messages that one entry can have, whatever it says: more do not fit in the largest there is, and
+/// what counts them by bits must not believe two thousand million.
+pub const BATCH_MESSAGES_MAX: u32 = 1 << 20;
+
 /// Bytes in front of the metadata that a block written by us has.
 const PREFIX: usize = 2 + 4 + 4;
 
@@ -250,7 +254,7 @@ impl Peek<'_> {
     /// Messages in the entry, as permits and backlogs count them.
     pub fn message_count(&self) -> u32 {
         self.num_messages_in_batch
-            .map_or(1, |count| count.max(1) as u32)
+            .map_or(1, |count| (count.max(1) as u32).min(BATCH_MESSAGES_MAX))
     }
 
     /// The last sequence id in the entry.

@@ -169,7 +169,7 @@ impl Connection {
         response: &CommandAuthResponse,
     ) -> Result<(), Closed> {
         if !self.login.is_asked {
-            return Err(Closed::Protocol("an unasked AUTH_RESPONSE"));
+            return Err(self.not_let_in(AuthError::Wrong("nobody asked for credentials")));
         }
         let data = response.response.as_ref();
         let method = data

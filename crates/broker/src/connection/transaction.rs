@@ -138,7 +138,8 @@ impl Connection {
         };
         let result = self
             .check_txn_owner(txn)
-            .and_then(|()| request.partitions.iter().try_for_each(add));
+            .and_then(|()| self.core.transactions.outcome(txn))
+            .and_then(|_| request.partitions.iter().try_for_each(add));
         let (error, message) = code(&result);
         self.peer.outbox.send(CommandAddPartitionToTxnResponse {
             request_id,
@@ -163,7 +164,8 @@ impl Connection {
         };
         let result = self
             .check_txn_owner(txn)
-            .and_then(|()| request.subscription.iter().try_for_each(add));
+            .and_then(|()| self.core.transactions.outcome(txn))
+            .and_then(|_| request.subscription.iter().try_for_each(add));
         let (error, message) = code(&result);
         self.peer.outbox.send(CommandAddSubscriptionToTxnResponse {
             request_id,
@@ -204,8 +206,14 @@ impl Connection {
 
     /// Every participant is on this broker, and END_TXN has told it already: what is asked is
     /// whether that is so.
-    fn participant_end(&self, txn: TxnId, action: Option<i32>) -> Result<(), BrokerError> {
+    fn participant_end(
+        &self,
+        txn: TxnId,
+        action: Option<i32>,
+        topic: Option<&str>,
+    ) -> Result<(), BrokerError> {
         let wanted = outcome(action)?;
+        self.core.parse_topic(topic.unwrap_or_default())?;
         match self.core.transactions.outcome(txn) {
             Ok(Some(known)) if known == wanted => Ok(()),
             // Long ended, and forgotten.
@@ -223,7 +231,8 @@ impl Connection {
             return;
         }
         let txn = wire(request.txnid_most_bits, request.txnid_least_bits);
-        let (error, message) = code(&self.participant_end(txn, request.txn_action));
+        let topic = request.topic.as_deref();
+        let (error, message) = code(&self.participant_end(txn, request.txn_action, topic));
         self.peer.outbox.send(CommandEndTxnOnPartitionResponse {
             request_id,
             txnid_least_bits: Some(txn.number),
@@ -239,7 +248,9 @@ impl Connection {
             return;
         }
         let txn = wire(request.txnid_most_bits, request.txnid_least_bits);
-        let (error, message) = code(&self.participant_end(txn, request.txn_action));
+        let named = request.subscription.as_ref();
+        let topic = named.map(|named| named.topic.as_str());
+        let (error, message) = code(&self.participant_end(txn, request.txn_action, topic));
         self.peer.outbox.send(CommandEndTxnOnSubscriptionResponse {
             request_id,
             txnid_least_bits: Some(txn.number),

@@ -3,7 +3,7 @@
 //! Such a topic is a [`Topic`] like any other (names, access modes, subscription types, policies and
 //! figures are the same), with a ledger that stays empty: one in memory, shared by all of them, of
 //! which nothing is ever stored. A SEND is offered to each subscription under the topic's lock and
-//! confirmed at once with the id -1:-1. Every delivered message has the id 0:0, acks mean nothing, and
+//! confirmed at once. Every receipt and every delivered message has the id 0:0, acks mean nothing, and
 //! what would need stored entries (last message id, terminate) is refused.
 //!
 //! What must hold: nothing is kept of a message after `publish_now`; a consumer without permits or
@@ -113,7 +113,7 @@ impl Topic {
             state.dropped.add(dropped, now_ms);
             producer.dropped.lock().add(dropped, now_ms);
         }
-        let (ledger_id, entry_id) = Position::EARLIEST.to_wire();
+        let (ledger_id, entry_id) = POSITION.to_wire();
         producer.peer.outbox.batch().head(|head| {
             for receipt in &batch.receipts {
                 let frame = SendReceipt {

@@ -162,7 +162,14 @@ impl Topic {
             return None;
         }
         state.access.owner = Some((producer.key, producer.name.clone()));
-        let epoch = topic_epoch.unwrap_or_else(|| state.access.epoch.map_or(0, |epoch| epoch + 1));
+        // A client may have named the last one there is.
+        let next = || {
+            state
+                .access
+                .epoch
+                .map_or(0, |epoch| epoch.saturating_add(1))
+        };
+        let epoch = topic_epoch.unwrap_or_else(next);
         state.access.epoch = Some(epoch);
         Some(epoch)
     }

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::TxnId;
 
-/// Messages of one batch: what a client says of it is not more, and what it sends is not taken with
-/// more.
-pub(crate) const BATCH_MESSAGES_MAX: u32 = 1 << 20;
+/// What a client says of a batch is not more, and what it sends is not taken with more.
+pub(crate) use geminga_proto::message::BATCH_MESSAGES_MAX;
+
 /// Words of the parts of batches that may wait in one subscription.
 const WORDS_MAX: usize = 1 << 22;
 
@@ -90,8 +90,10 @@ fn place((ledger, entry): (i64, i64)) -> Position {
 
 /// The messages of a batch that `remaining` leaves out.
 pub(crate) fn acked_bits(remaining: &[i64], size: u32) -> Vec<u64> {
-    let mut bits: Vec<u64> = remaining.iter().map(|word| !(*word as u64)).collect();
-    bits.resize(size.div_ceil(64) as usize, u64::MAX);
+    let words = size.div_ceil(64) as usize;
+    let remaining = remaining.iter().take(words);
+    let mut bits: Vec<u64> = remaining.map(|word| !(*word as u64)).collect();
+    bits.resize(words, u64::MAX);
     mask(&mut bits, size);
     bits
 }

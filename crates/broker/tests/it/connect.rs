@@ -38,10 +38,12 @@ async fn trap_18_connected_echoes_the_lower_version_and_the_message_size() {
 }
 
 #[tokio::test]
-async fn anything_before_connect_closes_and_so_does_a_second_connect() {
+async fn anything_but_a_ping_before_connect_closes_and_so_does_a_second_connect() {
     let server = Server::new().await;
     let mut wire = server.connect_raw();
     wire.send(CommandPing {}).await;
+    assert!(matches!(wire.next().await.0, Command::Pong(_)));
+    wire.send(CommandLookupTopic::default()).await;
     wire.closed().await;
     let mut wire = server.connect().await;
     wire.send(CommandConnect {

@@ -158,11 +158,11 @@ mod tests {
 
     #[test]
     fn seeded_streams_keep_the_promises() {
-        let seed = std::env::var("GEMINGA_SEED")
-            .ok()
-            .and_then(|text| text.parse().ok());
+        let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+        let seed = number("GEMINGA_SEED");
         let first = seed.unwrap_or_else(|| u64::from(crc32c(b"frames")));
-        for seed in first..first + if seed.is_some() { 1 } else { 3000 } {
+        let rounds = number("GEMINGA_FUZZ_ROUNDS").unwrap_or(if seed.is_some() { 1 } else { 3000 });
+        for seed in first..first + rounds {
             let stream = damaged_stream(&mut Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
             let result = std::panic::catch_unwind(|| parse(&stream));
             assert!(result.is_ok(), "repeat with GEMINGA_SEED={seed}");

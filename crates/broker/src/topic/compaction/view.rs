@@ -72,7 +72,11 @@ pub(crate) fn survivors_of(block: &Bytes, size_max: usize) -> Option<Vec<i64>> {
     let packed = payload(block).ok()?;
     let size = head.uncompressed_size as usize;
     let raw = decompress(head.compression, &packed, size, size_max).ok()?;
-    let mut words = vec![0_i64; usize::try_from(count).ok()?.div_ceil(64)];
+    // A batch that says more than its bytes can hold is not one.
+    let count_of_bytes = usize::try_from(count)
+        .ok()
+        .filter(|count| *count <= raw.len())?;
+    let mut words = vec![0_i64; count_of_bytes.div_ceil(64)];
     let mut kept = 0;
     for (index, message) in batch::read(raw, count).enumerate() {
         let (metadata, _) = message.ok()?;

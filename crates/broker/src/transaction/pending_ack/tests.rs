@@ -170,3 +170,11 @@ proptest! {
         }
     }
 }
+
+/// A client says how many messages the batch has of which it acks a part.
+#[test]
+fn the_bits_are_as_many_as_the_batch_has() {
+    assert_eq!(acked_bits(&[0b0110], 4), [0b1001]);
+    assert_eq!(acked_bits(&[-1; 1_000], 70), [0, 0]);
+    assert_eq!(acked_bits(&[], 65), [u64::MAX, 1]);
+}
