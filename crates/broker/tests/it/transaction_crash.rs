@@ -9,17 +9,14 @@
 //! `GEMINGA_TXN_SEEDS=from..to` runs other seeds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::Duration;
 
-use geminga_broker::{Broker, BrokerConfig};
 use geminga_proto::pb::command_ack::AckType;
 use geminga_proto::pb::command_subscribe::SubType;
 use geminga_proto::pb::{CommandProducer, MessageIdData, TxnAction};
-use geminga_stdx::{Clock, Random, Tasks};
+use geminga_stdx::Random;
 use geminga_storage::disk::faulty::{Faults, FaultyDisk};
-use geminga_storage::{EmbeddedConfig, EmbeddedStore, ManagedConfig, State, Storage};
 
+use crate::node::{Node, without_power};
 use crate::wire::{Wire, bare, subscribe};
 
 const INPUT: &str = "persistent://public/default/input";
@@ -29,48 +26,6 @@ const HOUR: u64 = 3_600_000;
 
 fn output(n: usize) -> String {
     format!("persistent://public/default/output-{n}")
-}
-
-struct Node {
-    broker: Broker,
-    tasks: Tasks,
-    engine: Arc<EmbeddedStore>,
-}
-
-impl Node {
-    async fn start(disk: FaultyDisk) -> Option<Node> {
-        let state = Arc::new(State::new());
-        let config = EmbeddedConfig {
-            log_segment_bytes: 1 << 20,
-            ..EmbeddedConfig::default()
-        };
-        let engine = EmbeddedStore::open_on(Arc::new(disk), config, state.clone()).ok()?;
-        let tasks = Tasks::new();
-        let clock = Clock::system();
-        let managed = ManagedConfig::default();
-        let storage = Storage::on(engine.clone(), state, managed, clock, &tasks).await;
-        let broker = Broker::start(BrokerConfig::default(), storage.ok()?).await;
-        Some(Node {
-            broker: broker.ok()?,
-            tasks,
-            engine,
-        })
-    }
-
-    async fn end(self) {
-        self.tasks.cancel();
-        self.broker.stop(Duration::from_millis(20)).await;
-        let engine = self.engine.clone();
-        let closed = tokio::task::spawn_blocking(move || engine.close()).await;
-        // It was cut off; what it says of that is not the question here.
-        drop(closed);
-    }
-
-    async fn connect(&self) -> Wire {
-        let mut wire = Wire::new(self.broker.connect_in_process());
-        wire.handshake().await;
-        wire
-    }
 }
 
 /// What became of a transaction, as its client knows it.
@@ -248,21 +203,13 @@ async fn run(seed: u64) {
         let mut steps = Random::new(random.next_u64());
         let count = 1 + random.below(12);
         let working = work(&mut wire, &mut steps, &mut history, count);
-        // Without power nobody is told anything any more.
-        let cut = disk.clone();
-        let power = async move {
-            while !cut.is_off() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        };
         tokio::select! {
             done = working => {
                 if let Err(refusal) = done {
                     assert!(disk.is_off(), "seed {seed}: {refusal}, though the disk is well");
                 }
             }
-            () = power => {}
+            () = without_power(disk.clone()) => {}
         }
         drop(wire);
         disk.power_off();

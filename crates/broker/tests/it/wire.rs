@@ -139,6 +139,11 @@ impl Wire {
         while !matches!(self.stream.read_buf(&mut self.input).await, Ok(0) | Err(_)) {}
     }
 
+    /// Says that nothing more will come.
+    pub(crate) async fn shut(&mut self) {
+        let _ = self.stream.shutdown().await;
+    }
+
     /// Nothing but what was set aside has come, nor comes for a PING's round trip.
     pub(crate) async fn quiet(&mut self) {
         self.send(CommandPing {}).await;
@@ -374,6 +379,16 @@ impl Wire {
         kind: command_ack::AckType,
         message_id: Vec<MessageIdData>,
     ) {
+        let response = self.try_ack(consumer_id, kind, message_id).await;
+        assert_eq!(response.error, None, "{response:?}");
+    }
+
+    pub(crate) async fn try_ack(
+        &mut self,
+        consumer_id: u64,
+        kind: command_ack::AckType,
+        message_id: Vec<MessageIdData>,
+    ) -> CommandAckResponse {
         let request_id = self.request();
         self.send(CommandAck {
             consumer_id,
@@ -389,8 +404,7 @@ impl Wire {
             }
             _ => None,
         });
-        let response = response.await;
-        assert_eq!(response.error, None, "{response:?}");
+        response.await
     }
 }
 
