@@ -303,7 +303,23 @@ fn sha_crypt<D: Digest>(password: &[u8], salt: &[u8], rounds: u32) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_file_is_read_or_refused(lines in proptest::collection::vec("[a-z]{0,3}:?\\$?(apr1|1|5|6)?\\$?(rounds=[0-9]{0,5}\\$)?[a-zé./]{0,20}\\$?[a-z]{0,4}", 0..4)) {
+            if let Ok(passwords) = Passwords::parse(&lines.join("\n")) {
+                prop_assert!(passwords.verify("nobody at all:x").is_err());
+            }
+        }
+
+        #[test]
+        fn any_text_is_no_password(pair in ".{0,100}") {
+            prop_assert!(Passwords::parse(HASHES).unwrap().verify(&pair).is_err());
+        }
+    }
 
     /// Made by `openssl passwd -apr1|-1|-5|-6 -salt ...`.
     #[test]

@@ -32,3 +32,38 @@ fn take(data: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
     rest.split_at_checked(length)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn written(halves: [Option<&[u8]>; 2]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for half in halves {
+            let length = half.map_or(-1, |half| half.len() as i32);
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(half.unwrap_or_default());
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn halves_come_back(key: Vec<u8>, value: Option<Vec<u8>>) {
+            let data = written([Some(&key), value.as_deref()]);
+            let (first, second) = split(&data, &BTreeMap::new()).unwrap();
+            prop_assert_eq!(first.1, &key[..]);
+            prop_assert_eq!(second.1, value.as_deref().unwrap_or_default());
+            // A byte less or more is no pair.
+            prop_assert!(split(&data[..data.len() - 1], &BTreeMap::new()).is_err());
+            prop_assert!(split(&[&data[..], &[0]].concat(), &BTreeMap::new()).is_err());
+        }
+
+        #[test]
+        fn any_bytes_end(data: Vec<u8>) {
+            drop(split(&data, &BTreeMap::new()));
+        }
+    }
+}

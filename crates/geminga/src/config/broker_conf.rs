@@ -146,7 +146,34 @@ fn typed(text: &str, default: &Value) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Known names with any values, unknown names, and lines that are none.
+        #[test]
+        fn any_file_is_read_or_refused_at_a_line(
+            lines in proptest::collection::vec((any::<prop::sample::Index>(), "[^\n]{0,20}", 0..4u8), 0..6),
+        ) {
+            let names = names_of(&BrokerConfig::default());
+            let security = names_of(&SecurityConfig::default());
+            let names: Vec<&String> = names.keys().chain(security.keys()).collect();
+            let text: Vec<String> = lines
+                .iter()
+                .map(|(name, value, kind)| match kind {
+                    0 => value.clone(),
+                    1 => format!("{}={}", name.get(&names), value.len()),
+                    2 => format!(" {} = {value} ", name.get(&names)),
+                    _ => format!("brokerServicePort={value}"),
+                })
+                .collect();
+            if let Err((line, message)) = BrokerConf::parse(&text.join("\n")) {
+                prop_assert!(line <= lines.len(), "{line}: {message}");
+                prop_assert!(!message.is_empty());
+            }
+        }
+    }
 
     #[test]
     fn settings_of_both_groups() {

@@ -264,7 +264,32 @@ fn to_json(value: &impl Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Texts come from anybody: any at all, and objects with the right names and any values.
+        #[test]
+        fn any_text_is_a_message_or_a_refusal(
+            noise in "[\\[\\]{}:,\"a-z0-9. \\\\-]{0,60}",
+            fields in proptest::collection::btree_map(
+                "payload|context|key|properties|eventTime|sequenceId|deliverAt|deliverAfterMs|replicationClusters|type|messageId|permitMessages",
+                "null|true|-?[0-9]{1,20}|[0-9]e[0-9]{1,3}|\"[a-zA-Z0-9=é:+-]{0,30}\"|\\[\\]|\\{\\}|\\{\"a\":\"b\"\\}",
+                0..5,
+            ),
+            now_ms in any::<i64>(),
+        ) {
+            let pairs: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+            for text in [noise, format!("{{{}}}", pairs.join(","))] {
+                if let Err(refusal) = message(&text, now_ms) {
+                    prop_assert!(refusal.json().starts_with("{\"result\":\"send-error:"));
+                }
+                drop(command(&text));
+                drop(id_of(&text));
+            }
+        }
+    }
 
     #[test]
     fn what_is_not_honoured_is_refused_by_name_with_its_context() {

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use rcgen::PublicKeyData;
 
 use super::*;
@@ -149,4 +150,43 @@ fn made_tokens_are_taken() {
     assert!(validate(&config(&secret), &token, NOW_MS + 5_000).is_err());
     assert!(make(&SigningKey::Secret(b"short"), None, "a", None).is_err());
     assert!(make(&SigningKey::Secret(&secret), Some("RS256"), "a", None).is_err());
+}
+
+proptest! {
+    /// Tokens come from anybody: any text, and good ones with a character changed.
+    #[test]
+    fn any_text_is_no_token(text in ".{0,80}", dotted in "[A-Za-z0-9_=-]{0,30}\\.[A-Za-z0-9_=-]{0,30}\\.[A-Za-z0-9_=-]{0,30}") {
+        let verifier = TokenVerifier::new(&config(&SECRET)).unwrap();
+        prop_assert!(verifier.verify(&text, NOW_MS).is_err());
+        prop_assert!(verifier.verify(&dotted, NOW_MS).is_err());
+    }
+
+    #[test]
+    fn a_changed_token_names_nobody_else(at in 0usize..100, with in "[A-Za-z0-9_.-]") {
+        let verifier = TokenVerifier::new(&config(&SECRET)).unwrap();
+        let good = signed(&SECRET, &json!({"sub": "a"}));
+        let at = at % good.len();
+        let changed = format!("{}{with}{}", &good[..at], &good[at + 1..]);
+        if let Ok(identity) = verifier.verify(&changed, NOW_MS) {
+            // The last character of the signature has bits that mean nothing.
+            prop_assert_eq!(identity.role, "a");
+            prop_assert!(changed == good || at + 1 == good.len());
+        }
+    }
+
+    /// Whatever time a signed token names.
+    #[test]
+    fn any_times_are_read(exp in any::<u64>(), nbf in any::<i64>(), part in any::<f64>()) {
+        let verifier = TokenVerifier::new(&config(&SECRET)).unwrap();
+        for claims in [
+            json!({"sub": "a", "exp": exp, "nbf": nbf}),
+            json!({"sub": "a", "exp": u64::MAX}),
+            json!({"sub": "a", "exp": part}),
+            json!({"sub": "a", "exp": nbf}),
+        ] {
+            if let Ok(identity) = verifier.verify(&signed(&SECRET, &claims), NOW_MS) {
+                prop_assert!(identity.expires_ms.is_some_and(|at| at > NOW_MS), "{claims}");
+            }
+        }
+    }
 }
