@@ -250,3 +250,41 @@ def test_http_port_survives_garbage(server, admin, bystander):
 ])
 def test_bad_requests_are_client_errors(admin, topic, method, path, body):
     assert 400 <= admin.status(method, path.format(topic), body) < 500
+
+
+BODIES = {
+    "nothing": b"", "half": b'{"a":', "null": b"null", "list": b"[]", "text": b'"x"', "negative": b"-1", "fraction": b"0.5", "infinite": b"1e400",
+    "beyond-64-bits": b"99999999999999999999999", "deep": b"[" * 5000, "deep-objects": b'{"a":' * 5000, "not-utf8": b'{"\xff\xfe": 1}',
+    "nul": b'{"a\\u0000b": "\\u0000"}', "surrogate": b'"\\ud800"', "twice": b'{"policy":"x","policy":1}',
+    "everything-wrong": b'{"limitSize":"x","policy":7,"retentionTimeInMinutes":[],"retentionSizeInMB":{},"active":3,"tickTime":"soon",'
+                        b'"publishThrottlingRateInMsg":true,"dispatchThrottlingRateInMsg":null,"maxInactiveDurationSeconds":-9e99,"topicType":"round",'
+                        b'"defaultNumPartitions":99999999999,"bookkeeperEnsemble":-1,"schema":7,"type":"AVRO","ledgerId":"x","entryId":1.5}',
+    "large": b'{"a":"' + b"x" * 300_000 + b'"}',
+}
+OF_NAMESPACES = """publishRate backlogQuota messageTTL retention deduplication persistence dispatchRate subscriptionDispatchRate subscribeRate
+    replicatorDispatchRate maxProducersPerTopic maxConsumersPerTopic maxConsumersPerSubscription maxSubscriptionsPerTopic
+    maxUnackedMessagesPerConsumer maxUnackedMessagesPerSubscription inactiveTopicPolicies subscriptionTypesEnabled autoTopicCreation
+    autoSubscriptionCreation delayedDelivery encryptionRequired schemaCompatibilityStrategy schemaValidationEnforced isAllowAutoUpdateSchema
+    compactionThreshold offloadPolicies replication permissions/role subscriptionAuthMode properties entryFilters
+    subscriptionExpirationTime deduplicationSnapshotInterval maxTopicsPerNamespace""".split()
+OF_TOPICS = OF_NAMESPACES + """partitions subscription/s subscription/s/resetcursor subscription/s/skip/1 subscription/s/properties expireMessages/5
+    terminate compaction offload maxMessageSize maxProducers maxConsumers properties schema createMissedPartitions truncate""".split()
+
+
+@pytest.mark.pulsar_differs("it answers 500 to much that it cannot read")
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_that_mean_nothing_are_no_fault_of_the_server(admin, bystander, client, topic, name):
+    """To every document that REST takes: refused, or taken where it can be read; never a failure within."""
+    client.create_producer(topic).close()
+    paths = ["/admin/v2/namespaces/public/bodies", "/admin/v2/tenants/bodies", "/admin/v2/clusters/bodies",
+             *(f"/admin/v2/namespaces/public/bodies/{policy}" for policy in OF_NAMESPACES),
+             *(admin.topic(topic, f"/{policy}") for policy in OF_TOPICS),
+             f"/admin/v2/schemas/public/default/{topic}/schema", f"/admin/v2/schemas/public/default/{topic}/compatibility",
+             "/admin/v2/brokers/configuration/maxMessageSize/x"]
+    failed = []
+    for path in paths:
+        for method in ("PUT", "POST"):
+            status = admin.status(method, path, BODIES[name])
+            if status >= 500 and status != 501:
+                failed.append(f"{method} {path}: {status}")
+    assert not failed, "\n".join(failed)

@@ -34,7 +34,7 @@ def test_each_type_gets_what_is_sent_while_it_listens(client, topic, kind):
     assert_nothing(consumer)
 
 
-def test_receipts_carry_no_id_and_batches_arrive(client, topic):
+def test_receipts_name_no_position_and_batches_arrive(client, topic):
     consumer = client.subscribe(DOMAIN + topic, "s")
     producer = client.create_producer(DOMAIN + topic, batching_enabled=True, batching_max_publish_delay_ms=5)
     ids = []
@@ -44,7 +44,7 @@ def test_receipts_carry_no_id_and_batches_arrive(client, topic):
     assert data(receive(consumer, 20)) == [b"%d" % number for number in range(20)]
     eventually(lambda: len(ids) == 20)
     assert {result for result, _ in ids} == {pulsar.Result.Ok}
-    assert {message_id.entry_id() for _, message_id in ids} == {-1}
+    assert {(message_id.ledger_id(), message_id.entry_id()) for _, message_id in ids} == {(0, 0)}
 
 
 def test_shared_consumers_share(client, topic):
