@@ -20,11 +20,13 @@ def main():
         urllib.request.urlopen(urllib.request.Request(
             f"{server.admin_url}/admin/v2/{topic}/partitions", data=b"3", method="PUT", headers={"Content-Type": "application/json"}))
         environment = {**os.environ, "SERVICE_URL": server.service_url, "PARTITIONED_TOPIC": topic.replace("/", "://", 1)}
-        judge = subprocess.run(sys.argv[1:], env=environment, stdout=subprocess.PIPE, text=True, check=False)
-        print(judge.stdout, end="")
+        lines = []
+        with subprocess.Popen(sys.argv[1:], env=environment, stdout=subprocess.PIPE, text=True) as judge:
+            for line in judge.stdout:
+                print(line, end="", flush=True)
+                lines.append(line)
         if "REPORTS" in os.environ:
-            lines = [line for line in judge.stdout.splitlines() if "\t" in line]
-            pathlib.Path(os.environ["REPORTS"], "rust.txt").write_text("\n".join(lines) + "\n")
+            pathlib.Path(os.environ["REPORTS"], "rust.txt").write_text("".join(line for line in lines if "\t" in line))
         if judge.returncode and not is_outside():
             print(server.log_tail(), file=sys.stderr)
         return judge.returncode

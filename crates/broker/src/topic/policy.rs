@@ -38,7 +38,7 @@ impl Topic {
         } else if self.core.config.is_delayed_delivery_deliver_at_time_strict {
             now_ms
         } else {
-            now_ms + delays.tick_time
+            now_ms.saturating_add(delays.tick_time)
         }
     }
 

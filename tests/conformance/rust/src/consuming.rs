@@ -31,7 +31,12 @@ async fn exclusive_is_for_one() -> Outcome {
     let client = client().await?;
     let topic = topic("exclusive");
     let mut consumer = subscribe(&client, &topic, SubType::Exclusive).await?;
-    same!(subscribe(&client, &topic, SubType::Exclusive).await.is_err(), true);
+    same!(
+        subscribe(&client, &topic, SubType::Exclusive)
+            .await
+            .is_err(),
+        true
+    );
     send(&mut producer(&client, &topic).await?, &["a", "b", "c"]).await?;
     same!(texts(&mut consumer, 3).await?, ["a", "b", "c"]);
     Ok(())
@@ -44,7 +49,10 @@ async fn shared_delivers_once() -> Outcome {
     let mut two = subscribe(&client, &topic, SubType::Shared).await?;
     let mut producer = producer(&client, &topic).await?;
     for number in 0..40 {
-        producer.send_non_blocking(number.to_string()).await?.await?;
+        producer
+            .send_non_blocking(number.to_string())
+            .await?
+            .await?;
     }
     let (mut seen, mut counts) = (BTreeSet::new(), [0, 0]);
     while seen.len() < 40 {
@@ -52,7 +60,11 @@ async fn shared_delivers_once() -> Outcome {
             message = next(&mut one) => (0, message?),
             message = next(&mut two) => (1, message?),
         };
-        if at == 0 { one.ack(&message).await? } else { two.ack(&message).await? }
+        if at == 0 {
+            one.ack(&message).await?
+        } else {
+            two.ack(&message).await?
+        }
         counts[at] += 1;
         same!(seen.insert(message.deserialize()?), true);
     }
@@ -83,7 +95,14 @@ async fn failover_takes_over() -> Outcome {
     // The ack of the first may have been on its way when its consumer left.
     let message = next(&mut other).await?;
     let text = message.deserialize()?;
-    same!(if text == "first" { next(&mut other).await?.deserialize()? } else { text }, "second");
+    same!(
+        if text == "first" {
+            next(&mut other).await?.deserialize()?
+        } else {
+            text
+        },
+        "second"
+    );
     Ok(())
 }
 
@@ -111,7 +130,11 @@ async fn key_shared_keeps_keys_together() -> Outcome {
             message = next(&mut left[0]) => (0, message?),
             message = next(&mut right[0]) => (1, message?),
         };
-        if at == 0 { left[0].ack(&message).await? } else { right[0].ack(&message).await? }
+        if at == 0 {
+            left[0].ack(&message).await?
+        } else {
+            right[0].ack(&message).await?
+        }
         let number: u32 = message.deserialize()?.parse()?;
         let key = message.key().ok_or("no key")?;
         if let Some((before, previous)) = last.insert(key, (at, number)) {
@@ -184,16 +207,21 @@ async fn dead_letters() -> Outcome {
 async fn seeking_by_id_and_time() -> Outcome {
     let client = client().await?;
     let topic = topic("seek");
-    let mut consumer = subscribe(&client, &topic, SubType::Exclusive).await?;
+    // This client opens a second consumer before it lets go of the first.
+    let mut consumer = subscribe(&client, &topic, SubType::Failover).await?;
     let mut producer = producer(&client, &topic).await?;
     send(&mut producer, &["a", "b", "c"]).await?;
     next(&mut consumer).await?;
     let second = next(&mut consumer).await?.message_id().clone();
-    consumer.seek(None, Some(second), None, client.clone()).await?;
+    consumer
+        .seek(None, Some(second), None, client.clone())
+        .await?;
     let here = texts(&mut consumer, 2).await?;
     same!(here, ["b", "c"]);
     tokio::time::sleep(Duration::from_millis(20)).await;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis() as u64;
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)?
+        .as_millis() as u64;
     tokio::time::sleep(Duration::from_millis(20)).await;
     send(&mut producer, &["later"]).await?;
     consumer.seek(None, None, Some(now), client.clone()).await?;
@@ -210,7 +238,11 @@ async fn a_reader_reads_it_all() -> Outcome {
         entry_id: u64::MAX,
         ..MessageIdData::default()
     });
-    let builder = client.reader().with_topic(&topic).with_consumer_name("r").with_options(options);
+    let builder = client
+        .reader()
+        .with_topic(&topic)
+        .with_consumer_name("r")
+        .with_options(options);
     let mut reader = builder.into_reader::<String>().await?;
     for text in ["a", "b", "c"] {
         let message = tokio::time::timeout(Duration::from_secs(10), reader.try_next()).await??;
@@ -225,9 +257,17 @@ async fn the_last_message_id() -> Outcome {
     let mut consumer = subscribe(&client, &topic, SubType::Exclusive).await?;
     same!(consumer.get_last_message_id().await?[0].entry_id, u64::MAX);
     let mut producer = producer(&client, &topic).await?;
-    let receipt = producer.send_non_blocking("a").await?.await?.message_id.ok_or("no id")?;
+    let receipt = producer
+        .send_non_blocking("a")
+        .await?
+        .await?
+        .message_id
+        .ok_or("no id")?;
     let last = consumer.get_last_message_id().await?;
-    same!((last[0].ledger_id, last[0].entry_id), (receipt.ledger_id, receipt.entry_id));
+    same!(
+        (last[0].ledger_id, last[0].entry_id),
+        (receipt.ledger_id, receipt.entry_id)
+    );
     Ok(())
 }
 
@@ -236,9 +276,17 @@ async fn delayed_messages_wait() -> Outcome {
     let topic = topic("delayed");
     let mut consumer = subscribe(&client, &topic, SubType::Shared).await?;
     let mut producer = producer(&client, &topic).await?;
-    let sent = producer.create_message().with_content("later").delay(Duration::from_millis(1500))?;
+    let sent = producer
+        .create_message()
+        .with_content("later")
+        .delay(Duration::from_millis(1500))?;
     sent.send_non_blocking().await?.await?;
-    producer.create_message().with_content("now").send_non_blocking().await?.await?;
+    producer
+        .create_message()
+        .with_content("now")
+        .send_non_blocking()
+        .await?
+        .await?;
     same!(texts(&mut consumer, 2).await?, ["now", "later"]);
     Ok(())
 }
@@ -252,7 +300,9 @@ async fn topics_by_pattern() -> Outcome {
     }
     let builder = client
         .consumer()
-        .with_topic_regex(regex::Regex::new(&format!("persistent://public/default/{tag}-.*"))?)
+        .with_topic_regex(regex::Regex::new(&format!(
+            "persistent://public/default/{tag}-.*"
+        ))?)
         .with_lookup_namespace("public/default")
         .with_subscription("mine")
         .with_subscription_type(SubType::Exclusive)

@@ -30,4 +30,3 @@ async fn main() {
     }
     std::process::exit(i32::from(failed > 0));
 }
-

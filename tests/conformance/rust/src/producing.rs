@@ -1,7 +1,9 @@
 //! Producers, batches, compression, schemas, metadata.
 
 use futures::future::try_join_all;
-use pulsar::compression::{Compression, CompressionLz4, CompressionSnappy, CompressionZlib, CompressionZstd};
+use pulsar::compression::{
+    Compression, CompressionLz4, CompressionSnappy, CompressionZlib, CompressionZstd,
+};
 use pulsar::{ProducerOptions, SubType, proto};
 
 use crate::support::*;
@@ -23,7 +25,10 @@ async fn receipts_have_rising_ids() -> Outcome {
     let mut producer = producer(&client, &topic("ids")).await?;
     let mut last = (0, 0);
     for number in 0..20 {
-        let receipt = producer.send_non_blocking(number.to_string()).await?.await?;
+        let receipt = producer
+            .send_non_blocking(number.to_string())
+            .await?
+            .await?;
         let id = receipt.message_id.ok_or("a receipt without an id")?;
         let now = (id.ledger_id, id.entry_id + 1);
         same!(now > last, true);
@@ -35,8 +40,16 @@ async fn receipts_have_rising_ids() -> Outcome {
 async fn batches_are_one_entry() -> Outcome {
     let client = client().await?;
     let topic = topic("batches");
-    let options = ProducerOptions { batch_size: Some(10), ..ProducerOptions::default() };
-    let mut producer = client.producer().with_topic(&topic).with_options(options).build().await?;
+    let options = ProducerOptions {
+        batch_size: Some(10),
+        ..ProducerOptions::default()
+    };
+    let mut producer = client
+        .producer()
+        .with_topic(&topic)
+        .with_options(options)
+        .build()
+        .await?;
     let mut consumer = subscribe(&client, &topic, SubType::Exclusive).await?;
     let mut sent = Vec::new();
     for number in 0..10 {
@@ -49,7 +62,10 @@ async fn batches_are_one_entry() -> Outcome {
         let message = next(&mut consumer).await?;
         same!(message.deserialize()?, number.to_string());
         same!(message.message_id().batch_index, Some(number));
-        entries.push((message.message_id().ledger_id, message.message_id().entry_id));
+        entries.push((
+            message.message_id().ledger_id,
+            message.message_id().entry_id,
+        ));
         consumer.ack(&message).await?;
     }
     entries.dedup();
@@ -74,11 +90,21 @@ async fn every_compression() -> Outcome {
                 batch_size,
                 ..ProducerOptions::default()
             };
-            let mut producer = client.producer().with_topic(&topic).with_options(options).build().await?;
+            let mut producer = client
+                .producer()
+                .with_topic(&topic)
+                .with_options(options)
+                .build()
+                .await?;
             let mut consumer = subscribe(&client, &topic, SubType::Exclusive).await?;
             let text = "again and again ".repeat(500);
-            let sent = [producer.send_non_blocking(&text).await?, producer.send_non_blocking("").await?];
-            producer.send_batch().await?;
+            let sent = [
+                producer.send_non_blocking(&text).await?,
+                producer.send_non_blocking("").await?,
+            ];
+            if batch_size.is_some() {
+                producer.send_batch().await?;
+            }
             try_join_all(sent).await?;
             same!(texts(&mut consumer, 2).await?, [text, String::new()]);
         }
@@ -123,15 +149,31 @@ fn record(fields: &str) -> Option<proto::Schema> {
 async fn a_schema_is_kept_and_others_refused() -> Outcome {
     let client = client().await?;
     let topic = topic("schema");
-    let with = |schema| ProducerOptions { schema, ..ProducerOptions::default() };
+    let with = |schema| ProducerOptions {
+        schema,
+        ..ProducerOptions::default()
+    };
     let whole = record(r#"{"name":"a","type":"int"}"#);
     let other = record(r#"{"name":"a","type":"int"},{"name":"b","type":"string"}"#);
-    let mut first = client.producer().with_topic(&topic).with_options(with(whole.clone())).build().await?;
+    let mut first = client
+        .producer()
+        .with_topic(&topic)
+        .with_options(with(whole.clone()))
+        .build()
+        .await?;
     send(&mut first, &["x"]).await?;
     let mut consumer = subscribe(&client, &topic, SubType::Exclusive).await?;
-    let kept = consumer.get_schema(&topic, None).await?.ok_or("there is no schema")?;
+    let kept = consumer
+        .get_schema(&topic, None)
+        .await?
+        .ok_or("there is no schema")?;
     same!(kept.schema_data, whole.ok_or("none")?.schema_data);
-    let refused = client.producer().with_topic(&topic).with_options(with(other)).build().await;
+    let refused = client
+        .producer()
+        .with_topic(&topic)
+        .with_options(with(other))
+        .build()
+        .await;
     same!(refused.is_err(), true);
     Ok(())
 }
@@ -139,8 +181,16 @@ async fn a_schema_is_kept_and_others_refused() -> Outcome {
 async fn exclusive_access() -> Outcome {
     let client = client().await?;
     let topic = topic("exclusive");
-    let options = ProducerOptions { access_mode: Some(1), ..ProducerOptions::default() };
-    let mut owner = client.producer().with_topic(&topic).with_options(options).build().await?;
+    let options = ProducerOptions {
+        access_mode: Some(1),
+        ..ProducerOptions::default()
+    };
+    let mut owner = client
+        .producer()
+        .with_topic(&topic)
+        .with_options(options)
+        .build()
+        .await?;
     let refused = client.producer().with_topic(&topic).build().await;
     same!(refused.is_err(), true);
     send(&mut owner, &["mine"]).await
@@ -149,12 +199,27 @@ async fn exclusive_access() -> Outcome {
 async fn a_name_in_use_is_refused() -> Outcome {
     let client = client().await?;
     let topic = topic("names");
-    let mut first = client.producer().with_topic(&topic).with_name("me").build().await?;
-    let refused = client.producer().with_topic(&topic).with_name("me").build().await;
+    let mut first = client
+        .producer()
+        .with_topic(&topic)
+        .with_name("me")
+        .build()
+        .await?;
+    let refused = client
+        .producer()
+        .with_topic(&topic)
+        .with_name("me")
+        .build()
+        .await;
     same!(refused.is_err(), true);
     send(&mut first, &["x"]).await?;
     first.close().await?;
-    client.producer().with_topic(&topic).with_name("me").build().await?;
+    client
+        .producer()
+        .with_topic(&topic)
+        .with_name("me")
+        .build()
+        .await?;
     Ok(())
 }
 
@@ -166,7 +231,10 @@ async fn partitions_are_all_used() -> Outcome {
     let mut consumer = subscribe(&client, &topic, SubType::Shared).await?;
     let mut producer = producer(&client, &topic).await?;
     for number in 0..12 {
-        producer.send_non_blocking(number.to_string()).await?.await?;
+        producer
+            .send_non_blocking(number.to_string())
+            .await?
+            .await?;
     }
     let mut seen = std::collections::BTreeMap::<String, usize>::new();
     for _ in 0..12 {
@@ -180,7 +248,11 @@ async fn partitions_are_all_used() -> Outcome {
 
 async fn a_missing_namespace_is_refused() -> Outcome {
     let client = client().await?;
-    let refused = client.producer().with_topic("persistent://public/nowhere/t").build().await;
+    let refused = client
+        .producer()
+        .with_topic("persistent://public/nowhere/t")
+        .build()
+        .await;
     same!(refused.is_err(), true);
     Ok(())
 }

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use pulsar::consumer::{InitialPosition, Message};
-use pulsar::{Consumer, ConsumerBuilder, ConsumerOptions, Producer, Pulsar, SubType, TokioExecutor};
+use pulsar::{
+    Consumer, ConsumerBuilder, ConsumerOptions, OperationRetryOptions, Producer, Pulsar, SubType,
+    TokioExecutor,
+};
 
 pub type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 pub type Given<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -48,14 +51,24 @@ pub(crate) use same;
 
 pub async fn client() -> Given<Client> {
     let url = std::env::var("SERVICE_URL").map_err(|_| "set SERVICE_URL")?;
-    Ok(Pulsar::builder(url, TokioExecutor).build().await?)
+    // By itself it asks again for ever where a name or the topic is taken.
+    let retry = OperationRetryOptions {
+        operation_timeout: PATIENCE,
+        retry_delay: Duration::from_millis(200),
+        max_retries: Some(3),
+    };
+    let builder = Pulsar::builder(url, TokioExecutor).with_operation_retry_options(retry);
+    Ok(builder.build().await?)
 }
 
 /// A topic that nobody used before.
 pub fn topic(name: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    format!("persistent://public/default/rust-{name}-{}-{count}", std::process::id())
+    format!(
+        "persistent://public/default/rust-{name}-{}-{count}",
+        std::process::id()
+    )
 }
 
 pub async fn producer(client: &Client, topic: &str) -> Given<Producer<TokioExecutor>> {

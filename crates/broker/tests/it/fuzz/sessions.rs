@@ -8,25 +8,25 @@ use geminga_proto::pb::*;
 use geminga_proto::{Command, batch, checksum};
 
 /// Where chances come from: a seed, or bytes while they last.
-pub struct Choices<'a> {
+pub(crate) struct Choices<'a> {
     bytes: &'a [u8],
     state: Option<u64>,
 }
 
 #[allow(dead_code, reason = "each user takes its own way in")]
 impl<'a> Choices<'a> {
-    pub fn seeded(seed: u64) -> Choices<'static> {
+    pub(crate) fn seeded(seed: u64) -> Choices<'static> {
         Choices {
             bytes: &[],
             state: Some(seed),
         }
     }
 
-    pub fn read(bytes: &'a [u8]) -> Choices<'a> {
+    pub(crate) fn read(bytes: &'a [u8]) -> Choices<'a> {
         Choices { bytes, state: None }
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         if let Some(state) = &mut self.state {
             // SplitMix64.
             *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -40,7 +40,7 @@ impl<'a> Choices<'a> {
         now.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
     }
 
-    pub fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound.max(1) as u64) as usize
     }
 
@@ -68,18 +68,18 @@ impl<'a> Choices<'a> {
     }
 }
 
-pub const TOPICS: [&str; 5] = [
+pub(crate) const TOPICS: [&str; 5] = [
     "persistent://public/default/fuzz-0",
     "persistent://public/default/fuzz-1",
     "persistent://public/default/fuzz-2-partition-0",
     "non-persistent://public/default/fuzz-3",
     "persistent://public/default/__change_events",
 ];
-pub const SUBSCRIPTIONS: [&str; 3] = ["a", "b", "c"];
+pub(crate) const SUBSCRIPTIONS: [&str; 3] = ["a", "b", "c"];
 
 /// One frame, open for damage.
 #[derive(Clone)]
-pub struct Piece {
+pub(crate) struct Piece {
     /// An encoded `BaseCommand`.
     command: Vec<u8>,
     /// Metadata and payload of a SEND.
@@ -87,7 +87,7 @@ pub struct Piece {
 }
 
 impl Piece {
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let mut block = Vec::new();
         if let Some((metadata, payload)) = &self.message {
             let mut covered = (metadata.len() as u32).to_be_bytes().to_vec();
@@ -106,14 +106,14 @@ impl Piece {
 }
 
 /// The commands of a session, behind the handshake, each with a request id of its own.
-pub fn session(choices: &mut Choices<'_>) -> Vec<Command> {
+pub(crate) fn session(choices: &mut Choices<'_>) -> Vec<Command> {
     let count = 2 + choices.below(24);
     (0..count)
         .map(|at| command(choices, 1 + at as u64))
         .collect()
 }
 
-pub fn piece(command: &Command, choices: &mut Choices<'_>) -> Piece {
+pub(crate) fn piece(command: &Command, choices: &mut Choices<'_>) -> Piece {
     let mut bytes = BytesMut::new();
     command.encode(&mut bytes);
     let message = matches!(command, Command::Send(_)).then(|| message(choices));
@@ -438,7 +438,7 @@ fn message(choices: &mut Choices<'_>) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// Breaks something.
-pub fn damage(pieces: &mut Vec<Piece>, choices: &mut Choices<'_>) {
+pub(crate) fn damage(pieces: &mut Vec<Piece>, choices: &mut Choices<'_>) {
     let at = choices.below(pieces.len());
     if pieces.is_empty() {
         return;
