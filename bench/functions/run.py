@@ -6,11 +6,12 @@
     bench/functions/run.py --pulsar PORT,HTTP_PORT   beside a Pulsar that runs already (Java and Python)
     bench/functions/run.py --quick                  short runs, to see that all of it works
 
-Needs what the languages need: Bash, Python 3, Go, a JDK. What is measured:
+Needs what the languages need: Bash, Python 3, Go, a JDK; WASM is a component by text. What is measured:
   cold     one message waits; from the POST that creates the function until its output arrives (median)
   rate     a backlog of 100-byte messages through one instance: outputs stored a second
   e2e      1,000 messages a second by a socket: from the send of a message to the arrival of its output
-  memory   the function's processes after one message and a second of rest: proportional (PSS), resident beside it
+  memory   the function's processes after one message and a second of rest: proportional (PSS), resident beside it;
+           a WASM function has none: cargo run --release -p geminga-wasm --example wasm_speed measures it inside the worker
 """
 
 import argparse
@@ -51,6 +52,7 @@ LANGUAGES = {
     "python": (1_000_000, (120, 150_000, 0.5, 12)),
     "go": (1_000_000, (50, 250_000, 0.5, 8)),
     "java": (1_000_000, (400, 200_000, 0.5, 60)),
+    "wasm": (1_000_000, (10, 300_000, 0.3, 0.2)),
 }
 
 
@@ -76,7 +78,8 @@ class Running(System):
 
 def build(folder):
     """The code of each language, as it is uploaded: compilers are no part of a start."""
-    code = {"bash": ("bang.sh", BASH.encode()), "python": ("bang.py", PYTHON.encode())}
+    code = {"bash": ("bang.sh", BASH.encode()), "python": ("bang.py", PYTHON.encode()),
+            "wasm": ("bang.wat", (HERE / "bang.wat").read_bytes())}
     source = os.path.join(folder, "java")
     os.makedirs(source)
     with open(f"{source}/Bang.java", "w") as file:
@@ -109,6 +112,7 @@ def function(system, language, code, name):
                   "bash": {"runtime": "BASH", "sh": filename},
                   "python": {"runtime": "PYTHON", "py": filename, "className": "bang"},
                   "go": {"runtime": "GO", "go": filename},
+                  "wasm": {"runtime": "WASM", "wasm": filename},
                   "java": {"runtime": "JAVA", "jar": filename, "className": "Bang"},
               }[language]}
     body, kind = multipart([("functionConfig", None, "application/json", json.dumps(config).encode()),
@@ -292,7 +296,7 @@ def main():
                 cells = {}
                 if "cold" in what:
                     cells["cold"] = cold(system, language, code, stem, 3 if options.quick else 5)
-                if "memory" in what:
+                if "memory" in what and language != "wasm":
                     cells["memory"] = idle_memory(system, language, code, stem)
                 if "e2e" in what:
                     cells["e2e"] = end_to_end(system, language, code, stem, 4 if options.quick else 10)

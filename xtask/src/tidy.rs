@@ -21,6 +21,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("geminga-broker", 3),
     ("geminga-functions", 3),
     ("geminga-admin", 4),
+    ("geminga-wasm", 4),
     ("geminga", 5),
 ];
 
@@ -39,6 +40,7 @@ const FENCED: &[(&str, &[&str])] = &[
     ("anyhow", &["geminga", "xtask"]),
     ("prost", &["geminga-proto"]),
     ("wasmtime", &["geminga-wasm"]),
+    ("wasmtime-wasi", &["geminga-wasm"]),
     ("kube", &["geminga-k8s"]),
 ];
 

@@ -25,8 +25,8 @@ pub use worker::report::{
     ExceptionInformation, FunctionState, FunctionStats, FunctionStatus, Progress,
 };
 pub use worker::{
-    Answered, Asked, DrainStatus, MemberInfo, Owner, PACKAGE_BYTES_MAX, PackageMetadata,
-    PackageName, Spool, Spooled, Upload, Version, Worker, WorkerConfig,
+    Answered, Asked, DrainStatus, MakeRuntime, MemberInfo, Owner, PACKAGE_BYTES_MAX,
+    PackageMetadata, PackageName, Spool, Spooled, Upload, Version, Worker, WorkerConfig,
 };
 
 /// Whether a worker would take a component.

@@ -24,7 +24,7 @@ use crate::instance::state::FunctionState;
 use crate::instance::{Gauge, Instance};
 use crate::plan::{Policy, Process, plan};
 use crate::runtime::{BoxFuture, Host, LogLine, Message, Output, Processes, Services};
-use crate::worker::runtimes::Runtimes;
+use crate::worker::runtimes::{MakeRuntime, Runtimes};
 
 /// What became of the lines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct PipeReport {
 /// Takes the function's log lines.
 pub type OnLine = Arc<dyn Fn(&LogLine) + Send + Sync>;
 
-/// Runs `config` on the lines of `input` until it ends.
+/// Runs `config` on the lines of `input` until it ends; `wasm` is the WASM runtime, where the binary has one.
 ///
 /// # Errors
 /// When the configuration is refused, the code does not start, or an end fails.
@@ -52,13 +52,14 @@ pub async fn run_pipe(
     input: impl AsyncRead + Send + Unpin + 'static,
     output: impl AsyncWrite + Send + Unpin + 'static,
     on_log: Option<OnLine>,
+    wasm: Option<&MakeRuntime>,
 ) -> Result<PipeReport, WorkerError> {
     let tasks = Tasks::new();
     let gauge = Arc::new(Gauge::default());
     let state = Arc::new(FunctionState::in_memory(&tasks));
     let services = Arc::new(Context::new(gauge.clone(), Some(state.clone()), on_log));
     config.max_message_retries = config.max_message_retries.or(Some(0));
-    let (policy, gather, host) = start_host(config, services, &tasks).await?;
+    let (policy, gather, host) = start_host(config, services, &tasks, wasm).await?;
     let instance = Instance {
         source: Box::new(LineSource {
             lines: Box::new(BufReader::with_capacity(256 * 1024, input)),
@@ -102,6 +103,7 @@ pub(crate) async fn start_host(
     mut config: FunctionConfig,
     services: Arc<dyn Services>,
     tasks: &Tasks,
+    wasm: Option<&MakeRuntime>,
 ) -> Result<(Policy, Option<Gather>, Box<dyn Host>), WorkerError> {
     if config.all_inputs().is_ok_and(|inputs| inputs.is_empty()) {
         config.inputs = Some(vec!["stdin".to_owned()]);
@@ -113,7 +115,7 @@ pub(crate) async fn start_host(
     };
     let processes =
         Processes::start(None).map_err(WorkerError::io("starting the process guard"))?;
-    let host = Runtimes::new(processes, tasks.clone())
+    let host = Runtimes::new(processes, tasks.clone(), wasm)
         .start(language, Arc::new(*spec), services)
         .await
         .map_err(|broken| WorkerError::Invalid(vec![crate::worker::broken_text(&broken)]))?;

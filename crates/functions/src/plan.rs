@@ -81,6 +81,7 @@ pub(crate) enum Language {
     Exec,
     Go,
     Java,
+    Wasm,
 }
 
 impl Language {
@@ -88,7 +89,8 @@ impl Language {
     fn limit_memory(self, bytes: u64, spec: &mut HostSpec) {
         let limits = &mut spec.options.limits;
         match self {
-            Self::Bash | Self::Python | Self::Exec => {
+            // Of a WASM function it is the linear memory.
+            Self::Bash | Self::Python | Self::Exec | Self::Wasm => {
                 limits.memory_bytes = limits.memory_bytes.or(Some(bytes));
             }
             // These reserve far more address space than they use.
@@ -99,7 +101,7 @@ impl Language {
 
     /// Whether the runtime has a host of its own, and so no use for the settings of plain processes.
     fn has_host(self) -> bool {
-        matches!(self, Self::Python | Self::Go | Self::Java)
+        matches!(self, Self::Python | Self::Go | Self::Java | Self::Wasm)
     }
 }
 

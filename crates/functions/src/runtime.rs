@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub mod bash;
+pub mod body;
 #[cfg(test)]
 mod contract;
 pub mod exec;
@@ -33,9 +34,11 @@ pub(crate) mod toolchain;
 pub(crate) mod warm;
 pub(crate) mod wire;
 
+pub use body::{Body, Exit, Launcher, Streams};
 pub use options::{OnFailedUpdate, Options};
 pub use process::Processes;
 pub(crate) use process::plain;
+pub use warm::Launched;
 pub(crate) use warm::incremented;
 pub(crate) use wire::shell as wire_base64;
 
@@ -324,7 +327,7 @@ pub struct Code {
 
 /// Starts user code of one kind.
 pub trait Runtime: Send + Sync + 'static {
-    /// `exec`, `bash`, `python`, `go`, `java`.
+    /// `exec`, `bash`, `python`, `go`, `java`, `wasm`.
     fn name(&self) -> &'static str;
 
     /// Starts the code and waits until it is ready, or fails within the start time-out.

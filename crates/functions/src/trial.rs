@@ -26,6 +26,7 @@ use crate::runtime::{
     BoxFuture, Broken, Delivery, Failure, Host, LogLine, Message, Outcome, Output, Services,
     StateChange, Verdict,
 };
+use crate::worker::MakeRuntime;
 
 /// How long a function's end may take.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -72,6 +73,7 @@ type Shared = Arc<Mutex<Seen>>;
 pub async fn run_trial(
     mut config: FunctionConfig,
     trial: Trial,
+    wasm: Option<&MakeRuntime>,
 ) -> Result<TrialReport, WorkerError> {
     config.max_message_retries = Some(0);
     // How often something happens after a crash is no matter of a case; who acknowledges is.
@@ -94,7 +96,7 @@ pub async fn run_trial(
         context: Context::new(gauge.clone(), Some(state.clone()), Some(on_log)),
         seen: seen.clone(),
     });
-    let (policy, gather, host) = start_host(config, services, &tasks).await?;
+    let (policy, gather, host) = start_host(config, services, &tasks, wasm).await?;
     let instance = Instance {
         source: Box::new(Given {
             messages: trial.messages,
@@ -149,11 +151,14 @@ pub async fn run_trial(
 ///
 /// # Errors
 /// When the configuration is refused, or the code does not start.
-pub async fn check_code(config: FunctionConfig) -> Result<(), WorkerError> {
+pub async fn check_code(
+    config: FunctionConfig,
+    wasm: Option<&MakeRuntime>,
+) -> Result<(), WorkerError> {
     let tasks = Tasks::new();
     let state = Arc::new(FunctionState::in_memory(&tasks));
     let services = Arc::new(Context::new(Arc::default(), Some(state), None));
-    let started = start_host(config, services, &tasks).await;
+    let started = start_host(config, services, &tasks, wasm).await;
     let result = match started {
         Ok((_, _, mut host)) => {
             host.stop(STOP_GRACE).await;
@@ -363,7 +368,7 @@ class F:
             messages: vec![message("x"), message("bad"), message("fail"), message("yy")],
             state: [("n".to_owned(), TrialValue::Counter(5))].into(),
         };
-        let report = run_trial(config, trial).await.expect("runs");
+        let report = run_trial(config, trial, None).await.expect("runs");
         let outputs: Vec<_> = report
             .outputs
             .iter()
@@ -400,12 +405,15 @@ class F:
     #[tokio::test]
     async fn code_that_does_not_start_says_where_it_is_wrong() {
         let (_directory, config) = python("def process(input:\n");
-        let said = check_code(config).await.expect_err("refused").to_string();
+        let said = check_code(config, None)
+            .await
+            .expect_err("refused")
+            .to_string();
         assert!(
             said.contains("SyntaxError") && said.contains("f.py\", line 1"),
             "{said}"
         );
         let (_directory, config) = python("def process(input): return input\n");
-        check_code(config).await.expect("starts");
+        check_code(config, None).await.expect("starts");
     }
 }

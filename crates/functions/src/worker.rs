@@ -42,6 +42,7 @@ pub use self::trigger::{Answered, Asked};
 use self::catalog::{Catalog, Record};
 use self::cluster::Cluster;
 use self::report::{FunctionState, FunctionStats, FunctionStatus, Progress};
+pub use self::runtimes::MakeRuntime;
 use self::runtimes::Runtimes;
 use self::supervisor::{Crew, Health};
 
@@ -82,6 +83,8 @@ pub struct WorkerConfig {
     /// Private directories of functions; the system's temporary directory when `None`.
     pub temp_dir: Option<PathBuf>,
     pub on_log: Option<OnLog>,
+    /// The WASM runtime, where the binary has one.
+    pub wasm: Option<MakeRuntime>,
 }
 
 impl WorkerConfig {
@@ -99,6 +102,7 @@ impl WorkerConfig {
             changelog_records_max: 10_000,
             temp_dir: None,
             on_log: None,
+            wasm: None,
         }
     }
 
@@ -202,7 +206,7 @@ impl Worker {
         let topic = config.catalog_topic.clone();
         let worker = Self {
             inner: Arc::new(Inner {
-                runtimes: Runtimes::new(processes, tasks.clone()),
+                runtimes: Runtimes::new(processes, tasks.clone(), config.wasm.as_ref()),
                 cluster: Cluster::new(identity, config.lease, topic.is_none()),
                 config,
                 tasks,

@@ -48,15 +48,9 @@ pub(super) fn function(
         (Some(Runtime::Exec), code) => (Language::Exec, code),
         (Some(Runtime::Go), code) => (Language::Go, code),
         (Some(Runtime::Java), code) => (Language::Java, code),
-        (Some(other), _) => {
-            refused.push(format!(
-                "runtime `{}` is not supported by this worker yet",
-                other.label()
-            ));
-            return None;
-        }
+        (Some(Runtime::Wasm), code) => (Language::Wasm, code),
         (None, _) => {
-            refused.push("no code: give `sh`, `py`, `go`, `jar` or `exec`".to_owned());
+            refused.push("no code: give `sh`, `py`, `go`, `jar`, `wasm` or `exec`".to_owned());
             return None;
         }
     };
@@ -64,7 +58,7 @@ pub(super) fn function(
         (Some(path), _) => path.to_path_buf(),
         (None, Some((_, path))) => PathBuf::from(path.strip_prefix("file://").unwrap_or(path)),
         (None, None) => {
-            refused.push("no code: give `sh`, `py`, `go`, `jar` or `exec`".to_owned());
+            refused.push("no code: give `sh`, `py`, `go`, `jar`, `wasm` or `exec`".to_owned());
             return None;
         }
     };
@@ -113,6 +107,13 @@ pub(super) fn function(
         refused.push(
             "`runtimeFlags` are for interpreters: use `args` of `customRuntimeOptions`".to_owned(),
         );
+    }
+    if language == Language::Wasm {
+        for field in options.of_processes() {
+            refused.push(format!(
+                "`{field}` of `customRuntimeOptions` has no meaning for a WASM function: it is no process"
+            ));
+        }
     }
     // A NAR may name its class itself.
     let is_nar = path.extension().is_some_and(|ending| ending == "nar");

@@ -104,7 +104,7 @@ impl Launch for Shells {
             .and_then(super::pipe::Patient::new)
             .map_err(|error| start_error(&program, &error))?;
         Ok(Launched {
-            process,
+            process: Box::new(process),
             reader: Box::new(stdout),
             writer: Box::new(stdin),
             logs: vec![Box::new(stderr)],

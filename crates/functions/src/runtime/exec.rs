@@ -280,7 +280,7 @@ impl Launch for Tool {
             return Err(super::no_pipes());
         };
         Ok(Launched {
-            process,
+            process: Box::new(process),
             reader: Box::new(stdout),
             writer: Box::new(stdin),
             logs: vec![Box::new(stderr)],

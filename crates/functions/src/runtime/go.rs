@@ -19,6 +19,9 @@ use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 /// The module that functions import.
 const MODULE: &str = "github.com/apache/pulsar/pulsar-function-go";
 
+/// The client, whose types are in the interface.
+const CLIENT: &str = "github.com/apache/pulsar-client-go";
+
 macro_rules! sdk {
     ($($name:literal),* $(,)?) => {
         &[$(($name, include_str!(concat!("../../../../sdk/go/", $name)))),*]
@@ -29,6 +32,8 @@ const SDK: &[(&str, &str)] = sdk![
     "go.mod",
     "go.sum",
     "internal/host/block.go",
+    "internal/host/open_process.go",
+    "internal/host/open_wasip1.go",
     "internal/host/wire.go",
     "logutil/log.go",
     "pf/context.go",
@@ -37,6 +42,8 @@ const SDK: &[(&str, &str)] = sdk![
     "pf/output.go",
     "pf/record.go",
     "pf/start.go",
+    "wasip1/pulsar-client-go/go.mod",
+    "wasip1/pulsar-client-go/pulsar/pulsar.go",
 ];
 
 /// Starts Go functions.
@@ -111,11 +118,33 @@ fn executable(path: &Path) -> Result<PathBuf, Broken> {
     Ok(std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()))
 }
 
+/// What a program is built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// This machine.
+    Machine,
+    /// A WASI command (`GOOS=wasip1 GOARCH=wasm`).
+    Wasm,
+}
+
 /// Builds a folder, or one file, and gives the program; the same sources are built once.
 ///
 /// # Errors
 /// What the compiler said, or why there is none.
 pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
+    build_for(source, Target::Machine).await
+}
+
+/// The same as a WASI command for the WASM runtime. The types of Pulsar's client are our own there: the client
+/// itself does not build for WASI.
+///
+/// # Errors
+/// What the compiler said, or why there is none.
+pub async fn build_wasm(source: &Path) -> Result<PathBuf, Broken> {
+    build_for(source, Target::Wasm).await
+}
+
+async fn build_for(source: &Path, target: Target) -> Result<PathBuf, Broken> {
     let files = if source.is_dir() {
         sources(source)?
     } else {
@@ -151,18 +180,32 @@ pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
         .zip(&names)
         .flat_map(|((_, text), name)| [name.as_bytes(), &b"\0"[..], text, &b"\0"[..]]);
     let key = content_key(parts.chain([where_from.as_bytes(), &sdk_key.to_le_bytes()[..]]));
-    let place = cache().join(format!("go-{key:032x}"));
+    let kind = match target {
+        Target::Machine => "go",
+        Target::Wasm => "go-wasm",
+    };
+    let place = cache().join(format!("{kind}-{key:032x}"));
     once(&place, |into| async move {
-        compile(source, &files, &sdk, &into).await
+        compile(source, &files, &sdk, target, &into).await
     })
     .await?;
-    Ok(place.join("function"))
+    Ok(place.join(target.file()))
+}
+
+impl Target {
+    const fn file(self) -> &'static str {
+        match self {
+            Self::Machine => "function",
+            Self::Wasm => "function.wasm",
+        }
+    }
 }
 
 async fn compile(
     source: &Path,
     files: &[(PathBuf, Vec<u8>)],
     sdk: &Path,
+    target: Target,
     into: &Path,
 ) -> Result<(), Broken> {
     let failed = |error: std::io::Error| deployment(format!("`{}`: {error}", into.display()), "");
@@ -181,7 +224,7 @@ async fn compile(
     command.args(["build", "-mod=mod", "-trimpath", "-ldflags=-s -w"]);
     let folder = match &own {
         Some(text) => {
-            std::fs::write(into.join("build.mod"), with_sdk(text, sdk)).map_err(failed)?;
+            std::fs::write(into.join("build.mod"), with_sdk(text, sdk, target)).map_err(failed)?;
             std::fs::write(into.join("build.sum"), &sums).map_err(failed)?;
             command.arg("-modfile").arg(into.join("build.mod"));
             source.to_path_buf()
@@ -197,23 +240,26 @@ async fn compile(
                 std::fs::write(path, text).map_err(failed)?;
             }
             let text = "module function\n\ngo 1.24.0\n";
-            std::fs::write(folder.join("go.mod"), with_sdk(text, sdk)).map_err(failed)?;
+            std::fs::write(folder.join("go.mod"), with_sdk(text, sdk, target)).map_err(failed)?;
             std::fs::write(folder.join("go.sum"), &sums).map_err(failed)?;
             folder
         }
     };
     command
         .arg("-o")
-        .arg(into.join("function"))
+        .arg(into.join(target.file()))
         .arg(".")
         .current_dir(folder)
         .env("CGO_ENABLED", "0")
         .env("GOWORK", "off");
+    if target == Target::Wasm {
+        command.env("GOOS", "wasip1").env("GOARCH", "wasm");
+    }
     run(&mut command, "install Go, or give a program that is built").await
 }
 
 /// A `go.mod` in which our SDK stands for the module that functions import.
-fn with_sdk(text: &str, sdk: &Path) -> String {
+fn with_sdk(text: &str, sdk: &Path, target: Target) -> String {
     let mut text = text.trim_end().to_owned();
     let mentions = |line: &str, word: &str| line.contains(word) && line.contains(MODULE);
     if !text
@@ -225,6 +271,10 @@ fn with_sdk(text: &str, sdk: &Path) -> String {
     // Whoever has a line of his own wants it.
     if !text.lines().any(|line| mentions(line, "=>")) {
         text.push_str(&format!("\n\nreplace {MODULE} => {}", sdk.display()));
+    }
+    if target == Target::Wasm && !text.lines().any(|l| l.contains(CLIENT) && l.contains("=>")) {
+        let types = sdk.join("wasip1/pulsar-client-go");
+        text.push_str(&format!("\n\nreplace {CLIENT} => {}", types.display()));
     }
     text + "\n"
 }
@@ -269,7 +319,7 @@ mod tests {
                 false,
             ),
         ] {
-            let got = with_sdk(&given, sdk);
+            let got = with_sdk(&given, sdk, Target::Machine);
             assert!(got.ends_with(&format!("{replace}\n")), "{got}");
             assert_eq!(
                 got.contains(&format!("require {MODULE} v0.0.0\n")),
@@ -278,6 +328,9 @@ mod tests {
             );
         }
         let own = format!("module f\nrequire {MODULE} v0.0.0\nreplace {MODULE} => ../mine\n");
-        assert_eq!(with_sdk(&own, sdk), own);
+        assert_eq!(with_sdk(&own, sdk, Target::Machine), own);
+        let wasm = with_sdk(&own, sdk, Target::Wasm);
+        let types = format!("replace {CLIENT} => /sdk/wasip1/pulsar-client-go\n");
+        assert!(wasm.ends_with(&types), "{wasm}");
     }
 }

@@ -193,6 +193,21 @@ impl Options {
         names.map(|(name, _)| name).collect()
     }
 
+    /// The fields that were given and that only a process of its own can be held to.
+    pub(crate) fn of_processes(&self) -> Vec<&'static str> {
+        let limits = &self.limits;
+        let given = [
+            ("runAs", self.run_as.is_some()),
+            ("limits.cpuSeconds", limits.cpu_seconds.is_some()),
+            ("limits.dataBytes", limits.data_bytes.is_some()),
+            ("limits.processes", limits.processes.is_some()),
+            ("limits.openFiles", limits.open_files.is_some()),
+            ("limits.fileBytes", limits.file_bytes.is_some()),
+        ];
+        let names = given.into_iter().filter(|(_, given)| *given);
+        names.map(|(name, _)| name).collect()
+    }
+
     pub(crate) fn timeout(&self) -> Option<Duration> {
         (self.timeout_ms > 0).then(|| Duration::from_millis(self.timeout_ms))
     }

@@ -241,6 +241,14 @@ fn base_environment(spec: &HostSpec) -> Vec<(String, OsString)> {
         ("LANG".into(), inherited("LANG", "C.UTF-8")),
         ("TZ".into(), inherited("TZ", "UTC")),
     ];
+    let function = function_environment(spec).into_iter();
+    all.extend(function.map(|(name, value)| (name, value.into())));
+    all
+}
+
+/// Who the function is and its user configuration, as environment variables.
+pub(crate) fn function_environment(spec: &HostSpec) -> Vec<(String, String)> {
+    let mut all: Vec<(String, String)> = Vec::new();
     for (name, value) in [
         ("TENANT", spec.tenant.clone()),
         ("NAMESPACE", spec.namespace.clone()),
@@ -251,13 +259,13 @@ fn base_environment(spec: &HostSpec) -> Vec<(String, OsString)> {
         ("VERSION", spec.version.clone()),
         ("OUTPUT_TOPIC", spec.output.clone().unwrap_or_default()),
     ] {
-        all.push((format!("GMG_{name}"), value.into()));
+        all.push((format!("GMG_{name}"), value));
     }
     if !spec.user_config.is_empty() {
         let text = serde_json::to_string(&spec.user_config).unwrap_or_default();
-        all.push(("GMG_USERCONFIG".into(), text.into()));
+        all.push(("GMG_USERCONFIG".into(), text));
         for (key, value) in &spec.user_config {
-            all.push((format!("GMG_CONF_{}", variable(key)), plain(value).into()));
+            all.push((format!("GMG_CONF_{}", variable(key)), plain(value)));
         }
     }
     all

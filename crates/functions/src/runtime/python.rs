@@ -206,7 +206,7 @@ pub(super) fn on_socket(
     };
     let (reader, writer) = ours.into_split();
     Ok(Launched {
-        process,
+        process: Box::new(process),
         reader: Box::new(reader),
         writer: Box::new(writer),
         logs: vec![Box::new(stdout), Box::new(stderr)],

@@ -6,7 +6,7 @@
 //! process certainly held it. Where the form of the conversation does not tell (`precise`), the
 //! messages in flight are sent once more, one by one, until the culprit shows itself.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::process::{Process, Scope};
+use super::body::{Body, Exit, Launcher, Scoped};
+use super::process::Scope;
 use super::stderr::{Rate, Tail, pump};
 use super::wire::{Codec, FromHost, PROTOCOL, WireError, verdict_of_status};
 use super::{
@@ -35,7 +36,7 @@ const FAILURE_WORDS: Duration = Duration::from_millis(5);
 /// Deaths without a message done in between before the host counts as broken.
 const DEATHS_MAX: u32 = 5;
 
-/// How a kind of warm process is started.
+/// How a kind of warm process is started, within the scope of its host.
 pub(crate) trait Launch: Send + Sync + 'static {
     /// Starts a process that will first see message `next`.
     fn launch(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<Launched, Broken>;
@@ -46,8 +47,8 @@ pub(crate) trait Launch: Send + Sync + 'static {
 }
 
 /// A process that was just started, and the ends of its pipes.
-pub(crate) struct Launched {
-    pub(crate) process: Process,
+pub struct Launched {
+    pub(crate) process: Box<dyn Body>,
     pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
     pub(crate) writer: Box<dyn AsyncWrite + Send + Unpin>,
     /// Pipes whose lines are logs.
@@ -59,6 +60,16 @@ pub(crate) struct Launched {
 pub(crate) async fn start(
     launch: Arc<dyn Launch>,
     scope: Scope,
+    spec: Arc<HostSpec>,
+    services: Arc<dyn Services>,
+    tasks: &Tasks,
+) -> Result<Box<dyn Host>, Broken> {
+    start_any(Arc::new(Scoped { launch, scope }), spec, services, tasks).await
+}
+
+/// The same for code of any kind.
+pub(super) async fn start_any(
+    launch: Arc<dyn Launcher>,
     spec: Arc<HostSpec>,
     services: Arc<dyn Services>,
     tasks: &Tasks,
@@ -77,7 +88,6 @@ pub(crate) async fn start(
     let bytes_per_second = spec.options.max_stderr_bytes;
     let mut warm = Warm {
         launch,
-        scope,
         spec,
         services,
         tasks: tasks.clone(),
@@ -88,6 +98,7 @@ pub(crate) async fn start(
         probe: 0,
         head_since: Instant::now(),
         pending_state: Vec::new(),
+        pending_bytes: BTreeMap::new(),
         ready_outcomes: Vec::new(),
         deliveries,
         outcomes: outcomes_in,
@@ -191,8 +202,7 @@ struct Slot {
 }
 
 struct Warm {
-    launch: Arc<dyn Launch>,
-    scope: Scope,
+    launch: Arc<dyn Launcher>,
     spec: Arc<HostSpec>,
     services: Arc<dyn Services>,
     tasks: Tasks,
@@ -207,6 +217,8 @@ struct Warm {
     head_since: Instant,
     /// Changes by messages in hand: of the one that is named, else of the next to end.
     pending_state: Vec<(Option<u64>, StateChange)>,
+    /// Bytes of changes, by the message they are of.
+    pending_bytes: BTreeMap<Option<u64>, u64>,
     ready_outcomes: Vec<Outcome>,
     deliveries: mpsc::Receiver<Vec<Delivery>>,
     outcomes: mpsc::Sender<Vec<Outcome>>,
@@ -218,7 +230,7 @@ struct Warm {
 }
 
 struct Running {
-    process: Process,
+    process: Box<dyn Body>,
     reader: Box<dyn AsyncRead + Send + Unpin>,
     writer: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     codec: Box<dyn Codec>,
@@ -281,7 +293,7 @@ impl Warm {
     }
 
     async fn launch_ready(&mut self) -> Result<Running, Broken> {
-        let launched = self.launch.launch(&self.scope, &self.spec, self.base)?;
+        let launched = self.launch.launch(&self.spec, self.base)?;
         let mut running = Running {
             process: launched.process,
             reader: launched.reader,
@@ -325,15 +337,21 @@ impl Warm {
                     });
                 }
                 Ok(Err(Greeting::Ended)) => {
-                    let status = running.process.wait().await.ok().and_then(|s| s.code());
+                    let exit = running.process.wait().await.unwrap_or_default();
                     let stderr_tail = last_words(&mut running).await;
-                    let reason = match status {
+                    self.launch.sweep();
+                    if let Some((_, reason)) = exit.cause {
+                        return Err(Broken::Deployment {
+                            reason,
+                            stderr_tail,
+                        });
+                    }
+                    let reason = match exit.code {
                         Some(code) => {
                             format!("the code ended with status {code} before it was ready")
                         }
                         None => "the code was killed before it was ready".to_owned(),
                     };
-                    self.scope.sweep();
                     return Err(Broken::Start {
                         reason,
                         stderr_tail,
@@ -341,7 +359,7 @@ impl Warm {
                 }
                 Err(_) => {
                     running.process.kill(self.spec.options.kill_grace()).await;
-                    self.scope.sweep();
+                    self.launch.sweep();
                     let stderr_tail = last_words(&mut running).await;
                     let reason = format!("the code was not ready after {} ms", limit.as_millis());
                     return Err(Broken::Start {
@@ -490,6 +508,13 @@ impl Warm {
                 FromHost::State { message, change } => {
                     // One that has ended takes no more: its change is the next one's.
                     let message = message.filter(|&number| self.is_in_hand(number));
+                    // A message may not change more than it may publish.
+                    let limit = self.spec.options.max_output_bytes;
+                    let bytes = self.pending_bytes.entry(message).or_default();
+                    *bytes += change_bytes(&change);
+                    if *bytes > limit {
+                        return Err(WireError::TooMuchState(limit));
+                    }
                     self.pending_state.push((message, change));
                 }
                 FromHost::Log { level, text } => self.services.log(LogLine {
@@ -543,6 +568,8 @@ impl Warm {
                 }
             }
             self.pending_state = others;
+            self.pending_bytes.remove(&None);
+            self.pending_bytes.remove(&Some(id));
         }
         let kept = if let Verdict::Failed(failure) = &mut verdict {
             state.clear();
@@ -613,20 +640,21 @@ impl Warm {
     /// After a death: finds out why, blames, and says when the host can not go on.
     async fn bury(&mut self, mut running: Running, end: End) -> Option<Broken> {
         let grace = self.spec.options.kill_grace();
-        let status = match end {
+        let exit = match end {
             // It closed its pipe: it is ending, or has detached itself.
             End::Closed => match tokio::time::timeout(grace, running.process.wait()).await {
-                Ok(status) => status.ok(),
+                Ok(exit) => exit,
                 Err(_) => running.process.kill(grace).await,
             },
             _ => running.process.kill(grace).await,
         };
-        self.scope.sweep();
+        self.launch.sweep();
         let stderr_tail = last_words(&mut running).await;
         self.pending_state.clear();
+        self.pending_bytes.clear();
         let leaving = running.leaving && matches!(end, End::Closed);
         let precise = running.codec.precise();
-        let failure = death(&end, status, &self.spec, stderr_tail);
+        let failure = death(&end, exit, &self.spec, stderr_tail);
         drop(running);
         if !leaving {
             self.deaths += 1;
@@ -713,7 +741,7 @@ impl Warm {
         if tokio::time::timeout(wait, goodbye).await.is_err() {
             running.process.kill(self.spec.options.kill_grace()).await;
         }
-        self.scope.sweep();
+        self.launch.sweep();
         last_words(&mut running).await;
     }
 }
@@ -794,27 +822,22 @@ async fn last_words(running: &mut Running) -> String {
 }
 
 /// What a death says of the message that was in hand.
-fn death(
-    end: &End,
-    status: Option<std::process::ExitStatus>,
-    spec: &HostSpec,
-    stderr_tail: String,
-) -> Failure {
-    use std::os::unix::process::ExitStatusExt;
+fn death(end: &End, exit: Option<Exit>, spec: &HostSpec, stderr_tail: String) -> Failure {
+    let exit = exit.unwrap_or_default();
     let (kind, reason, exit_code) = match end {
         End::TimedOut => (
             FailureKind::Timeout,
             format!("not done after {} ms", spec.options.timeout_ms),
             None,
         ),
-        End::Misbehaved(error @ WireError::TooLarge(_)) => {
+        End::Misbehaved(error @ (WireError::TooLarge(_) | WireError::TooMuchState(_))) => {
             (FailureKind::Limit, error.to_string(), None)
         }
         End::Misbehaved(error) => (FailureKind::Crash, error.to_string(), None),
-        End::Closed | End::Drained => super::exec::describe_death(
-            status.and_then(|s| s.code()),
-            status.and_then(|s| s.signal()),
-        ),
+        End::Closed | End::Drained => match exit.cause {
+            Some((kind, reason)) => (kind, reason, exit.code),
+            None => super::exec::describe_death(exit.code, exit.signal),
+        },
     };
     Failure {
         kind,
@@ -822,6 +845,16 @@ fn death(
         exit_code,
         stderr_tail,
     }
+}
+
+/// What a change takes in memory, about.
+fn change_bytes(change: &StateChange) -> u64 {
+    const ENTRY_BYTES: usize = 64;
+    let bytes = match change {
+        StateChange::Put(key, value) => key.len() + value.len(),
+        StateChange::Delete(key) | StateChange::Increment(key, _) => key.len(),
+    };
+    (bytes + ENTRY_BYTES) as u64
 }
 
 /// A counter's value, changed.

@@ -63,6 +63,8 @@ pub(crate) enum FromHost {
 pub(crate) enum WireError {
     #[error("more than {0} bytes of output for one message")]
     TooLarge(u64),
+    #[error("more than {0} bytes of changes to state by one message")]
+    TooMuchState(u64),
     #[error("the host broke the protocol: {0}")]
     Protocol(String),
 }

@@ -12,8 +12,12 @@ use crate::runtime::java::Java;
 use crate::runtime::python::Python;
 use crate::runtime::{Broken, Host, HostSpec, Processes, Runtime, Services, sleeper};
 
+/// Makes a runtime that lives in another crate, whose hosts' tasks are the worker's.
+pub type MakeRuntime = Arc<dyn Fn(Tasks) -> Arc<dyn Runtime> + Send + Sync>;
+
 /// One of each.
 pub(crate) struct Runtimes {
+    wasm: Option<Arc<dyn Runtime>>,
     bash: Bash,
     python: Python,
     exec: Exec,
@@ -23,8 +27,9 @@ pub(crate) struct Runtimes {
 }
 
 impl Runtimes {
-    pub(crate) fn new(processes: Processes, tasks: Tasks) -> Self {
+    pub(crate) fn new(processes: Processes, tasks: Tasks, wasm: Option<&MakeRuntime>) -> Self {
         Self {
+            wasm: wasm.map(|make| make(tasks.clone())),
             bash: Bash::new(processes.clone(), tasks.clone()),
             python: Python::new(processes.clone(), tasks.clone()),
             go: Go::new(processes.clone(), tasks.clone()),
@@ -46,6 +51,16 @@ impl Runtimes {
             Language::Exec => Arc::new(self.exec.clone()),
             Language::Go => Arc::new(self.go.clone()),
             Language::Java => Arc::new(self.java.clone()),
+            Language::Wasm => match &self.wasm {
+                Some(runtime) => runtime.clone(),
+                None => {
+                    return Err(Broken::Deployment {
+                        reason: "this worker was built without the WASM runtime (feature `wasm`)"
+                            .to_owned(),
+                        stderr_tail: String::new(),
+                    });
+                }
+            },
         };
         if let Some(idle) = spec.idle {
             return sleeper::start(runtime, idle, spec, services, &self.tasks).await;

@@ -259,7 +259,7 @@ async fn a_function_runs_without_a_broker_on_lines() {
     let config: FunctionConfig = serde_json::from_value(json!({"sh": path})).expect("a config");
     let (output, read) = tokio::io::duplex(1 << 16);
     let mut read = read;
-    let report = run_pipe(config, &b"one\nbad\ntwo"[..], output, None)
+    let report = run_pipe(config, &b"one\nbad\ntwo"[..], output, None, None)
         .await
         .expect("ran");
     let mut text = String::new();
@@ -272,7 +272,7 @@ async fn a_function_runs_without_a_broker_on_lines() {
 
     let missing: FunctionConfig =
         serde_json::from_value(json!({"sh": "/no/such.sh"})).expect("a config");
-    let error = run_pipe(missing, &b""[..], tokio::io::sink(), None)
+    let error = run_pipe(missing, &b""[..], tokio::io::sink(), None, None)
         .await
         .expect_err("refused");
     assert!(error.to_string().contains("does not exist"), "{error}");

@@ -166,7 +166,10 @@ async fn prepare(flags: &FunctionFlags, update: bool) -> Outcome<Prepared> {
             typed.function_type.as_deref().unwrap_or_default()
         )),
         ["go"] if typed.go.as_deref().is_some_and(is_go_source) => {
-            go_program(typed.go.as_deref().unwrap_or_default()).await?
+            go_program(typed.go.as_deref().unwrap_or_default(), false).await?
+        }
+        ["wasm"] if typed.wasm.as_deref().is_some_and(is_go_source) => {
+            go_program(typed.wasm.as_deref().unwrap_or_default(), true).await?
         }
         ["jar"] if typed.jar.as_deref().is_some_and(is_java_source) => {
             java_jar(typed.jar.as_deref().unwrap_or_default()).await?
@@ -196,8 +199,13 @@ fn is_java_source(path: &str) -> bool {
 }
 
 /// Builds Go sources here, so that the server needs no compiler.
-async fn go_program(source: &str) -> Outcome<Code> {
-    let built = geminga_functions::runtime::go::build(std::path::Path::new(source)).await;
+async fn go_program(source: &str, wasm: bool) -> Outcome<Code> {
+    use geminga_functions::runtime::go;
+    let path = std::path::Path::new(source);
+    let built = match wasm {
+        true => go::build_wasm(path).await,
+        false => go::build(path).await,
+    };
     built_code(source, "function", built)
 }
 

@@ -155,7 +155,11 @@ async fn run_on(plan: &Plan, broker: &Broker, global: &Global) -> Outcome {
     };
     let client = super::client::client(&global).await?;
     let scratch = std::env::temp_dir().join(format!("geminga-{}", Random::from_entropy().name(8)));
-    let worker = Worker::start(WorkerConfig::ephemeral(client.clone(), &scratch))
+    let worker_config = WorkerConfig {
+        wasm: crate::serve::wasm(),
+        ..WorkerConfig::ephemeral(client.clone(), &scratch)
+    };
+    let worker = Worker::start(worker_config)
         .await
         .map_err(|error| worker_failure("the worker does not start", &error))?;
     let ran = serve(plan, broker, &worker).await;

@@ -275,7 +275,7 @@ async fn run_case(case: &Case, config: &FunctionConfig) -> Result<TrialReport, W
         messages: messages.collect(),
         state: case.state.clone(),
     };
-    run_trial(config, trial).await
+    run_trial(config, trial, crate::serve::wasm().as_ref()).await
 }
 
 /// Writes what is accepted into a file; how many cases that changed.

@@ -139,6 +139,7 @@ impl Standalone {
                 url: url.unwrap_or_default(),
                 cluster,
                 on_log,
+                wasm: crate::serve::wasm(),
                 ..WorkerConfig::new(in_process(&broker), data.path.join("functions"))
             };
             let worker = Worker::start(config).await.map_err(|error| {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -80,31 +79,13 @@ func Current() *Wire {
 
 // Open takes the socket that the worker gave, and frees standard input.
 func Open() (*Wire, error) {
-	given := os.Getenv("GMG_HOST_FD")
-	if given == "" || os.Getenv("GMG_HOST_BINDING") != "socket" {
-		return nil, errors.New("this program is a function, and Geminga starts it: " +
-			"geminga functions create --go PROGRAM --inputs TOPIC")
-	}
-	fd, err := strconv.Atoi(given)
+	file, err := take()
 	if err != nil {
-		return nil, fmt.Errorf("GMG_HOST_FD is %q", given)
-	}
-	own, err := syscall.Dup(fd)
-	if err != nil {
-		return nil, fmt.Errorf("the socket of the worker: %w", err)
-	}
-	syscall.CloseOnExec(own)
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return nil, err
-	}
-	defer null.Close()
-	if err := syscall.Dup3(int(null.Fd()), fd, 0); err != nil {
 		return nil, err
 	}
 	os.Unsetenv("GMG_HOST_FD")
 	wire := &Wire{
-		file:    os.NewFile(uintptr(own), "worker"),
+		file:    file,
 		answers: map[string]chan answer{},
 	}
 	wire.arrived = sync.NewCond(&wire.reading)
@@ -115,6 +96,20 @@ func Open() (*Wire, error) {
 	current.wire = wire
 	current.Unlock()
 	return wire, nil
+}
+
+// given is the descriptor of the socket.
+func given() (int, error) {
+	text := os.Getenv("GMG_HOST_FD")
+	if text == "" || os.Getenv("GMG_HOST_BINDING") != "socket" {
+		return 0, errors.New("this program is a function, and Geminga starts it: " +
+			"geminga functions create --go PROGRAM --inputs TOPIC")
+	}
+	fd, err := strconv.Atoi(text)
+	if err != nil {
+		return 0, fmt.Errorf("GMG_HOST_FD is %q", text)
+	}
+	return fd, nil
 }
 
 func (w *Wire) readAll() {

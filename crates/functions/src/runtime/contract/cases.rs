@@ -1,6 +1,60 @@
-//! One behaviour in every language.
+//! One behaviour in every language. `crates/wasm/tests` runs this file for its own kinds.
 
 use super::*;
+
+/// The same as a component: it tells what is asked for by its length and first letter.
+const COMPONENT: &str = r#"(component
+  (core module $code
+    (memory (export "memory") 1)
+    (global $free (mut i32) (i32.const 1024))
+    (data (i32.const 0) "status 3bad data")
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32)
+      (local $at i32)
+      (local.set $at (i32.and (i32.add (global.get $free) (i32.const 7)) (i32.const -8)))
+      (global.set $free (i32.add (local.get $at) (local.get 3)))
+      (block $fits
+        (br_if $fits (i32.le_u (global.get $free) (i32.mul (memory.size) (i32.const 65536))))
+        (drop (memory.grow (i32.const 16))))
+      (local.get $at))
+    (func $result (param $kind i32) (param $case i32) (param $at i32) (param $length i32) (result i32)
+      (i32.store (i32.const 64) (local.get $kind))
+      (i32.store (i32.const 68) (local.get $case))
+      (i32.store (i32.const 72) (local.get $at))
+      (i32.store (i32.const 76) (local.get $length))
+      (i32.const 64))
+    (func (export "process") (param $at i32) (param $length i32) (result i32)
+      (local $what i32)
+      (local.set $what
+        (i32.add (i32.mul (local.get $length) (i32.const 256)) (i32.load8_u (local.get $at))))
+      (if (i32.eq (local.get $what) (i32.const 1126)) ;; fail
+        (then (return (call $result (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 8)))))
+      (if (i32.eq (local.get $what) (i32.const 866)) ;; bad
+        (then (return (call $result (i32.const 1) (i32.const 1) (i32.const 8) (i32.const 8)))))
+      (if (i32.eq (local.get $what) (i32.const 1124)) ;; drop
+        (then (return (call $result (i32.const 1) (i32.const 3) (i32.const 0) (i32.const 0)))))
+      (if (i32.eq (local.get $what) (i32.const 1128)) ;; hang
+        (then (loop $for_ever (br $for_ever))))
+      (if (i32.eq (local.get $what) (i32.const 868)) ;; die
+        (then (unreachable)))
+      (if (i32.eq (local.get $what) (i32.const 1134)) ;; none
+        (then (return (call $result (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0)))))
+      (if (i32.eq (local.get $what) (i32.const 1382)) ;; flood
+        (then
+          (drop (memory.grow (i32.const 200)))
+          (return (call $result (i32.const 0) (i32.const 1) (i32.const 1024) (i32.const 10000000)))))
+      (i32.store8 (i32.add (local.get $at) (local.get $length)) (i32.const 33))
+      (call $result (i32.const 0) (i32.const 1)
+        (local.get $at) (i32.add (local.get $length) (i32.const 1))))
+    (func (export "done") (param i32) (global.set $free (i32.const 1024))))
+  (core instance $code (instantiate $code))
+  (type $failure (variant
+    (case "failed" string) (case "bad-data" string) (case "temporary" string) (case "drop")))
+  (import "failure" (type $failed (eq $failure)))
+  (func (export "process")
+    (param "payload" (list u8)) (result (result (option (list u8)) (error $failed)))
+    (canon lift (core func $code "process") (memory (core memory $code "memory"))
+      (realloc (core func $code "realloc")) (post-return (core func $code "done")))))
+"#;
 
 /// The same function, `fail`, `bad`, `drop`, `hang`, `die` and `none` being asked for by the payload;
 /// anything else is echoed with `!`.
@@ -117,6 +171,46 @@ func main() { pf.Start(process) }
 "#,
             "f.go",
         ),
+        Kind::Wasm => function(
+            r#"package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/apache/pulsar/pulsar-function-go/pf"
+)
+
+func process(ctx context.Context, in []byte) ([]byte, error) {
+	switch string(in) {
+	case "fail":
+		fmt.Fprintln(os.Stderr, "no luck")
+		return nil, errors.New("status 3")
+	case "bad":
+		return nil, fmt.Errorf("seen: %w", pf.BadData(errors.New("bad data")))
+	case "drop":
+		return nil, pf.ErrDrop
+	case "hang":
+		for {
+		}
+	case "die":
+		os.Exit(137)
+	case "none":
+		return nil, nil
+	case "flood":
+		return []byte(strings.Repeat("x", 10000000)), nil
+	}
+	return append(in, '!'), nil
+}
+
+func main() { pf.Start(process) }
+"#,
+            "f.go",
+        ),
+        Kind::Component => function(COMPONENT, "f.wat"),
         Kind::Java => function(
             r#"
 public class F implements java.util.function.Function<String, String> {
@@ -188,8 +282,9 @@ async fn verdicts_mean_the_same_everywhere() {
             failure(&failed).reason.contains("status 3"),
             "{kind:?} {failed:?}"
         );
+        // The component has no standard error.
         assert!(
-            failure(&failed).stderr_tail.contains("no luck"),
+            kind == Kind::Component || failure(&failed).stderr_tail.contains("no luck"),
             "{kind:?} {failed:?}"
         );
         assert_eq!(
@@ -233,7 +328,9 @@ async fn a_death_is_blamed_on_the_message_in_hand() {
         // A plain script dies in its subshell, and the shell tells its status.
         let kinds = [FailureKind::Crash, FailureKind::User];
         assert!(kinds.contains(&failure(&all[1]).kind), "{kind:?} {all:?}");
-        assert_eq!(failure(&all[1]).exit_code, Some(137), "{kind:?}");
+        // A trap has no exit status.
+        let status = (kind != Kind::Component).then_some(137);
+        assert_eq!(failure(&all[1]).exit_code, status, "{kind:?}");
         assert_eq!(payloads(&all[2]), [b"b!"], "{kind:?}");
         assert_eq!(payloads(&all[3]), [b"c!"], "{kind:?}");
         f.stop().await;
@@ -270,24 +367,33 @@ async fn a_flood_of_output_is_cut_off() {
 async fn flaw_15_any_bytes_survive_or_are_refused_by_name() {
     let every: Vec<u8> = (0..=255).collect();
     let without_nul: Vec<u8> = (1..=255).chain(1..=40).collect();
-    for (kind, code, name) in [
-        (Kind::Bash, "process() { emit \"$MSG\"; }", "f.sh"),
-        (Kind::BashPlain, "cat", "f.sh"),
-        (Kind::Spawn, "cat", "f.sh"),
-        (Kind::Python, "def process(x): return x", "f.py"),
-        (
-            Kind::Go,
-            "package main\nimport \"github.com/apache/pulsar/pulsar-function-go/pf\"\n\
+    for (kind, code, name) in only(
+        [
+            (Kind::Bash, "process() { emit \"$MSG\"; }", "f.sh"),
+            (Kind::BashPlain, "cat", "f.sh"),
+            (Kind::Spawn, "cat", "f.sh"),
+            (Kind::Python, "def process(x): return x", "f.py"),
+            (
+                Kind::Go,
+                "package main\nimport \"github.com/apache/pulsar/pulsar-function-go/pf\"\n\
              func main() { pf.Start(func(in []byte) ([]byte, error) { return in, nil }) }\n",
-            "f.go",
-        ),
-        (
-            Kind::Java,
-            "public class F implements java.util.function.Function<byte[], byte[]> {\n\
+                "f.go",
+            ),
+            (
+                Kind::Wasm,
+                "package main\nimport \"github.com/apache/pulsar/pulsar-function-go/pf\"\n\
+             func main() { pf.Start(func(in []byte) ([]byte, error) { return in, nil }) }\n",
+                "f.go",
+            ),
+            (
+                Kind::Java,
+                "public class F implements java.util.function.Function<byte[], byte[]> {\n\
              public byte[] apply(byte[] in) { return in; } }\n",
-            "F.java",
-        ),
-    ] {
+                "F.java",
+            ),
+        ],
+        |row| row.0,
+    ) {
         let (directory, spec) = function(code, name);
         let mut f = start_spec(kind, directory, spec).await.expect("starts");
         for payload in [
@@ -422,12 +528,16 @@ public class F implements Function<String, String> {
     }
 }
 "#;
-    for (kind, code, name) in [
-        (Kind::Bash, bash, "f.sh"),
-        (Kind::Python, python, "f.py"),
-        (Kind::Go, go, "f.go"),
-        (Kind::Java, java, "F.java"),
-    ] {
+    for (kind, code, name) in only(
+        [
+            (Kind::Bash, bash, "f.sh"),
+            (Kind::Python, python, "f.py"),
+            (Kind::Go, go, "f.go"),
+            (Kind::Wasm, go, "f.go"),
+            (Kind::Java, java, "F.java"),
+        ],
+        |row| row.0,
+    ) {
         let (directory, mut spec) = function(code, name);
         spec.user_config
             .insert("greeting".into(), "hello\nthere".into());
@@ -466,7 +576,7 @@ public class F implements Function<String, String> {
         properties.sort();
         assert_eq!(properties, wanted);
         assert_eq!(outcome.state.len(), 2, "{kind:?}");
-        assert_eq!(f.seen.state.lock()["seen"], incremented(None, 1));
+        assert_eq!(f.seen.state.lock()["seen"], counted(None, 1));
         assert_eq!(&f.seen.state.lock()["last"][..], b"world");
         f.until("logs", |seen| {
             let logs = seen.logs.lock();
@@ -519,12 +629,16 @@ public class F implements Function<byte[], Void> {
     }
 }
 "#;
-    for (kind, code, name) in [
-        (Kind::Bash, bash, "f.sh"),
-        (Kind::Python, python, "f.py"),
-        (Kind::Go, go, "f.go"),
-        (Kind::Java, java, "F.java"),
-    ] {
+    for (kind, code, name) in only(
+        [
+            (Kind::Bash, bash, "f.sh"),
+            (Kind::Python, python, "f.py"),
+            (Kind::Go, go, "f.go"),
+            (Kind::Wasm, go, "f.go"),
+            (Kind::Java, java, "F.java"),
+        ],
+        |row| row.0,
+    ) {
         let (directory, spec) = function(code, name);
         let mut f = start_spec(kind, directory, spec).await.expect("starts");
         f.ask(b"good").await;
@@ -537,54 +651,79 @@ public class F implements Function<byte[], Void> {
 
 #[tokio::test]
 async fn code_that_can_not_start_says_why() {
-    for (kind, code, name, wanted) in [
-        (Kind::Bash, "process() {", "f.sh", "syntax error"),
-        (Kind::BashPlain, "if then", "f.sh", "syntax error"),
-        (Kind::Python, "def process(:", "f.py", "SyntaxError"),
-        (
-            Kind::Python,
-            "import no_such_module",
-            "f.py",
-            "no_such_module",
-        ),
-        (Kind::Python, "x = 1", "f.py", "process"),
-        (Kind::Spawn, "plain text", "f", "not executable"),
-        (Kind::Go, "plain text", "f", "not executable"),
-        (
-            Kind::Go,
-            "package main\nfunc main() { undefinedName() }\n",
-            "f.go",
-            "undefinedName",
-        ),
-        (
-            Kind::Go,
-            "package main\nimport \"github.com/apache/pulsar/pulsar-function-go/pf\"\n\
+    for (kind, code, name, wanted) in only(
+        [
+            (Kind::Bash, "process() {", "f.sh", "syntax error"),
+            (Kind::BashPlain, "if then", "f.sh", "syntax error"),
+            (Kind::Python, "def process(:", "f.py", "SyntaxError"),
+            (
+                Kind::Python,
+                "import no_such_module",
+                "f.py",
+                "no_such_module",
+            ),
+            (Kind::Python, "x = 1", "f.py", "process"),
+            (Kind::Spawn, "plain text", "f", "not executable"),
+            (Kind::Go, "plain text", "f", "not executable"),
+            (
+                Kind::Go,
+                "package main\nfunc main() { undefinedName() }\n",
+                "f.go",
+                "undefinedName",
+            ),
+            (
+                Kind::Go,
+                "package main\nimport \"github.com/apache/pulsar/pulsar-function-go/pf\"\n\
              func main() { pf.Start(func(a, b, c int) {}) }\n",
-            "f.go",
-            "it takes 3 arguments, 2 at most are possible",
-        ),
-        (
-            Kind::Java,
-            "public class F { }\n",
-            "F.java",
-            "implements neither java.util.function.Function nor",
-        ),
-        (
-            Kind::Java,
-            "public class F implements java.util.function.Supplier<F> { public F get() { return this; } \
+                "f.go",
+                "it takes 3 arguments, 2 at most are possible",
+            ),
+            (
+                Kind::Wasm,
+                "package main\nimport \"github.com/apache/pulsar/pulsar-function-go/pf\"\n\
+             func main() { pf.Start(func(a, b, c int) {}) }\n",
+                "f.go",
+                "it takes 3 arguments, 2 at most are possible",
+            ),
+            (Kind::Wasm, "(module", "f.wat", "expected"),
+            (
+                Kind::Wasm,
+                "plain text",
+                "f",
+                "neither WebAssembly nor its text",
+            ),
+            (Kind::Wasm, "(module)", "f.wat", "exports no `_start`"),
+            (
+                Kind::Wasm,
+                "(module (import \"env\" \"open\" (func)) (func (export \"_start\")))",
+                "f.wat",
+                "env::open",
+            ),
+            (Kind::Component, "(component)", "f.wat", "process"),
+            (
+                Kind::Java,
+                "public class F { }\n",
+                "F.java",
+                "implements neither java.util.function.Function nor",
+            ),
+            (
+                Kind::Java,
+                "public class F implements java.util.function.Supplier<F> { public F get() { return this; } \
              public F() { throw new IllegalStateException(\"broken here\"); } }\n",
-            "F.java",
-            "neither",
-        ),
-        (
-            Kind::Java,
-            "public class F implements java.util.function.Function<String, String> {\n\
+                "F.java",
+                "neither",
+            ),
+            (
+                Kind::Java,
+                "public class F implements java.util.function.Function<String, String> {\n\
              static String set = System.getenv(\"NOT_SET\").trim();\n\
              public String apply(String in) { return set; } }\n",
-            "F.java",
-            "NullPointerException",
-        ),
-    ] {
+                "F.java",
+                "NullPointerException",
+            ),
+        ],
+        |row| row.0,
+    ) {
         let (directory, spec) = function(code, name);
         let Err(broken) = start_spec(kind, directory, spec).await else {
             panic!("{kind:?} started {code}")
@@ -593,7 +732,15 @@ async fn code_that_can_not_start_says_why() {
         assert!(said.contains(wanted), "{kind:?} {code}: {said}");
         assert!(matches!(broken, Broken::Deployment { .. }), "{said}");
     }
-    for kind in [Kind::Bash, Kind::Python, Kind::Spawn, Kind::Go, Kind::Java] {
+    let all = [
+        Kind::Bash,
+        Kind::Python,
+        Kind::Spawn,
+        Kind::Go,
+        Kind::Java,
+        Kind::Wasm,
+    ];
+    for kind in only(all, |kind| *kind) {
         let (directory, mut spec) = function("", "f.sh");
         spec.code.path = directory.path().join("missing.sh");
         let broken = start_spec(kind, directory, spec)
@@ -609,22 +756,35 @@ async fn code_that_can_not_start_says_why() {
 
 #[tokio::test]
 async fn a_start_that_hangs_is_given_up() {
-    for (kind, code, name) in [
-        (Kind::Bash, "sleep 600\nprocess() { :; }", "f.sh"),
-        (Kind::Python, "import time; time.sleep(600)", "f.py"),
-        (
-            Kind::Go,
-            "package main\nimport \"time\"\nfunc main() { time.Sleep(time.Hour) }\n",
-            "f.go",
-        ),
-        (
-            Kind::Java,
-            "public class F implements java.util.function.Function<String, String> {\n\
+    for (kind, code, name) in only(
+        [
+            (Kind::Bash, "sleep 600\nprocess() { :; }", "f.sh"),
+            (Kind::Python, "import time; time.sleep(600)", "f.py"),
+            (
+                Kind::Go,
+                "package main\nimport \"time\"\nfunc main() { time.Sleep(time.Hour) }\n",
+                "f.go",
+            ),
+            (
+                Kind::Wasm,
+                "package main\nimport \"time\"\nfunc main() { time.Sleep(time.Hour) }\n",
+                "f.go",
+            ),
+            (
+                Kind::Wasm,
+                "(module (func $start (loop $for_ever (br $for_ever))) (start $start) (func (export \"_start\")))",
+                "f.wat",
+            ),
+            (
+                Kind::Java,
+                "public class F implements java.util.function.Function<String, String> {\n\
              public F() throws Exception { Thread.sleep(600_000); }\n\
              public String apply(String in) { return in; } }\n",
-            "F.java",
-        ),
-    ] {
+                "F.java",
+            ),
+        ],
+        |row| row.0,
+    ) {
         let (directory, mut spec) = function(code, name);
         spec.options.start_timeout_ms = 300;
         spec.options.kill_grace_ms = 50;
@@ -637,25 +797,4 @@ async fn a_start_that_hangs_is_given_up() {
             "{kind:?} {broken}"
         );
     }
-}
-
-#[tokio::test]
-async fn emit_reads_its_options_however_many_words_they_are() {
-    // From two words on, over ten, where the count has two digits.
-    let code = r#"
-process() {
-  local words=()
-  while ((${#words[@]} < MSG)); do words+=(-p a=b); done
-  emit "${words[@]}" text
-  emit "${words[@]}" -- text
-}"#;
-    let (directory, spec) = function(code, "f.sh");
-    let mut f = start_spec(Kind::Bash, directory, spec)
-        .await
-        .expect("starts");
-    for words in 0..24 {
-        let outcome = f.ask(words.to_string().as_bytes()).await;
-        assert_eq!(payloads(&outcome), [b"text", b"text"], "{words}");
-    }
-    f.stop().await;
 }

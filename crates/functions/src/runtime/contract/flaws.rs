@@ -456,3 +456,24 @@ async fn an_idle_host_sleeps_and_its_next_message_wakes_it() {
     }
     f.stop().await;
 }
+
+#[tokio::test]
+async fn emit_reads_its_options_however_many_words_they_are() {
+    // From two words on, over ten, where the count has two digits.
+    let code = r#"
+process() {
+  local words=()
+  while ((${#words[@]} < MSG)); do words+=(-p a=b); done
+  emit "${words[@]}" text
+  emit "${words[@]}" -- text
+}"#;
+    let (directory, spec) = function(code, "f.sh");
+    let mut f = start_spec(Kind::Bash, directory, spec)
+        .await
+        .expect("starts");
+    for words in 0..24 {
+        let outcome = f.ask(words.to_string().as_bytes()).await;
+        assert_eq!(payloads(&outcome), [b"text", b"text"], "{words}");
+    }
+    f.stop().await;
+}

@@ -27,6 +27,7 @@ const HOLD: u8 = 5;
 pub(crate) struct Packed {
     pending: VecDeque<FromHost>,
     frame_bytes_max: usize,
+    precise: bool,
 }
 
 impl Packed {
@@ -36,7 +37,13 @@ impl Packed {
         Self {
             pending: VecDeque::new(),
             frame_bytes_max: max.saturating_add(8 * 1024 * 1024),
+            precise: false,
         }
+    }
+
+    /// For hosts that report each message before they begin the next.
+    pub(crate) fn precise_when(self, precise: bool) -> Self {
+        Self { precise, ..self }
     }
 }
 
@@ -112,7 +119,7 @@ impl Codec for Packed {
     }
 
     fn precise(&self) -> bool {
-        false
+        self.precise
     }
 }
 

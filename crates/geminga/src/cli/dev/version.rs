@@ -60,7 +60,10 @@ impl Version {
 
     /// Starts the code apart from any message, and ends it.
     pub(super) async fn check(&self) -> Outcome {
-        let checked = geminga_functions::check_code(self.config.clone()).await;
+        let checked = {
+            let wasm = crate::serve::wasm();
+            geminga_functions::check_code(self.config.clone(), wasm.as_ref()).await
+        };
         checked.map_err(|error| {
             let said = self.as_written(&error.to_string());
             let error = source::broken(&self.written, &said);

@@ -251,6 +251,7 @@ async fn work(
         on_log: Some(Arc::new(|id, instance, line| {
             output::note(&format!("{}:{instance} {}", id.name, line.text));
         })),
+        wasm: crate::serve::wasm(),
         ..WorkerConfig::ephemeral(client, directory)
     };
     let worker = Worker::start(worker_config)

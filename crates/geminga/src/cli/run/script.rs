@@ -17,6 +17,7 @@ pub(super) async fn run(file: &Path, input: Option<&Path>, options: Option<Strin
         output::note(&line.text);
     });
     let out = tokio::io::stdout();
+    let wasm = crate::serve::wasm();
     let report = match input {
         Some(path) => {
             let input = tokio::fs::File::open(path).await.map_err(|error| {
@@ -26,9 +27,9 @@ pub(super) async fn run(file: &Path, input: Option<&Path>, options: Option<Strin
                     Diagnostic::error("G0310", message).cause(error.to_string()),
                 )
             })?;
-            run_pipe(config, input, out, Some(on_log)).await
+            run_pipe(config, input, out, Some(on_log), wasm.as_ref()).await
         }
-        None => run_pipe(config, tokio::io::stdin(), out, Some(on_log)).await,
+        None => run_pipe(config, tokio::io::stdin(), out, Some(on_log), wasm.as_ref()).await,
     };
     finish(file, report)
 }
@@ -64,6 +65,7 @@ pub(in crate::cli) fn config(file: &Path) -> Outcome<FunctionConfig> {
             config.class_name = Some(python_class(file, stem));
             config.py = Some(shown);
         }
+        Some("wasm" | "wat") => config.wasm = Some(shown),
         Some("go") => config.go = Some(shown),
         _ if about.is_dir() => config.go = Some(shown),
         _ if about.permissions().mode() & 0o111 != 0 => config.exec = Some(shown),
