@@ -94,7 +94,9 @@ def build(folder):
         file.write(GO)
     with open(f"{source}/go.mod", "w") as file:
         file.write(f"module bang\n\ngo 1.24.0\n\nrequire github.com/apache/pulsar/pulsar-function-go v0.0.0\n"
-                   f"replace github.com/apache/pulsar/pulsar-function-go => {ROOT}/sdk/go\n")
+                   f"replace github.com/apache/pulsar/pulsar-function-go => {ROOT}/sdk/go\n"
+                   # as Geminga builds it: the types of Pulsar's client, without the client
+                   f"replace github.com/apache/pulsar-client-go => {ROOT}/sdk/go/wasip1/pulsar-client-go\n")
     subprocess.run(["cp", f"{ROOT}/sdk/go/go.sum", source], check=True)
     subprocess.run(["go", "build", "-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", f"{folder}/bang", "."], cwd=source,
                    env={**os.environ, "CGO_ENABLED": "0", "GOWORK": "off"}, check=True)

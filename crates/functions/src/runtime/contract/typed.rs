@@ -125,6 +125,45 @@ async fn go_functions_have_all_legal_forms_and_no_other() {
     }
 }
 
+/// Pulsar's client in a function: its types alone, where they are enough; else the client itself is built in.
+#[tokio::test]
+async fn go_functions_may_name_pulsars_client() {
+    for (imports, body) in [
+        (
+            "\"github.com/apache/pulsar-client-go/pulsar\"",
+            "fc, _ := pf.FromContext(ctx)\n\
+             _, err := fc.NewOutputMessage(\"other\").Send(ctx, &pulsar.ProducerMessage{Payload: in, Key: \"k\"})\n\
+             return in, err",
+        ),
+        (
+            "\"github.com/apache/pulsar-client-go/pulsar\"",
+            "if len(in) > 1000 {\n client, err := pulsar.NewClient(pulsar.ClientOptions{URL: \"pulsar://127.0.0.1:1\"})\n\
+             if err != nil { return nil, err }\n client.Close()\n }\n return in, nil",
+        ),
+    ] {
+        let code = format!(
+            "package main\n\nimport (\n\t\"context\"\n\t{imports}\n\
+             \t\"github.com/apache/pulsar/pulsar-function-go/pf\"\n)\n\n\
+             func process(ctx context.Context, in []byte) ([]byte, error) {{\n{body}\n}}\n\n\
+             func main() {{ pf.Start(process) }}\n"
+        );
+        let (directory, spec) = function(&code, "f.go");
+        let mut f = start_spec(Kind::Go, directory, spec)
+            .await
+            .unwrap_or_else(|broken| panic!("{broken:?}"));
+        let outcome = f.ask(b"in").await;
+        assert_eq!(outcome.outputs[0].payload[..], b"in"[..], "{outcome:?}");
+        if body.contains("Send") {
+            let sent = &outcome.outputs[1];
+            assert_eq!(
+                (sent.topic.as_deref(), sent.key.as_deref()),
+                (Some("other"), Some("k"))
+            );
+        }
+        f.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn java_functions_take_text_numbers_and_objects() {
     for (types, body, cases) in [
