@@ -78,6 +78,8 @@ pub(crate) struct Core {
     pub(crate) remotes: OnceLock<Arc<dyn Remotes>>,
     /// Bytes read ahead for subscriptions.
     pub(crate) ahead_used: Arc<AtomicUsize>,
+    /// Bytes kept of reads that several subscriptions want.
+    pub(crate) shared_read_used: Arc<AtomicUsize>,
     /// Turns to load a topic.
     loading: Semaphore,
     /// Turns to list topics for clients.
@@ -139,6 +141,7 @@ impl Broker {
             tls: Tls::new(&config.security)?,
             publishing: crate::peer::publish_budget(live.max_message_publish_buffer_size_in_mb),
             ahead_used: Arc::new(AtomicUsize::new(0)),
+            shared_read_used: Arc::new(AtomicUsize::new(0)),
             policies: PolicyCache::default(),
             schemas: Schemas::new(catalog.clone()),
             config,

@@ -52,6 +52,9 @@ const READ_FIRST: usize = 8 << 10;
 const READ_MOST: usize = 256 << 10;
 /// Slices given to one vectored write.
 const SLICES_MAX: usize = 64;
+/// Bytes read before other tasks get their turn. A task that this one wakes can be run by no other
+/// worker as long as it goes on, and with a client that floods it would go on for seconds.
+const TURN_BYTES: usize = 128 << 10;
 /// Requests of one connection under way beside its task.
 const REQUESTS_MAX: usize = 512;
 
@@ -164,6 +167,7 @@ impl Connection {
         let mut input = BytesMut::new();
         let mut wanted = READ_FIRST;
         let mut output = Output::default();
+        let mut turn = 0;
         loop {
             let event = poll_fn(|cx| {
                 self.poll(
@@ -218,6 +222,11 @@ impl Connection {
                         // What was answered before the fault still goes out, if it can at once.
                         self.flush_now(&mut stream, &mut output).await;
                         return closed;
+                    }
+                    turn += count;
+                    if turn >= TURN_BYTES {
+                        turn = 0;
+                        tokio::task::yield_now().await;
                     }
                 }
             }

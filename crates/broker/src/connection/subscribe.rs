@@ -20,6 +20,7 @@ use crate::consumer::{KeySharedPolicy, NewConsumer};
 use crate::dispatcher::ConsumerKey;
 use crate::error::BrokerError;
 use crate::peer::Peer;
+use crate::topic::Topic;
 use crate::topic::inactive::refuse_ours;
 use crate::topic::subscribe::{Wanted, reader_start};
 
@@ -139,15 +140,25 @@ impl Connection {
         }
     }
 
-    /// The outbox has room again: dispatches to this connection's consumers. The first of them may
+    /// The outbox has room again: dispatches to this connection's consumers. The first topic may
     /// fill it, so another one is first the next time.
     pub(super) fn resume_consumers(&mut self) {
-        let first = self.turn % self.consumers.len().max(1);
+        let open = self.consumers.values().filter_map(|slot| match slot {
+            ConsumerSlot::Open(open) => Some(open),
+            ConsumerSlot::Opening(_) => None,
+        });
+        let mut all: Vec<(&Arc<Topic>, u32)> =
+            open.map(|open| (&open.topic, open.subscription)).collect();
+        let place = |(topic, id): &(&Arc<Topic>, u32)| (Arc::as_ptr(topic) as usize, *id);
+        all.sort_unstable_by_key(place);
+        all.dedup_by_key(|one| place(one));
+        let topics: Vec<&[(&Arc<Topic>, u32)]> =
+            all.chunk_by(|a, b| Arc::ptr_eq(a.0, b.0)).collect();
+        let first = self.turn % topics.len().max(1);
         self.turn = first + 1;
-        let all = || self.consumers.values();
-        for slot in all().skip(first).chain(all().take(first)) {
-            if let ConsumerSlot::Open(open) = slot {
-                open.topic.resume(open.subscription);
+        for here in topics[first..].iter().chain(&topics[..first]) {
+            if let Some((topic, _)) = here.first() {
+                topic.resume(here.iter().map(|(_, id)| *id).collect());
             }
         }
     }

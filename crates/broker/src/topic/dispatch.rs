@@ -266,10 +266,16 @@ impl Topic {
         }
     }
 
-    /// A connection takes more bytes again.
-    pub(crate) fn resume(self: &Arc<Topic>, id: u32) {
+    /// A connection takes more bytes again. Of its subscriptions the one furthest behind goes first:
+    /// those that catch up side by side then stay together, and share what is read.
+    pub(crate) fn resume(self: &Arc<Topic>, mut ids: Vec<u32>) {
         let mut state = self.lock();
-        self.dispatch(&mut state, id);
+        if ids.len() > 1 {
+            ids.sort_by_cached_key(|id| state.subscription(*id).map(Subscription::read_position));
+        }
+        for id in ids {
+            self.dispatch(&mut state, id);
+        }
     }
 
     /// A timer that was set for a subscription.

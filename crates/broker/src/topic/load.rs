@@ -14,6 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use super::compaction;
 use super::nonpersistent::Rate;
 use super::producers::Access;
+use super::shared_read::SharedRead;
 use super::{Counters, Life, State, Topic};
 use crate::broker::Core;
 use crate::error::BrokerError;
@@ -85,7 +86,7 @@ impl Topic {
             full_name: name.as_str().into(),
             name,
             core: core.clone(),
-            shared_read: Default::default(),
+            shared_read: SharedRead::new(core.shared_read_used.clone()),
             state: Mutex::new(State {
                 life: Life::Open,
                 producers: HashMap::new(),

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use geminga_model::Position;
 use geminga_storage::managed::ManagedLedger;
@@ -13,12 +14,15 @@ use geminga_storage::{Entry, ManagedError, ReadLimits};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Bytes of entries that a topic keeps.
-const KEPT_BYTES: usize = 8 << 20;
+/// Bytes of entries that a topic keeps: how far subscriptions may be apart.
+const KEPT_BYTES: usize = 32 << 20;
+/// Bytes that all topics keep; over that each keeps its last read.
+const ALL_BYTES: usize = 128 << 20;
 
-#[derive(Default)]
 pub(crate) struct SharedRead {
     state: Mutex<State>,
+    /// Bytes that all topics keep now.
+    used: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -57,7 +61,21 @@ impl Drop for Reading<'_> {
     }
 }
 
+impl Drop for SharedRead {
+    fn drop(&mut self) {
+        let bytes = self.state.get_mut().bytes;
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 impl SharedRead {
+    pub(super) fn new(used: Arc<AtomicUsize>) -> SharedRead {
+        SharedRead {
+            state: Mutex::default(),
+            used,
+        }
+    }
+
     /// As the ledger's own `read`.
     pub(super) async fn read(
         &self,
@@ -84,7 +102,7 @@ impl SharedRead {
             ended.await;
         };
         let entries = ledger.read(from, limits).await?;
-        self.state.lock().keep(from, &entries);
+        self.state.lock().keep(from, &entries, &self.used);
         Ok(entries)
     }
 
@@ -93,7 +111,8 @@ impl SharedRead {
         let mut state = self.state.lock();
         if !std::mem::take(&mut state.in_use) {
             state.kept = VecDeque::new();
-            state.bytes = 0;
+            let bytes = std::mem::take(&mut state.bytes);
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
 }
@@ -118,22 +137,27 @@ impl State {
         Some(found)
     }
 
-    fn keep(&mut self, from: Position, entries: &[Entry]) {
+    fn keep(&mut self, from: Position, entries: &[Entry], used: &AtomicUsize) {
         let bytes = entries.iter().map(|entry| entry.data.len()).sum();
         if bytes > KEPT_BYTES || entries.is_empty() {
             return;
         }
+        let before = self.bytes;
         self.bytes += bytes;
         self.kept.push_back(Chunk {
             from,
             entries: entries.to_vec(),
             bytes,
         });
-        while self.bytes > KEPT_BYTES
+        let others = used.load(Ordering::Relaxed).saturating_sub(before);
+        let most = KEPT_BYTES.min(ALL_BYTES.saturating_sub(others)).max(bytes);
+        while self.bytes > most
             && let Some(chunk) = self.kept.pop_front()
         {
             self.bytes -= chunk.bytes;
         }
+        used.fetch_add(self.bytes, Ordering::Relaxed);
+        used.fetch_sub(before, Ordering::Relaxed);
     }
 }
 
@@ -156,9 +180,10 @@ mod tests {
 
     #[test]
     fn what_was_read_last_is_found_within_the_limits() {
+        let used = AtomicUsize::new(0);
         let mut state = State::default();
         let all = ReadLimits::new(100, usize::MAX);
-        state.keep(Position::new(0, 9), &entries(0..3));
+        state.keep(Position::new(0, 9), &entries(0..3), &used);
         assert_eq!(numbers(state.find(Position::new(0, 8), all)), None);
         for from in [Position::new(0, 9), Position::new(1, 0)] {
             assert_eq!(numbers(state.find(from, all)), Some(vec![0, 1, 2]));
@@ -166,12 +191,27 @@ mod tests {
         let one = ReadLimits::new(1, usize::MAX);
         assert_eq!(numbers(state.find(Position::new(1, 1), one)), Some(vec![1]));
         assert_eq!(numbers(state.find(Position::new(1, 3), all)), None);
-        state.keep(Position::new(1, 3), &entries(3..9));
+        state.keep(Position::new(1, 3), &entries(3..33), &used);
         assert_eq!(
             numbers(state.find(Position::new(1, 1), all)),
             None,
             "given up"
         );
-        assert_eq!(state.bytes, 6 << 20);
+        assert_eq!((state.bytes, used.into_inner()), (30 << 20, 30 << 20));
+    }
+
+    #[test]
+    fn over_the_limit_of_all_topics_each_keeps_its_last_read() {
+        let used = AtomicUsize::new(ALL_BYTES);
+        let mut state = State::default();
+        let all = ReadLimits::new(100, usize::MAX);
+        state.keep(Position::new(1, 0), &entries(0..3), &used);
+        state.keep(Position::new(1, 3), &entries(3..5), &used);
+        assert_eq!(numbers(state.find(Position::new(1, 0), all)), None);
+        assert_eq!(
+            numbers(state.find(Position::new(1, 3), all)),
+            Some(vec![3, 4])
+        );
+        assert_eq!(used.into_inner(), ALL_BYTES + (2 << 20));
     }
 }
