@@ -3,7 +3,7 @@
 use axum::extract::{Request, State};
 use axum::routing::get;
 use axum::{Router, middleware};
-use geminga_functions::{Kind, PackageMetadata, PackageName, WorkerError};
+use geminga_functions::{Kind, PackageMetadata, PackageName};
 
 use super::components::{elsewhere, form};
 use super::extract::Segments;
@@ -101,15 +101,13 @@ async fn upload(
 ) -> Answer {
     let worker = functions.worker()?;
     let name = named.package()?;
-    if worker.package_metadata(&name).is_ok() {
-        return Err(WorkerError::PackageExists(name).into());
-    }
+    // Before it is refused: who is still sending would not hear why.
+    let (upload, metadata) = form::package(worker, request).await?;
     if let Some(broker) = &functions.broker {
         let namespace = request::namespace_name(&named.tenant, &named.namespace)?;
         let known = broker.policies(&namespace).await;
         known.map_err(|error| ApiError::not_found(error.to_string()))?;
     }
-    let (upload, metadata) = form::package(worker, request).await?;
     worker.put_package(&name, upload, metadata, false).await?;
     done()
 }
