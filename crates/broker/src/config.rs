@@ -224,7 +224,7 @@ pub struct BrokerConfig {
 
     /// Offer transactions. Off in Pulsar unless asked for; here they cost nothing while unused.
     pub transaction_coordinator_enabled: bool,
-    /// Open transactions of one coordinator; 0 = any number.
+    /// Open transactions of one coordinator; 0 = 1,048,576.
     pub max_active_transactions_per_coordinator: u64,
     /// Its names stand beside these; `geminga` reads both from one file.
     #[serde(skip)]

@@ -31,7 +31,9 @@ impl Native {
             .map_err(|error| format!("the definition cannot be read: {error}"))?;
         let files = decode_base64(&document.file_descriptor_set)
             .ok_or("`fileDescriptorSet` is not base64")?;
-        let pool = DescriptorPool::decode(files.as_slice())
+        // The library panics at some sets that are broken, while it words its error.
+        let pool = std::panic::catch_unwind(|| DescriptorPool::decode(files.as_slice()))
+            .map_err(|_| "`fileDescriptorSet` cannot be read".to_owned())?
             .map_err(|error| format!("`fileDescriptorSet` cannot be read: {error}"))?;
         let name = document.root_message_type_name;
         let root = pool.get_message_by_name(&name);

@@ -21,6 +21,9 @@ use crate::config::BrokerConfig;
 use crate::error::BrokerError;
 use crate::topic::Topic;
 
+/// Open transactions of a coordinator where nothing else is set: whoever is let in may begin some,
+/// that never end, and each is kept in memory and on disk.
+const ACTIVE_MAX: u64 = 1 << 20;
 /// Keys read at once.
 const PAGE: usize = 1_000;
 
@@ -74,7 +77,10 @@ impl Transactions {
         let transactions = Transactions {
             store,
             is_enabled: config.transaction_coordinator_enabled,
-            active_max: config.max_active_transactions_per_coordinator,
+            active_max: match config.max_active_transactions_per_coordinator {
+                0 => ACTIVE_MAX,
+                max => max,
+            },
             coordinators: Mutex::new(all),
             reserving: tokio::sync::Mutex::new(()),
             deadlines: Notify::new(),

@@ -1,8 +1,10 @@
 use proptest::prelude::*;
 use prost_reflect::prost::Message;
+use prost_reflect::prost_types::descriptor_proto::ExtensionRange;
 use prost_reflect::prost_types::field_descriptor_proto::{Label, Type};
 use prost_reflect::prost_types::{
-    DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet,
+    DescriptorProto, EnumDescriptorProto, EnumValueDescriptorProto, FieldDescriptorProto,
+    FileDescriptorProto, FileDescriptorSet, OneofDescriptorProto,
 };
 
 use super::*;
@@ -241,6 +243,112 @@ fn the_same_definition() {
         one,
         br#"{"name":"S","type":"record","fields":[]}"#
     ));
+}
+
+/// A set of files in which most of what a descriptor can say is said.
+fn rich() -> Vec<u8> {
+    let field = |name: &str, number: i32, kind: Type| FieldDescriptorProto {
+        name: Some(name.to_owned()),
+        number: Some(number),
+        label: Some(Label::Optional as i32),
+        r#type: Some(kind as i32),
+        ..FieldDescriptorProto::default()
+    };
+    let of = |name: &str, number: i32, kind: Type, of: &str| FieldDescriptorProto {
+        type_name: Some(of.to_owned()),
+        ..field(name, number, kind)
+    };
+    let nested = DescriptorProto {
+        name: Some("Nested".to_owned()),
+        field: vec![
+            of("up", 1, Type::Message, ".p.M"),
+            field("s", 2, Type::String),
+        ],
+        ..DescriptorProto::default()
+    };
+    let root = DescriptorProto {
+        name: Some("M".to_owned()),
+        field: vec![
+            FieldDescriptorProto {
+                default_value: Some("7".to_owned()),
+                ..field("number", 1, Type::Int32)
+            },
+            of("nested", 2, Type::Message, ".p.M.Nested"),
+            of("choice", 3, Type::Enum, ".p.E"),
+            FieldDescriptorProto {
+                oneof_index: Some(0),
+                ..field("one", 4, Type::Bytes)
+            },
+            of("group", 5, Type::Group, ".p.M.Nested"),
+        ],
+        nested_type: vec![nested],
+        oneof_decl: vec![OneofDescriptorProto {
+            name: Some("o".to_owned()),
+            ..OneofDescriptorProto::default()
+        }],
+        extension_range: vec![ExtensionRange {
+            start: Some(100),
+            end: Some(200),
+            ..ExtensionRange::default()
+        }],
+        ..DescriptorProto::default()
+    };
+    let value = |name: &str, number: i32| EnumValueDescriptorProto {
+        name: Some(name.to_owned()),
+        number: Some(number),
+        ..EnumValueDescriptorProto::default()
+    };
+    let file = FileDescriptorProto {
+        name: Some("a.proto".to_owned()),
+        package: Some("p".to_owned()),
+        syntax: Some("proto2".to_owned()),
+        message_type: vec![root],
+        enum_type: vec![EnumDescriptorProto {
+            name: Some("E".to_owned()),
+            value: vec![value("A", 0), value("B", 1)],
+            ..EnumDescriptorProto::default()
+        }],
+        extension: vec![FieldDescriptorProto {
+            extendee: Some(".p.M".to_owned()),
+            ..field("more", 100, Type::Int64)
+        }],
+        ..FileDescriptorProto::default()
+    };
+    FileDescriptorSet { file: vec![file] }.encode_to_vec()
+}
+
+fn descriptors(files: &[u8]) -> Result<Definition, String> {
+    let text = serde_json::json!({
+        "fileDescriptorSet": geminga_proto::key::encode_base64(files),
+        "rootMessageTypeName": "p.M",
+    });
+    let text = text.to_string();
+    Definition::read(TYPE_PROTOBUF_NATIVE, text.as_bytes(), &BTreeMap::new())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// A set that was good, with some bytes changed, repeated or left out.
+    #[test]
+    fn broken_descriptors_are_read_or_refused(
+        changes in proptest::collection::vec((any::<u16>(), any::<u8>(), 0..3u8), 1..6),
+    ) {
+        let good = rich();
+        let before = descriptors(&good).unwrap();
+        let mut files = good;
+        for (at, byte, how) in changes {
+            let at = usize::from(at) % files.len();
+            match how {
+                0 => files[at] = byte,
+                1 => files.insert(at, byte),
+                _ => drop(files.remove(at)),
+            }
+        }
+        if let Ok(after) = descriptors(&files) {
+            drop(check_new(Strategy::Full, &after, &[before]));
+        }
+    }
 }
 
 proptest! {
