@@ -95,11 +95,12 @@ fn what_is_wrong_and_where() {
              --> dir/m.yaml:15:38\n  = help: a path is relative to the file that names it",
         ),
         (
-            "py: second.py",
-            "py: folder",
-            "error[G0313]: code of function `second`: `dir/folder` is a directory\n  \
-             --> dir/m.yaml:21:20",
+            "functionFile: first.sh",
+            "functionFile: folder",
+            "error[G0313]: code of function `first`: `dir/folder` is a directory\n  \
+             --> dir/m.yaml:15:38",
         ),
+        ("py: second.py", "py: folder", ""),
         (
             "language: bash",
             "language: executable",
