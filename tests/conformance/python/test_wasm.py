@@ -137,11 +137,14 @@ def test_a_component_by_text(client, fresh, topic):
 
 def test_ten_thousand_messages_keep_their_order(client, fresh, topic):
     fresh(UPPER, *wired(topic, "--retain-ordering"))
-    line = Line(client, topic)
+    out = client.subscribe(f"{topic}-out", "probe", initial_position=pulsar.InitialPosition.Earliest)
+    producer = client.create_producer(topic, block_if_queue_full=True)
+    refused = []
     for n in range(10_000):
-        line.producer.send_async(b"m%d" % n, lambda *_: None)
-    line.producer.flush()
-    assert data(receive(line.out, 10_000)) == [b"M%d" % n for n in range(10_000)]
+        producer.send_async(b"m%d" % n, lambda result, _: result == pulsar.Result.Ok or refused.append(result))
+    producer.flush()
+    assert not refused
+    assert data(receive(out, 10_000)) == [b"M%d" % n for n in range(10_000)]
 
 
 def test_a_go_function_has_every_power(server, client, fresh, topic, go):
