@@ -197,13 +197,14 @@ async fn register(
     let worker = functions.worker()?;
     let id = named.id(kind(&uri));
     let namespace = request::namespace_name(&id.tenant, &id.namespace)?;
+    // Before it is refused: who is still sending would not hear why.
+    let registration = form::read(worker, &id, request).await?;
     if let Some(broker) = &functions.broker {
         broker
             .policies(&namespace)
             .await
             .map_err(|error| ApiError::bad_request(error.to_string()))?;
     }
-    let registration = form::read(worker, &id, request).await?;
     let (component, upload, has_code) = code_of(&functions, &session, &id, registration).await?;
     if !has_code && id.kind == Kind::Function {
         return Err(ApiError::bad_request("Function Package is not provided"));
@@ -224,8 +225,9 @@ async fn update(
 ) -> Answer {
     let worker = functions.worker()?;
     let id = named.id(kind(&uri));
-    worker.get(&id)?;
+    // As above.
     let registration = form::read(worker, &id, request).await?;
+    worker.get(&id)?;
     let refreshes = registration.refreshes;
     let (component, upload, _) = code_of(&functions, &session, &id, registration).await?;
     if let Some(broker) = &functions.broker {
