@@ -22,6 +22,7 @@ mod contract;
 pub mod exec;
 pub mod go;
 pub(crate) mod guard;
+mod handle;
 pub(crate) mod headers;
 pub mod java;
 pub mod options;

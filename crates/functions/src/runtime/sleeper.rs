@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use geminga_stdx::Tasks;
 use geminga_stdx::tasks::OnError;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{BoxFuture, Broken, Delivery, Host, HostSpec, Outcome, Runtime, Services};
+use super::handle::{Ends, Handle};
+use super::{Broken, Delivery, Host, HostSpec, Outcome, Runtime, Services};
 
 /// What a host may take to fall asleep: it has nothing in hand.
 const SLEEP_GRACE: Duration = Duration::from_secs(5);
@@ -28,12 +29,14 @@ pub(crate) async fn start(
     tasks: &Tasks,
 ) -> Result<Box<dyn Host>, Broken> {
     let host = runtime.start(spec.clone(), services.clone()).await?;
-    let window = host.window();
-    let (deliver, deliveries) = mpsc::channel(window.max(1));
-    // Never full: each element holds an outcome, and there are at most `window` of these.
-    let (outcomes_in, outcomes) = mpsc::channel(window + 1);
-    let (stop, stop_asked) = oneshot::channel();
-    let (ended_in, ended) = oneshot::channel();
+    let window = host.window().max(1);
+    let (handle, ends) = Handle::new(window);
+    let Ends {
+        deliveries,
+        outcomes,
+        stop,
+        ended,
+    } = ends;
     let keeper = Keeper {
         runtime,
         idle,
@@ -43,91 +46,13 @@ pub(crate) async fn start(
         in_hand: 0,
         rested_since: Instant::now(),
         deliveries,
-        outcomes: outcomes_in,
+        outcomes,
     };
     tasks.spawn("function host that sleeps", OnError::Log, async move {
-        let _ = ended_in.send(keeper.run(stop_asked).await);
+        let _ = ended.send(keeper.run(stop).await);
         Ok::<(), std::convert::Infallible>(())
     });
-    Ok(Box::new(Sleeper {
-        window,
-        permits: Semaphore::new(window),
-        deliver: Some(deliver),
-        outcomes,
-        stop: Some(stop),
-        ended: Some(ended),
-        broken: None,
-    }))
-}
-
-/// The handle: it keeps the window.
-struct Sleeper {
-    window: usize,
-    permits: Semaphore,
-    deliver: Option<mpsc::Sender<Vec<Delivery>>>,
-    outcomes: mpsc::Receiver<Vec<Outcome>>,
-    stop: Option<oneshot::Sender<Duration>>,
-    ended: Option<oneshot::Receiver<Broken>>,
-    broken: Option<Broken>,
-}
-
-impl Sleeper {
-    async fn why(&mut self) -> Broken {
-        if let Some(ended) = self.ended.take() {
-            self.broken = Some(ended.await.unwrap_or(Broken::Stopped));
-        }
-        self.broken.clone().unwrap_or(Broken::Stopped)
-    }
-}
-
-impl Host for Sleeper {
-    fn window(&self) -> usize {
-        self.window
-    }
-
-    fn deliver(&mut self, mut batch: Vec<Delivery>) -> BoxFuture<'_, Result<(), Broken>> {
-        Box::pin(async move {
-            while !batch.is_empty() {
-                let rest = batch.split_off(batch.len().min(self.window));
-                let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
-                // The semaphore is never closed.
-                if let Ok(permits) = self.permits.acquire_many(count).await {
-                    permits.forget();
-                }
-                let sent = match &self.deliver {
-                    Some(deliver) => deliver.send(batch).await.is_ok(),
-                    None => false,
-                };
-                if !sent {
-                    return Err(self.why().await);
-                }
-                batch = rest;
-            }
-            Ok(())
-        })
-    }
-
-    fn outcomes(&mut self) -> BoxFuture<'_, Result<Vec<Outcome>, Broken>> {
-        Box::pin(async move {
-            match self.outcomes.recv().await {
-                Some(outcomes) => {
-                    self.permits.add_permits(outcomes.len());
-                    Ok(outcomes)
-                }
-                None => Err(self.why().await),
-            }
-        })
-    }
-
-    fn stop(&mut self, grace: Duration) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            if let Some(stop) = self.stop.take() {
-                let _ = stop.send(grace);
-            }
-            self.why().await;
-            self.deliver = None;
-        })
-    }
+    Ok(Box::new(handle))
 }
 
 /// The task: it has the host while there is one.

@@ -15,10 +15,11 @@ use geminga_stdx::tasks::OnError;
 use geminga_stdx::{Backoff, Tasks};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::body::{Body, Exit, Launcher, Scoped};
+use super::handle::{Ends, Handle};
 use super::process::Scope;
 use super::stderr::{Rate, Tail, pump};
 use super::wire::{Codec, FromHost, PROTOCOL, WireError, verdict_of_status};
@@ -80,11 +81,13 @@ pub(super) async fn start_any(
         .batch
         .unwrap_or(launch.frame())
         .clamp(1, window);
-    let (deliver, deliveries) = mpsc::channel(window);
-    // Never full: each element holds an outcome, and there are at most `window` of these.
-    let (outcomes_in, outcomes) = mpsc::channel(window + 1);
-    let (stop, stop_asked) = oneshot::channel();
-    let (ended_in, ended) = oneshot::channel();
+    let (handle, ends) = Handle::new(window);
+    let Ends {
+        deliveries,
+        outcomes,
+        stop,
+        ended,
+    } = ends;
     let bytes_per_second = spec.options.max_stderr_bytes;
     let mut warm = Warm {
         launch,
@@ -101,8 +104,8 @@ pub(super) async fn start_any(
         pending_bytes: BTreeMap::new(),
         ready_outcomes: Vec::new(),
         deliveries,
-        outcomes: outcomes_in,
-        stop: Some(stop_asked),
+        outcomes,
+        stop: Some(stop),
         stop_at: None,
         ever_done: false,
         deaths: 0,
@@ -112,88 +115,10 @@ pub(super) async fn start_any(
     tasks.spawn("function host", OnError::Log, async move {
         let broken = warm.run(running).await;
         drop(warm);
-        let _ = ended_in.send(broken);
+        let _ = ended.send(broken);
         Ok::<(), std::convert::Infallible>(())
     });
-    Ok(Box::new(WarmHost {
-        window,
-        permits: Semaphore::new(window),
-        deliver: Some(deliver),
-        outcomes,
-        stop: Some(stop),
-        ended: Some(ended),
-        broken: None,
-    }))
-}
-
-/// The handle: it keeps the window and speaks with the task.
-struct WarmHost {
-    window: usize,
-    permits: Semaphore,
-    deliver: Option<mpsc::Sender<Vec<Delivery>>>,
-    outcomes: mpsc::Receiver<Vec<Outcome>>,
-    stop: Option<oneshot::Sender<Duration>>,
-    ended: Option<oneshot::Receiver<Broken>>,
-    broken: Option<Broken>,
-}
-
-impl WarmHost {
-    async fn why(&mut self) -> Broken {
-        if let Some(ended) = self.ended.take() {
-            self.broken = Some(ended.await.unwrap_or(Broken::Stopped));
-        }
-        self.broken.clone().unwrap_or(Broken::Stopped)
-    }
-}
-
-impl Host for WarmHost {
-    fn window(&self) -> usize {
-        self.window
-    }
-
-    fn deliver(&mut self, mut batch: Vec<Delivery>) -> super::BoxFuture<'_, Result<(), Broken>> {
-        Box::pin(async move {
-            while !batch.is_empty() {
-                let rest = batch.split_off(batch.len().min(self.window));
-                let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
-                // The semaphore is never closed.
-                if let Ok(permits) = self.permits.acquire_many(count).await {
-                    permits.forget();
-                }
-                let sent = match &self.deliver {
-                    Some(deliver) => deliver.send(batch).await.is_ok(),
-                    None => false,
-                };
-                if !sent {
-                    return Err(self.why().await);
-                }
-                batch = rest;
-            }
-            Ok(())
-        })
-    }
-
-    fn outcomes(&mut self) -> super::BoxFuture<'_, Result<Vec<Outcome>, Broken>> {
-        Box::pin(async move {
-            match self.outcomes.recv().await {
-                Some(outcomes) => {
-                    self.permits.add_permits(outcomes.len());
-                    Ok(outcomes)
-                }
-                None => Err(self.why().await),
-            }
-        })
-    }
-
-    fn stop(&mut self, grace: Duration) -> super::BoxFuture<'_, ()> {
-        Box::pin(async move {
-            if let Some(stop) = self.stop.take() {
-                let _ = stop.send(grace);
-            }
-            self.why().await;
-            self.deliver = None;
-        })
-    }
+    Ok(Box::new(handle))
 }
 
 struct Slot {

@@ -61,10 +61,11 @@ async fn a_function_that_counts_for_ever_keeps_a_bounded_changelog() {
             assert_eq!(count, Some(100 * round), "round {round}, key {key}");
         }
         stage.worker.shutdown(Duration::from_secs(5)).await;
-        // 2,800 records a round were written; what a start reads is a few times the bound.
+        // 2,800 records a round were written; what a start reads does not grow with them. It is a few times the bound,
+        // and what came while the last cut was under way: a busy machine gives that time.
         let topic = format!("persistent://{}-state-changelog", id.fqfn());
         let left = kept(&stage, &topic).await;
-        assert!(left < 600, "round {round}: {left} records are kept");
+        assert!(left < 1_400, "round {round}: {left} records are kept");
         stage.another_worker().await;
     }
     let last = stage.worker.state_get(&id, "last").await.expect("there");

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use geminga_broker::Broker;
 use geminga_client::{Batching, Consumer, InitialPosition, Message};
@@ -298,6 +299,22 @@ impl Case<'_> {
         let stats = serde_json::to_value(stats).expect("JSON");
         stats["subscriptions"][name].clone()
     }
+
+    /// The subscription's first consumer, when it has asked for so many messages: that comes after it subscribed.
+    async fn permitted(&self, topic: &str, name: &str, permits: i64) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let consumer = self.subscription(topic, name).await["consumers"][0].clone();
+            if consumer["availablePermits"] == permits {
+                return consumer;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "no {permits} permits: {consumer}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
 }
 
 /// Who it is, where it reads and writes, what it is given, what becomes of failures.
@@ -458,10 +475,8 @@ async fn subscriptions(case: &mut Case<'_>) {
         given["output"] = json!(&output);
         let id = case.make(given).await;
         if see.len() == 4 {
-            let subscription = case.subscription(input, &id.fqfn()).await;
-            let consumer = &subscription["consumers"][0];
+            let consumer = case.permitted(input, &id.fqfn(), 3).await;
             assert_eq!(consumer["consumerName"], "my-name");
-            assert_eq!(consumer["availablePermits"], 3);
         }
         case.stage.send(input, ["a"]).await;
         assert_eq!(
