@@ -20,6 +20,7 @@ mod lookup;
 mod metrics;
 mod namespaces;
 mod packages;
+mod partitions;
 mod peek;
 mod permissions;
 mod placement;
@@ -120,8 +121,8 @@ impl Admin {
         self.inner.worker.as_ref()
     }
 
-    fn functions(&self) -> functions::Functions {
-        functions::Functions::beside(self.broker(), self.inner.worker.clone())
+    fn functions(&self) -> functions::state::Functions {
+        functions::state::Functions::beside(self.broker(), self.inner.worker.clone())
     }
 
     /// `http://host:port` of this API.

@@ -27,7 +27,7 @@ use geminga_model::TopicName;
 use serde_json::{Value, json};
 
 use super::extract::{Params, Segments};
-use super::functions::Functions;
+use super::functions::state::Functions;
 use super::{document, done};
 use crate::error::{Answer, ApiError};
 use crate::request;

@@ -9,10 +9,13 @@ use geminga_model::Position;
 use serde_json::json;
 
 use super::extract::{InPath, Params, Plain, Segments};
-use super::topics::{not_partitioned, targets};
+use super::partitions::{not_partitioned, targets};
 use super::{Admin, document, done};
 use crate::error::{Answer, ApiError};
 use crate::request;
+
+/// Which topic one would be the shadow of.
+const SHADOW_SOURCE: &str = "PULSAR.SHADOW_SOURCE";
 
 pub(super) fn router() -> Router<Admin> {
     let topic = "/admin/v2/persistent/{tenant}/{namespace}/{topic}";
@@ -134,6 +137,16 @@ pub(super) async fn properties(
     }
 }
 
+/// Refuses a property that asks for more than being kept.
+pub(super) fn check_properties(given: Option<&BTreeMap<String, String>>) -> Answer<()> {
+    match given.is_some_and(|given| given.contains_key(SHADOW_SOURCE)) {
+        true => Err(ApiError::not_implemented(format!(
+            "`{SHADOW_SOURCE}` cannot be honoured: a topic cannot be the shadow of another one"
+        ))),
+        false => Ok(()),
+    }
+}
+
 pub(super) async fn put_properties(
     State(admin): State<Admin>,
     InPath(topic): InPath,
@@ -141,7 +154,7 @@ pub(super) async fn put_properties(
     request: Request,
 ) -> Answer {
     let given: BTreeMap<String, String> = request::json(request).await?;
-    super::topics::check_properties(Some(&given))?;
+    check_properties(Some(&given))?;
     admin
         .broker()
         .change_topic_properties(&topic, given, None)

@@ -161,3 +161,45 @@ impl Listing {
         Ok(())
     }
 }
+
+/// The subscription in a path.
+#[derive(serde::Deserialize)]
+pub(super) struct Named {
+    pub(super) subscription: String,
+}
+
+/// The topic and the subscription in a path, of a request without parameters.
+pub(super) struct On {
+    pub(super) topic: TopicName,
+    pub(super) subscription: String,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for On {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let InPath(topic) = InPath::from_request_parts(parts, state).await?;
+        let Segments(Named { subscription }) = Segments::from_request_parts(parts, state).await?;
+        Params::<Plain>::from_request_parts(parts, state).await?;
+        Ok(On {
+            topic,
+            subscription,
+        })
+    }
+}
+
+/// The number behind it.
+pub(super) struct Number(pub(super) u64);
+
+impl<S: Send + Sync> FromRequestParts<S> for Number {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        #[derive(serde::Deserialize)]
+        struct Numbered {
+            number: u64,
+        }
+        let Segments(Numbered { number }) = Segments::from_request_parts(parts, state).await?;
+        Ok(Number(number))
+    }
+}

@@ -11,9 +11,9 @@ use geminga_broker::TopicStats;
 use geminga_model::{NamespaceName, Position, TopicName};
 use serde_json::{Map, Value, json};
 
+use super::extract::On;
 use super::extract::{NamespaceInPath, Segments};
-use super::subscriptions::On;
-use super::topics::not_partitioned;
+use super::partitions::not_partitioned;
 use super::{Admin, document};
 use crate::error::{Answer, ApiError};
 use crate::request;

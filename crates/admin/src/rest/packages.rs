@@ -7,7 +7,7 @@ use geminga_functions::{Kind, PackageMetadata, PackageName};
 
 use super::components::{elsewhere, form};
 use super::extract::Segments;
-use super::functions::Functions;
+use super::functions::state::Functions;
 use super::{components, document, done};
 use crate::error::{Answer, ApiError};
 use crate::request;

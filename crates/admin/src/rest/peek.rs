@@ -12,9 +12,8 @@ use geminga_proto::pb::{CompressionType, MessageMetadata};
 use serde_json::{Map, Value};
 
 use super::Admin;
-use super::extract::{InPath, Params, Plain, Segments};
-use super::subscriptions::{Number, On};
-use super::topics::not_partitioned;
+use super::extract::{InPath, Number, On, Params, Plain, Segments};
+use super::partitions::not_partitioned;
 use crate::error::{Answer, ApiError};
 
 /// How deep into a backlog one may look: what lies before is read too.

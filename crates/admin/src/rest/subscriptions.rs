@@ -6,14 +6,13 @@
 use std::collections::{BTreeSet, HashMap};
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Request, State};
-use axum::http::request::Parts;
+use axum::extract::{Request, State};
 use axum::routing::{get, post, put};
 use geminga_broker::{ErrorKind, SubscribeAt};
 use geminga_model::{Position, TopicName};
 
-use super::extract::{Force, InPath, Params, Plain, Segments};
-use super::topics::{not_partitioned, partitions_of, targets};
+use super::extract::{Force, InPath, Named, Number, On, Params, Plain, Segments};
+use super::partitions::{not_partitioned, partitions_of, targets};
 use super::{Admin, document, done};
 use crate::error::{Answer, ApiError};
 use crate::request;
@@ -53,48 +52,6 @@ pub(super) fn router() -> Router<Admin> {
             );
     }
     router
-}
-
-/// The subscription in a path.
-#[derive(serde::Deserialize)]
-pub(super) struct Named {
-    pub(super) subscription: String,
-}
-
-/// The topic and the subscription in a path, of a request without parameters.
-pub(super) struct On {
-    pub(super) topic: TopicName,
-    pub(super) subscription: String,
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for On {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let InPath(topic) = InPath::from_request_parts(parts, state).await?;
-        let Segments(Named { subscription }) = Segments::from_request_parts(parts, state).await?;
-        Params::<Plain>::from_request_parts(parts, state).await?;
-        Ok(On {
-            topic,
-            subscription,
-        })
-    }
-}
-
-/// The number behind it.
-pub(super) struct Number(pub(super) u64);
-
-impl<S: Send + Sync> FromRequestParts<S> for Number {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        #[derive(serde::Deserialize)]
-        struct Numbered {
-            number: u64,
-        }
-        let Segments(Numbered { number }) = Segments::from_request_parts(parts, state).await?;
-        Ok(Number(number))
-    }
 }
 
 async fn list(

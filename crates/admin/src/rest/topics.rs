@@ -10,13 +10,12 @@ use geminga_broker::{Partitioned, TopicInternalStats};
 use geminga_model::{NamespaceName, TopicDomain, TopicName};
 use serde_json::{Map, Value, json};
 
+use super::content::check_properties;
 use super::extract::{Force, InPath, Listing, NamespaceInPath, Params, Plain, domain_of};
+use super::partitions::{not_partitioned, partitions_of, targets};
 use super::{Admin, document, done};
 use crate::error::{Answer, ApiError};
 use crate::request;
-
-/// Which topic one would be the shadow of.
-const SHADOW_SOURCE: &str = "PULSAR.SHADOW_SOURCE";
 
 /// The media type of the longer form of a partition count.
 const PARTITIONED_METADATA: &str = "application/vnd.partitioned-topic-metadata+json";
@@ -77,42 +76,6 @@ pub(super) fn router() -> Router<Admin> {
     router
 }
 
-/// The partitions of a partitioned topic; empty when it is none.
-pub(super) async fn partitions_of(admin: &Admin, topic: &TopicName) -> Answer<Vec<TopicName>> {
-    if topic.partition().is_some() {
-        return Ok(Vec::new());
-    }
-    let count = admin
-        .broker()
-        .partitions(topic)
-        .await?
-        .map_or(0, |found| found.partitions);
-    Ok((0..count)
-        .map(|number| topic.with_partition(number))
-        .collect())
-}
-
-/// The topic, or its partitions when it is partitioned.
-pub(super) async fn targets(admin: &Admin, topic: TopicName) -> Answer<Vec<TopicName>> {
-    let partitions = partitions_of(admin, &topic).await?;
-    Ok(if partitions.is_empty() {
-        vec![topic]
-    } else {
-        partitions
-    })
-}
-
-/// Refuses what only makes sense for one partition.
-pub(super) async fn not_partitioned(admin: &Admin, topic: &TopicName, what: &str) -> Answer<()> {
-    if partitions_of(admin, topic).await?.is_empty() {
-        return Ok(());
-    }
-    Err(ApiError::not_allowed(format!(
-        "{what} is not allowed on a partitioned topic: name one of its partitions, {}",
-        topic.with_partition(0).as_str()
-    )))
-}
-
 async fn list(
     State(admin): State<Admin>,
     NamespaceInPath(namespace): NamespaceInPath,
@@ -157,16 +120,6 @@ pub(super) async fn names(admin: &Admin, namespace: &NamespaceName) -> Answer<Ve
         .iter()
         .filter_map(|topic| topic.parse().ok())
         .collect())
-}
-
-/// Refuses a property that asks for more than being kept.
-pub(super) fn check_properties(given: Option<&BTreeMap<String, String>>) -> Answer<()> {
-    match given.is_some_and(|given| given.contains_key(SHADOW_SOURCE)) {
-        true => Err(ApiError::not_implemented(format!(
-            "`{SHADOW_SOURCE}` cannot be honoured: a topic cannot be the shadow of another one"
-        ))),
-        false => Ok(()),
-    }
 }
 
 async fn create(

@@ -11,7 +11,7 @@ use geminga_functions::{DrainStatus, MemberInfo, WorkerError};
 use serde_json::{Value, json};
 
 use super::extract::Params;
-use super::functions::Functions;
+use super::functions::state::Functions;
 use super::{document, done, text};
 use crate::error::{Answer, ApiError};
 

@@ -11,7 +11,7 @@ use geminga_functions::{ComponentId, Kind, Owner, Worker};
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::super::functions::Functions;
+use super::super::functions::state::Functions;
 use crate::client::{ASKED_BY_WORKER, AdminClient};
 use crate::error::{Answer, ApiError};
 

@@ -19,7 +19,7 @@ use http_body_util::{BodyExt, Limited};
 use parking_lot::Mutex;
 
 use super::super::extract::Segments;
-use super::super::functions::Functions;
+use super::super::functions::state::Functions;
 use super::Named;
 use crate::error::{Answer, ApiError};
 
