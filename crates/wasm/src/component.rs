@@ -37,6 +37,8 @@ use self::bindings::{Failure, Function};
 
 /// Handles of WASI that a guest may hold.
 const HANDLES_MAX: usize = 4096;
+/// A reason that is longer is cut.
+const REASON_BYTES: usize = 4000;
 /// Outcomes do not wait for a message that takes longer.
 const FLUSH_AFTER: Duration = Duration::from_millis(3);
 
@@ -186,8 +188,11 @@ async fn batch(
                 }
             }
         };
+        if let Ok(Some(own)) = &result {
+            store.data_mut().context.count(own.len())?;
+        }
         let published = store.data_mut().context.end();
-        match result {
+        match result.map_err(shorten) {
             Ok(own) => wire.outcome(message.number, done, "", own.as_deref(), &published),
             Err(Failure::Failed(why)) => wire.outcome(message.number, FAILED, &why, None, &[]),
             Err(Failure::BadData(why)) => wire.outcome(message.number, DATA, &why, None, &[]),
@@ -204,4 +209,21 @@ async fn batch(
     }
     wire.flush();
     Ok(())
+}
+
+/// A reason is a sentence: what is longer stays in the guest.
+fn shorten(failure: Failure) -> Failure {
+    let cut = |mut why: String| {
+        if why.len() > REASON_BYTES {
+            let end = (0..=REASON_BYTES).rev().find(|&i| why.is_char_boundary(i));
+            why.truncate(end.unwrap_or(0));
+        }
+        why
+    };
+    match failure {
+        Failure::Failed(why) => Failure::Failed(cut(why)),
+        Failure::BadData(why) => Failure::BadData(cut(why)),
+        Failure::Temporary(why) => Failure::Temporary(cut(why)),
+        Failure::Drop => Failure::Drop,
+    }
 }

@@ -19,6 +19,8 @@ pub(crate) struct Limiter {
     memory_max: u64,
     memory: u64,
     elements: usize,
+    /// What the last growth was allowed, until it is known whether it came to be.
+    granted: (u64, usize),
     /// The limit that was hit.
     hit: Option<String>,
 }
@@ -29,6 +31,7 @@ impl Limiter {
             memory_max: spec.options.limits.memory_bytes.unwrap_or(MEMORY_BYTES),
             memory: 0,
             elements: 0,
+            granted: (0, 0),
             hit: None,
         }
     }
@@ -45,9 +48,16 @@ impl ResourceLimiter for Limiter {
         &mut self,
         current: usize,
         desired: usize,
-        _maximum: Option<usize>,
+        maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let all = self.memory + (desired - current.min(desired)) as u64;
+        self.granted = (0, 0);
+        // Past what the memory itself declares the guest is told no, as the standard says.
+        if maximum.is_some_and(|max| desired > max) {
+            return Ok(false);
+        }
+        let more = (desired - current.min(desired)) as u64;
+        // A guest with 64-bit memories may ask for nearly 2^64 bytes more.
+        let all = self.memory.saturating_add(more);
         if all > self.memory_max {
             let max = self.memory_max;
             return self.refuse(format!(
@@ -55,23 +65,40 @@ impl ResourceLimiter for Limiter {
             ));
         }
         self.memory = all;
+        self.granted.0 = more;
         Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory -= std::mem::take(&mut self.granted.0);
+        Ok(())
     }
 
     fn table_growing(
         &mut self,
         current: usize,
         desired: usize,
-        _maximum: Option<usize>,
+        maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let all = self.elements.saturating_add(desired - current.min(desired));
+        self.granted = (0, 0);
+        if maximum.is_some_and(|max| desired > max) {
+            return Ok(false);
+        }
+        let more = desired - current.min(desired);
+        let all = self.elements.saturating_add(more);
         if all > TABLE_ELEMENTS {
             return self.refuse(format!(
                 "its tables want {all} elements, {TABLE_ELEMENTS} are allowed"
             ));
         }
         self.elements = all;
+        self.granted.1 = more;
         Ok(true)
+    }
+
+    fn table_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.elements -= std::mem::take(&mut self.granted.1);
+        Ok(())
     }
 
     fn instances(&self) -> usize {
@@ -126,6 +153,27 @@ mod tests {
         let (kind, reason, _) = cause(&error, &limiter);
         assert_eq!(kind, FailureKind::Limit);
         assert!(reason.contains("resources.ram"), "{reason}");
+    }
+
+    #[test]
+    fn a_growth_that_wraps_is_refused_and_one_that_failed_is_not_counted() {
+        let mut spec = HostSpec::default();
+        spec.options.limits.memory_bytes = Some(200_000);
+        let mut limiter = Limiter::new(&spec);
+        assert!(limiter.memory_growing(0, 65_536, None).expect("fits"));
+        assert!(limiter.memory_growing(0, 65_536, None).expect("fits"));
+        // Past the declared maximum: the guest reads -1 and goes on.
+        assert!(
+            !limiter
+                .memory_growing(65_536, 131_072, Some(65_536))
+                .expect("no fault")
+        );
+        assert!(limiter.memory_growing(65_536, 131_072, None).expect("fits"));
+        let failed = limiter.memory_grow_failed(wasmtime::Error::msg("no room"));
+        failed.expect("taken back");
+        assert!(limiter.memory_growing(65_536, 131_072, None).expect("fits"));
+        let wraps = limiter.memory_growing(65_536, usize::MAX - 65_535, None);
+        wraps.expect_err("all of the address space");
     }
 
     #[test]

@@ -21,7 +21,8 @@ struct State {
     bytes: BytesMut,
     closed: bool,
     reader: Option<Waker>,
-    writer: Option<Waker>,
+    /// A guest may take its log several times: each copy writes in a task of its own.
+    writers: Vec<Waker>,
 }
 
 impl State {
@@ -31,8 +32,8 @@ impl State {
         }
     }
 
-    fn wake_writer(&mut self) {
-        if let Some(waker) = self.writer.take() {
+    fn wake_writers(&mut self) {
+        for waker in self.writers.drain(..) {
             waker.wake();
         }
     }
@@ -43,12 +44,12 @@ impl State {
             self.bytes = BytesMut::new();
         }
         if self.bytes.len() < ROOM_BYTES {
-            self.wake_writer();
+            self.wake_writers();
         }
     }
 }
 
-/// One pipe; clones are the same. One task reads and one writes.
+/// One pipe; clones are the same. One task reads.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pipe {
     state: Arc<Mutex<State>>,
@@ -71,7 +72,7 @@ impl Pipe {
         let mut state = self.state.lock();
         state.closed = true;
         state.wake_reader();
-        state.wake_writer();
+        state.wake_writers();
     }
 
     /// Bytes that fit now; `None` when it is closed.
@@ -122,7 +123,13 @@ impl Pipe {
         if state.bytes.len() < ROOM_BYTES || state.closed {
             return Poll::Ready(());
         }
-        state.writer = Some(cx.waker().clone());
+        if !state
+            .writers
+            .iter()
+            .any(|known| known.will_wake(cx.waker()))
+        {
+            state.writers.push(cx.waker().clone());
+        }
         Poll::Pending
     }
 
@@ -228,6 +235,28 @@ mod tests {
         };
         let ((), read) = tokio::join!(writing, reading);
         assert!(read == wanted);
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_for_room_go_on() {
+        let pipe = Pipe::default();
+        assert!(pipe.push(&vec![0; ROOM_BYTES]));
+        let two = (
+            tokio::spawn({
+                let pipe = pipe.clone();
+                async move { pipe.room().await }
+            }),
+            tokio::spawn({
+                let pipe = pipe.clone();
+                async move { pipe.room().await }
+            }),
+        );
+        while pipe.state.lock().writers.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        pipe.take();
+        two.0.await.expect("woken");
+        two.1.await.expect("woken");
     }
 
     #[tokio::test]

@@ -136,6 +136,15 @@ async fn each_bomb_ends_its_own_message_and_names_its_limit() {
             "tables",
         ),
         (
+            "a flood as its answer",
+            "",
+            "(drop (memory.grow (i32.const 119))) (i32.store (i32.const 64) (i32.const 0))
+             (i32.store (i32.const 68) (i32.const 1)) (i32.store (i32.const 72) (i32.const 0))
+             (i32.store (i32.const 76) (i32.const 7000000)) (return (i32.const 64))",
+            FailureKind::Limit,
+            "bytes of output",
+        ),
+        (
             "recursion",
             "(func $deep (param i32) (result i32) (i32.add (call $deep (local.get 0)) (i32.const 1)))",
             "(drop (call $deep (i32.const 0)))",

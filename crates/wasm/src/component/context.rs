@@ -58,6 +58,16 @@ impl Context {
         })
     }
 
+    /// Counts an output of the message in hand, be it published or returned.
+    pub(super) fn count(&mut self, bytes: usize) -> wasmtime::Result<()> {
+        self.published_bytes += bytes as u64 + OUTPUT_BYTES;
+        if self.published_bytes > self.spec.options.max_output_bytes {
+            self.exceeded = true;
+            return Err(wasmtime::Error::msg("too much output for one message"));
+        }
+        Ok(())
+    }
+
     fn message(&self) -> Message {
         let mut message = Message {
             topic: String::new(),
@@ -134,11 +144,7 @@ impl Host for Context {
 
     async fn publish(&mut self, output: Output) -> wasmtime::Result<()> {
         let block = block(&output);
-        self.published_bytes += (block.len() + output.payload.len()) as u64 + OUTPUT_BYTES;
-        if self.published_bytes > self.spec.options.max_output_bytes {
-            self.exceeded = true;
-            return Err(wasmtime::Error::msg("too much output for one message"));
-        }
+        self.count(block.len() + output.payload.len())?;
         self.published.push(Published {
             block,
             payload: output.payload,
