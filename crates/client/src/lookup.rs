@@ -48,13 +48,16 @@ impl Shared {
         mut attempt: impl FnMut() -> F,
     ) -> Result<T> {
         let deadline = Instant::now() + time;
+        // A broker that starts refuses for a while: who doubles the delay for as long as that would
+        // sleep through the second half of its time, and end with an error beside a broker that is up.
+        let longest = time / 10;
         let mut backoff = self.new_backoff();
         loop {
             let error = match attempt().await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            let delay = backoff.next_delay();
+            let delay = backoff.next_delay().min(longest);
             if !error.is_retriable() || Instant::now() + delay >= deadline {
                 return Err(error);
             }

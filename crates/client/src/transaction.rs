@@ -3,6 +3,8 @@
 //! What must hold:
 //! - A commit waits for everything that was sent and acknowledged in the transaction, and is refused
 //!   when any of it failed: nothing is ever committed in part.
+//! - An abort waits for it too: a message that Apache Pulsar stores after its topic has heard of the
+//!   abort counts as open there for good, and holds back all that follow it on that topic.
 //! - A message that may or may not have reached the broker is never sent again in a transaction,
 //!   since it might then be there twice. A lost connection fails what was under way on it, and with
 //!   it the transaction.
@@ -131,7 +133,7 @@ impl Transaction {
     pub async fn commit(&self) -> Result<()> {
         self.open.begin_end()?;
         if let Err(error) = self.open.all_settled().await {
-            self.open.end(pb::TxnAction::Abort).await.unwrap_or_else(|why| {
+            self.open.undo().await.unwrap_or_else(|why| {
                 tracing::debug!(txn = %self.open.id, %why, "transaction not aborted: it will time out");
             });
             return Err(error);
@@ -139,14 +141,14 @@ impl Transaction {
         self.open.end(pb::TxnAction::Commit).await
     }
 
-    /// Undoes everything in it.
+    /// Undoes everything in it. Waits until all of it has reached the brokers, or has failed.
     ///
     /// # Errors
     /// When the coordinator does not know it any more, or does not answer in time. It is aborted by
     /// its time-out then.
     pub async fn abort(&self) -> Result<()> {
         self.open.begin_end()?;
-        self.open.end(pb::TxnAction::Abort).await
+        self.open.undo().await
     }
 }
 
@@ -231,6 +233,22 @@ impl Open {
             }
             self.settled.notified().await;
         }
+    }
+
+    /// Waits until nothing is under way, whether it failed or not, and then asks for the abort.
+    async fn undo(&self) -> Result<()> {
+        let quiet = async {
+            while self.state.lock().under_way > 0 {
+                self.settled.notified().await;
+            }
+        };
+        if tokio::time::timeout(self.shared.operation_timeout, quiet)
+            .await
+            .is_err()
+        {
+            tracing::debug!(txn = %self.id, "aborted with messages under way");
+        }
+        self.end(pb::TxnAction::Abort).await
     }
 
     async fn end(&self, action: pb::TxnAction) -> Result<()> {

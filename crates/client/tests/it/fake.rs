@@ -189,9 +189,13 @@ impl Session {
     }
 
     pub(crate) async fn refuse(&mut self, sent: &Sent, error: pb::ServerError) {
+        self.refuse_send(&sent.send, error).await;
+    }
+
+    pub(crate) async fn refuse_send(&mut self, send: &pb::CommandSend, error: pb::ServerError) {
         let error = pb::CommandSendError {
-            producer_id: sent.send.producer_id,
-            sequence_id: sent.send.sequence_id,
+            producer_id: send.producer_id,
+            sequence_id: send.sequence_id,
             error: error as i32,
             message: "no".into(),
         };
