@@ -159,7 +159,8 @@ impl Core {
         let result = state.append(&self.options, message, txn, slot, cost, now_ms);
         if let Err(error) = result {
             if let Some(txn) = txn {
-                txn.settle(1, Some(&error));
+                // It was not taken, and who gave it is told: the transaction may go on without it.
+                txn.settle(1, None);
             }
             if slot != NO_SLOT {
                 state.slots.abandon(slot);

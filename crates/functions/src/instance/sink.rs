@@ -272,6 +272,12 @@ impl Sink for TopicSink {
                 }
                 error => WriteError::Sink(error.to_string()),
             };
+            if txn.is_some() {
+                // A topic that can not be written to shows before anything is in the transaction.
+                for topic in outputs.iter().filter_map(|output| output.topic.as_ref()) {
+                    self.producer(&crate::plan::full_name(topic)).await?;
+                }
+            }
             let mut receipts = Vec::with_capacity(outputs.len());
             // How many outputs to the default topic this message has made.
             let mut made = 0;
