@@ -226,9 +226,9 @@ impl Instance {
         let mut ended = false;
         let mut stop_at: Option<Instant> = None;
         loop {
+            self.deliver_windows(work).await?;
             self.release(work).await?;
             self.hand_over_manual_acks(work).await;
-            self.deliver_windows(work).await?;
             self.rewind(work).await?;
             let idle = work.line.is_empty() && work.retries.is_empty();
             if let (Some(once), Some(epochs)) = (&mut self.once, &work.epochs) {
@@ -237,9 +237,22 @@ impl Instance {
             if let Some(fault) = fault.borrow().clone() {
                 return Err(fault);
             }
-            if (ended || stop_at.is_some()) && idle && self.settled() {
+            let gathered = ended
+                && self
+                    .gather
+                    .as_ref()
+                    .is_some_and(|gather| !gather.is_empty());
+            let over = stop_at.is_some() || ended && !gathered;
+            if over && idle && self.settled() {
                 self.gauge.ended.store(ended, Ordering::Relaxed);
                 return Ok(());
+            }
+            if let Some(why) = self.gather.as_ref().and_then(Gather::stuck)
+                && idle
+                && !ended
+                && stop_at.is_none()
+            {
+                return Err(Fault::Source(why));
             }
             let room = self.room(work);
             let reading = !ended && stop_at.is_none() && room > 0 && work.rewind.is_none();
@@ -257,6 +270,9 @@ impl Instance {
                     let got = got.map_err(Fault::Source)?;
                     if got.is_empty() {
                         ended = true;
+                        if let Some(gather) = &mut self.gather {
+                            gather.finish();
+                        }
                     } else {
                         self.receive(got, work).await?;
                     }
@@ -397,7 +413,8 @@ impl Instance {
     fn fire(&mut self, fired: Vec<Fired<Incoming>>, work: &mut Work) {
         for window in fired {
             let Some(gather) = &self.gather else { return };
-            let message = Arc::new(gather.message(&window));
+            let (message, wrong) = gather.message(&window);
+            let message = Arc::new(message);
             let done = window.done.iter().map(|incoming| incoming.origin.clone());
             let parts = window.items.into_iter().map(|incoming| incoming.message);
             self.gauge.in_flight.fetch_add(1, Ordering::AcqRel);
@@ -407,12 +424,34 @@ impl Instance {
                 attempts: 0,
                 parts: parts.collect(),
             });
-            work.fired.push_back(Delivery { ticket, message });
+            match wrong {
+                Some(why) => {
+                    self.refuse(ticket, why, work);
+                }
+                None => work.fired.push_back(Delivery { ticket, message }),
+            }
         }
     }
 
-    /// When a window may be complete.
+    /// A message that can not be given to the function.
+    fn refuse(&self, ticket: u64, why: String, work: &mut Work) {
+        let failure = Failure::new(FailureKind::Data, why);
+        self.gauge.stats.failed(&failure, Duration::ZERO);
+        let outcome = Outcome {
+            ticket,
+            verdict: Verdict::Failed(failure),
+            outputs: Vec::new(),
+            state: Vec::new(),
+            took: Duration::ZERO,
+        };
+        work.line.finish(ticket, outcome);
+    }
+
+    /// When a window may be complete. Those that the host has no room for come first.
     fn next_tick(&self, work: &Work) -> Option<Instant> {
+        if !work.fired.is_empty() {
+            return None;
+        }
         let at_ms = self.gather.as_ref()?.next_tick()?;
         let wait = at_ms.saturating_sub(work.clock.now_ms());
         Some(Instant::now() + Duration::from_millis(wait))
@@ -421,7 +460,9 @@ impl Instance {
     /// Hands over the windows that are complete, as far as the host has room.
     async fn deliver_windows(&mut self, work: &mut Work) -> Result<(), Fault> {
         let mut fired = Vec::new();
-        if let Some(gather) = &mut self.gather {
+        if let Some(gather) = &mut self.gather
+            && work.fired.is_empty()
+        {
             gather.tick(work.clock.now_ms(), &mut fired);
         }
         self.fire(fired, work);

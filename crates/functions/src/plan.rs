@@ -8,6 +8,7 @@ use geminga_client::{Batching, Compression, InitialPosition, SubType};
 use geminga_mesh::builtin::{FileSink, FileSource, TableSink};
 use geminga_model::ProcessingGuarantees;
 
+pub(crate) use self::window::HELD_MAX;
 use crate::component::Component;
 use crate::instance::window::{EventTime, Shape};
 use crate::runtime::HostSpec;

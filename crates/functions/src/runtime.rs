@@ -79,8 +79,18 @@ pub struct Message {
     pub partition: i32,
     /// How often it was delivered before.
     pub redelivery: u32,
-    /// It stands for a window of so many messages, from one time to another.
-    pub window: Option<(u64, u64, u64)>,
+    /// It stands for a window of messages.
+    pub window: Option<Window>,
+}
+
+/// What a message that stands for a window tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Window {
+    pub count: u64,
+    pub start_ms: u64,
+    pub end_ms: u64,
+    /// The id of its last message.
+    pub last: String,
 }
 
 /// One message handed to a host. The caller picks `ticket`; the outcome names it.

@@ -212,9 +212,10 @@ impl Source for Given {
     }
 }
 
-/// The number of a message of [`Given`].
+/// The number of a message of [`Given`]; a window has that of its last message.
 fn number(message: &Message) -> usize {
-    let number = message.id.split(':').nth(1);
+    let id = message.window.as_ref().map_or(&message.id, |w| &w.last);
+    let number = id.split(':').nth(1);
     number.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
@@ -400,6 +401,39 @@ class F:
         assert_eq!(report.state["last"], TrialValue::Bytes("yy".into()));
         assert!(report.logs.iter().any(|line| line.text == "saw x"));
         assert_eq!(report.metrics["size"], 3.0);
+    }
+
+    #[tokio::test]
+    async fn windows_that_are_not_complete_at_the_end_of_a_case_are_run() {
+        for (window, wanted) in [
+            (r#"{"windowLengthCount":3}"#, vec![(2, "a+b+c"), (4, "d+e")]),
+            (
+                r#"{"windowLengthDurationMs":86400000,"timestampExtractorClassName":"eventTime"}"#,
+                vec![(4, "a+b+c+d+e")],
+            ),
+            (r#"{"sessionGapMs":86400000}"#, vec![(4, "a+b+c+d+e")]),
+        ] {
+            let (_directory, mut config) =
+                python("def process(values):\n    return '+'.join(values)\n");
+            config.window_config = Some(serde_json::from_str(window).expect("a window"));
+            let message = |text: &'static str| Message {
+                payload: Bytes::from_static(text.as_bytes()),
+                topic: "persistent://public/default/in".into(),
+                event_time: 1000,
+                ..Message::default()
+            };
+            let trial = Trial {
+                messages: ["a", "b", "c", "d", "e"].map(message).into(),
+                ..Trial::default()
+            };
+            let report = run_trial(config, trial, None).await.expect("runs");
+            let outputs: Vec<_> = report
+                .outputs
+                .iter()
+                .map(|(number, it)| (*number, std::str::from_utf8(&it.payload).expect("text")))
+                .collect();
+            assert_eq!(outputs, wanted, "{window}");
+        }
     }
 
     #[tokio::test]

@@ -7,16 +7,20 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::source::Incoming;
 use super::window::{Added, Fired, Windows};
-use crate::plan::{Packing, Stamp, WindowPlan};
-use crate::runtime::{Message, headers};
+use crate::plan::{HELD_MAX, Packing, Stamp, WindowPlan};
+use crate::runtime::{Message, Window, headers};
 
-/// Messages that the windows of one instance may hold: more are left with the broker.
-pub(crate) const HELD_MAX: usize = 100_000;
+/// Bytes of messages that the windows of one instance may hold.
+const HELD_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of the messages of one window: with all its escapes it is below what a host is told lengths in.
+const WINDOW_BYTES_MAX: usize = 1024 * 1024 * 1024;
 
 /// The windows of an instance and what is known of its messages.
 pub(crate) struct Gather {
     plan: WindowPlan,
     windows: Windows<Incoming>,
+    /// Of the messages held.
+    bytes: usize,
 }
 
 impl Gather {
@@ -24,6 +28,7 @@ impl Gather {
         Self {
             windows: Windows::new(plan.shape, plan.event_time),
             plan,
+            bytes: 0,
         }
     }
 
@@ -33,7 +38,28 @@ impl Gather {
 
     /// How many messages more may come.
     pub(crate) fn room(&self) -> usize {
-        HELD_MAX.saturating_sub(self.windows.len())
+        match self.bytes < HELD_BYTES_MAX {
+            true => HELD_MAX.saturating_sub(self.windows.len()),
+            false => 0,
+        }
+    }
+
+    /// Why nothing more happens, when no message may come and none of the windows will be complete
+    /// without one.
+    pub(crate) fn stuck(&self) -> Option<String> {
+        if self.room() > 0 || self.next_tick().is_some() {
+            return None;
+        }
+        Some(format!(
+            "the windows hold {} messages of {} bytes and none can be completed: make them shorter, or \
+             `maxLagMs` smaller, or run more instances; event times ahead of the clock are waited for, too",
+            self.windows.len(),
+            self.bytes
+        ))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.windows.len() == 0
     }
 
     pub(crate) fn add(
@@ -45,33 +71,72 @@ impl Gather {
         let message = &incoming.message;
         let time_ms = self.plan.stamp.of(message, now_ms);
         let topic = parent(&message.topic);
-        self.windows
-            .add(now_ms, time_ms, &topic, incoming.clone(), fired)
+        let before = fired.len();
+        let added = self
+            .windows
+            .add(now_ms, time_ms, &topic, incoming.clone(), fired);
+        if added == Added::Held {
+            self.bytes += size(message);
+        }
+        self.let_go(&fired[before..]);
+        added
     }
 
     pub(crate) fn tick(&mut self, now_ms: u64, fired: &mut Vec<Fired<Incoming>>) {
+        let before = fired.len();
         self.windows.tick(now_ms, fired);
+        self.let_go(&fired[before..]);
+    }
+
+    fn let_go(&mut self, fired: &[Fired<Incoming>]) {
+        let done = fired.iter().flat_map(|window| &window.done);
+        let bytes: usize = done.map(|incoming| size(&incoming.message)).sum();
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    /// No message will come any more.
+    pub(crate) fn finish(&mut self) {
+        self.windows.finish();
     }
 
     pub(crate) fn next_tick(&self) -> Option<u64> {
         self.windows.next_tick()
     }
 
-    /// The message that stands for a window.
-    pub(crate) fn message(&self, window: &Fired<Incoming>) -> Message {
+    /// The message that stands for a window, and what is wrong with it.
+    pub(crate) fn message(&self, window: &Fired<Incoming>) -> (Message, Option<String>) {
         let messages = || window.items.iter().map(|incoming| &*incoming.message);
+        let bytes: usize = messages().map(size).sum();
+        let too_large = (bytes > WINDOW_BYTES_MAX).then(|| {
+            format!("a window of {bytes} bytes: {WINDOW_BYTES_MAX} can be given to a function")
+        });
         let payload = match self.plan.packing {
+            _ if too_large.is_some() => Bytes::new(),
             Packing::Batch => pack(messages()),
             Packing::Lines => lines(messages()),
         };
-        Message {
+        let last = window.items.last().map(|last| last.message.id.clone());
+        let message = Message {
             id: format!("window {}-{}", window.start_ms, window.end_ms),
             payload,
             partition: -1,
-            window: Some((window.items.len() as u64, window.start_ms, window.end_ms)),
+            window: Some(Window {
+                count: window.items.len() as u64,
+                start_ms: window.start_ms,
+                end_ms: window.end_ms,
+                last: last.unwrap_or_default(),
+            }),
             ..Message::default()
-        }
+        };
+        (message, too_large)
     }
+}
+
+/// What a message takes, nearly.
+fn size(message: &Message) -> usize {
+    let properties = message.properties.iter();
+    let properties: usize = properties.map(|(name, text)| name.len() + text.len()).sum();
+    message.payload.len() + properties
 }
 
 impl Stamp {
@@ -165,6 +230,38 @@ mod tests {
             );
         }
         assert_eq!(&*parent(&with.topic), "t");
+    }
+
+    #[test]
+    fn what_is_held_is_bounded_in_bytes_and_in_messages() {
+        let mut gather = Gather::new(WindowPlan {
+            shape: super::super::window::Shape::Count {
+                length: 4,
+                slide: 4,
+            },
+            event_time: None,
+            stamp: Stamp::Arrival,
+            late_topic: None,
+            packing: Packing::Lines,
+        });
+        let large = Bytes::from(vec![b'x'; HELD_BYTES_MAX / 3]);
+        let incoming = Incoming {
+            message: Arc::new(Message {
+                payload: large,
+                ..message("", 0)
+            }),
+            origin: crate::instance::source::Origin::File { file: 0, offset: 0 },
+        };
+        let mut fired = Vec::new();
+        gather.add(0, &incoming, &mut fired);
+        gather.add(0, &incoming, &mut fired);
+        assert_eq!((gather.room(), gather.stuck()), (HELD_MAX - 2, None));
+        gather.add(0, &incoming, &mut fired);
+        assert!(gather.room() == 0 && gather.stuck().is_some());
+        // What came all the same makes the window complete.
+        gather.add(0, &incoming, &mut fired);
+        assert_eq!((gather.room(), gather.bytes), (HELD_MAX, 0));
+        assert_eq!(fired.len(), 1);
     }
 
     #[test]

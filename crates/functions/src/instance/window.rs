@@ -6,9 +6,18 @@
 //! - A message is *done* with the last window that holds it, and is named once as such: only then may
 //!   it be acknowledged. Until then a restart gets it again.
 //! - Windows fire in the order of their ends. Empty ones do not.
+//! - A message's time may be anything: a producer made it up. None breaks the arithmetic, and none
+//!   that lies ahead of the clock makes late what comes after it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+
+/// The latest time that a message may have: later ones are nobody's.
+const TIME_MAX: u64 = i64::MAX as u64 / 2;
+/// So far ahead of the clock a message moves the watermark: clocks differ.
+const AHEAD_MS: u64 = 60 * 60 * 1000;
+/// Windows that one tick completes: a watermark may jump over very many.
+const TICK_MAX: usize = 16;
 
 /// What a window is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +79,10 @@ pub(crate) struct Windows<T> {
     watermark: u64,
     /// When the watermark moves next.
     emit_at: Option<u64>,
+    /// Of sessions: the time of the last message of the oldest one.
+    session_last: Option<u64>,
+    /// No message will come any more.
+    finished: bool,
 }
 
 impl<T: Clone> Windows<T> {
@@ -85,6 +98,8 @@ impl<T: Clone> Windows<T> {
             newest: BTreeMap::new(),
             watermark: 0,
             emit_at: None,
+            session_last: None,
+            finished: false,
         }
     }
 
@@ -112,16 +127,18 @@ impl<T: Clone> Windows<T> {
         }
         // A clock that was set back would put it into a window that has fired.
         let time_ms = match self.event_time {
-            None => time_ms.max(self.fired_to),
+            None => time_ms.max(self.fired_to).min(TIME_MAX),
             Some(_) => time_ms,
         };
         if let Some(event_time) = self.event_time {
-            if time_ms < self.watermark {
+            if time_ms < self.watermark || time_ms > TIME_MAX {
                 return Added::Late;
             }
+            let ahead = event_time.lag_ms.saturating_add(AHEAD_MS);
             let newest = self.newest.entry(topic.clone()).or_default();
-            *newest = (*newest).max(time_ms);
-            self.emit_at.get_or_insert(now_ms + event_time.emit_ms);
+            *newest = (*newest).max(time_ms.min(now_ms.saturating_add(ahead)));
+            let emit_at = now_ms.saturating_add(event_time.emit_ms);
+            self.emit_at.get_or_insert(emit_at);
         }
         if let Shape::Time {
             length_ms,
@@ -132,41 +149,76 @@ impl<T: Clone> Windows<T> {
             return Added::Skipped;
         }
         self.arrivals += 1;
+        if let Shape::Session { gap_ms } = self.shape {
+            self.extend_session(time_ms, gap_ms);
+        }
         self.timed.insert((time_ms, self.arrivals), item);
         Added::Held
     }
 
-    /// What the clock completes.
+    /// No message will come any more: the ticks from now on complete what there is.
+    pub(crate) fn finish(&mut self) {
+        self.finished = true;
+    }
+
+    /// What the clock completes, [`TICK_MAX`] windows at most: [`next_tick`](Self::next_tick) says
+    /// whether there are more.
     pub(crate) fn tick(&mut self, now_ms: u64, fired: &mut Vec<Fired<T>>) {
+        if self.finished {
+            fired.extend(self.fire_rest());
+        }
+        if let Some(event_time) = self.event_time
+            && self.emit_at.is_some_and(|at| at <= now_ms)
+        {
+            self.emit_at = None;
+            let heard = self.newest.len() >= event_time.topics;
+            let newest = self.newest.values().min().filter(|_| heard);
+            let watermark = newest.map_or(0, |newest| newest.saturating_sub(event_time.lag_ms));
+            self.watermark = self.watermark.max(watermark);
+        }
         let clock = match self.event_time {
+            _ if self.finished => u64::MAX,
             None => now_ms,
-            Some(event_time) => {
-                if self.emit_at.is_none_or(|at| at > now_ms) {
-                    return;
-                }
-                self.emit_at = None;
-                let heard = self.newest.len() >= event_time.topics;
-                let newest = self.newest.values().min().filter(|_| heard);
-                let watermark = newest.map_or(0, |newest| newest.saturating_sub(event_time.lag_ms));
-                self.watermark = self.watermark.max(watermark);
-                self.watermark
-            }
+            Some(_) => self.watermark,
         };
-        while let Some(window) = self.fire_timed(clock) {
+        for _ in 0..TICK_MAX {
+            let Some(window) = self.fire_timed(clock) else {
+                break;
+            };
             fired.push(window);
         }
     }
 
     /// When the clock is to be told again.
     pub(crate) fn next_tick(&self) -> Option<u64> {
-        if self.event_time.is_some() {
-            return self.emit_at;
-        }
-        match self.shape {
+        let end = match self.shape {
             Shape::Count { .. } => None,
             Shape::Time { slide_ms, .. } => self.next_end(slide_ms),
             Shape::Session { gap_ms } => self.session(gap_ms).map(|(_, end)| end),
+        };
+        if self.finished {
+            return (self.len() > 0).then_some(0);
         }
+        match self.event_time {
+            None => end,
+            Some(_) if end.is_some_and(|end| end <= self.watermark) => Some(0),
+            Some(_) => self.emit_at,
+        }
+    }
+
+    /// The last window by count, as far as it came.
+    fn fire_rest(&mut self) -> Option<Fired<T>> {
+        let Shape::Count { length, slide } = self.shape else {
+            return None;
+        };
+        let came = usize::try_from(self.count % slide as u64).unwrap_or(0);
+        let window = match came {
+            0 => 0,
+            came => length.saturating_sub(slide - came),
+        };
+        let rest = self.fire_counted(window, window);
+        self.count = 0;
+        (!rest.items.is_empty()).then_some(rest)
     }
 
     fn fire_counted(&mut self, length: usize, slide: usize) -> Fired<T> {
@@ -189,8 +241,8 @@ impl<T: Clone> Windows<T> {
     /// The end of the window that fires next.
     fn next_end(&self, slide_ms: u64) -> Option<u64> {
         let ((oldest, _), _) = self.timed.first_key_value()?;
-        let first = (oldest / slide_ms + 1) * slide_ms;
-        Some(first.max(self.fired_to + slide_ms))
+        let first = (oldest / slide_ms + 1).saturating_mul(slide_ms);
+        Some(first.max(self.fired_to.saturating_add(slide_ms)))
     }
 
     fn fire_timed(&mut self, clock: u64) -> Option<Fired<T>> {
@@ -223,8 +275,13 @@ impl<T: Clone> Windows<T> {
             },
             Shape::Session { gap_ms } => {
                 let (last, end_ms) = self.session(gap_ms).filter(|(_, end)| *end <= clock)?;
-                let rest = self.timed.split_off(&(last + 1, 0));
+                let rest = self.timed.split_off(&(last, u64::MAX));
                 let window = std::mem::replace(&mut self.timed, rest);
+                self.session_last = None;
+                if let Some(((first, _), _)) = self.timed.first_key_value() {
+                    let first = *first;
+                    self.extend_session(first, gap_ms);
+                }
                 let start_ms = window.first_key_value().map_or(0, |((time, _), _)| *time);
                 let items: Vec<T> = window.into_values().collect();
                 Some(Fired {
@@ -239,21 +296,36 @@ impl<T: Clone> Windows<T> {
 
     /// The time of the last message of the oldest session, and when that session is over.
     fn session(&self, gap_ms: u64) -> Option<(u64, u64)> {
-        let mut times = self.timed.keys().map(|(time, _)| *time);
-        let mut last = times.next()?;
-        for time in times {
+        let last = self.session_last?;
+        Some((last, last.saturating_add(gap_ms)))
+    }
+
+    /// A message of this time is about to come: the oldest session may begin earlier, or end later.
+    fn extend_session(&mut self, time_ms: u64, gap_ms: u64) {
+        let first = self.timed.first_key_value().map(|((time, _), _)| *time);
+        let mut last = match (first, self.session_last) {
+            // It stands alone before all others.
+            (Some(first), Some(_)) if time_ms < first && first - time_ms >= gap_ms => {
+                self.session_last = Some(time_ms);
+                return;
+            }
+            (Some(_), Some(last)) if time_ms <= last => return,
+            (Some(_), Some(last)) if time_ms - last >= gap_ms => return,
+            _ => time_ms,
+        };
+        for (time, _) in self.timed.range((last, 0)..).map(|(key, _)| key) {
             if time - last >= gap_ms {
                 break;
             }
-            last = time;
+            last = *time;
         }
-        Some((last, last + gap_ms))
+        self.session_last = Some(last);
     }
 }
 
 /// The end of the last window that holds a time; not behind it when none does.
 fn last_end(time_ms: u64, length_ms: u64, slide_ms: u64) -> u64 {
-    (time_ms + length_ms) / slide_ms * slide_ms
+    time_ms.saturating_add(length_ms) / slide_ms * slide_ms
 }
 
 #[cfg(test)]
@@ -275,15 +347,23 @@ mod tests {
         fired
     }
 
+    /// All that the clock completes.
+    fn tick<T: Clone>(windows: &mut Windows<T>, now_ms: u64, fired: &mut Vec<Fired<T>>) {
+        windows.tick(now_ms, fired);
+        while windows.next_tick().is_some_and(|at| at <= now_ms) {
+            windows.tick(now_ms, fired);
+        }
+    }
+
     /// Times in, `items` of the windows out, with the clock told after each and `at_end` last.
     fn timed(shape: Shape, times: &[u64], at_end: u64) -> Vec<Fired<u64>> {
         let mut windows = Windows::new(shape, None);
         let mut fired = Vec::new();
         for &time in times {
-            windows.tick(time, &mut fired);
+            tick(&mut windows, time, &mut fired);
             windows.add(time, time, &topic(), time, &mut fired);
         }
-        windows.tick(at_end, &mut fired);
+        tick(&mut windows, at_end, &mut fired);
         fired
     }
 
@@ -364,6 +444,75 @@ mod tests {
         assert_eq!(windows.len(), 2);
     }
 
+    #[test]
+    fn a_time_that_lies_ahead_makes_nothing_late() {
+        let shape = Shape::Time {
+            length_ms: 1000,
+            slide_ms: 1000,
+        };
+        let event_time = EventTime {
+            lag_ms: 10,
+            emit_ms: 1,
+            topics: 1,
+        };
+        let now = 1_700_000_000_000;
+        let mut windows = Windows::new(shape, Some(event_time));
+        let mut fired = Vec::new();
+        let year = 365 * 24 * 3_600_000;
+        assert_eq!(
+            windows.add(now, now + year, &topic(), 1, &mut fired),
+            Added::Held
+        );
+        tick(&mut windows, now + 1, &mut fired);
+        // The clock has moved on by what clocks may differ, and a little.
+        let later = now + AHEAD_MS + 1;
+        assert_eq!(
+            windows.add(later, later, &topic(), 2, &mut fired),
+            Added::Held
+        );
+        for times in [u64::MAX, TIME_MAX + 1] {
+            assert_eq!(
+                windows.add(later, times, &topic(), 3, &mut fired),
+                Added::Late
+            );
+        }
+        tick(&mut windows, later + 1, &mut fired);
+        assert_eq!(windows.len(), 2);
+    }
+
+    #[test]
+    fn the_end_completes_what_there_is() {
+        for (length, slide, messages, wanted) in [
+            (3, 3, 5, vec![vec![1, 2, 3], vec![4, 5]]),
+            (3, 3, 3, vec![vec![1, 2, 3]]),
+            (3, 2, 3, vec![vec![1, 2], vec![2, 3]]),
+            (2, 4, 5, vec![vec![3, 4]]),
+            (2, 4, 7, vec![vec![3, 4], vec![7]]),
+        ] {
+            let mut windows = Windows::new(Shape::Count { length, slide }, None);
+            let mut fired = Vec::new();
+            for n in 1..=messages {
+                windows.add(0, n, &topic(), n, &mut fired);
+            }
+            windows.finish();
+            tick(&mut windows, 0, &mut fired);
+            assert_eq!(items(&fired), wanted, "{length} {slide}");
+            assert_eq!((windows.len(), windows.next_tick()), (0, None));
+        }
+        let sliding = Shape::Time {
+            length_ms: 100,
+            slide_ms: 1,
+        };
+        let mut windows = Windows::new(sliding, None);
+        let mut fired = Vec::new();
+        windows.add(5, 5, &topic(), 5, &mut fired);
+        windows.finish();
+        windows.tick(6, &mut fired);
+        assert_eq!(fired.len(), TICK_MAX, "a few at once");
+        tick(&mut windows, 6, &mut fired);
+        assert_eq!((fired.len(), windows.next_tick()), (100, None));
+    }
+
     fn shapes() -> impl Strategy<Value = Shape> {
         prop_oneof![
             (1_u64..30, 1_u64..30).prop_map(|(length_ms, slide_ms)| Shape::Time {
@@ -385,12 +534,12 @@ mod tests {
             let mut fired = Vec::new();
             let mut skipped = Vec::new();
             for (n, &time) in times.iter().enumerate() {
-                windows.tick(time, &mut fired);
+                tick(&mut windows, time, &mut fired);
                 if windows.add(time, time, &topic(), n, &mut fired) == Added::Skipped {
                     skipped.push(n);
                 }
             }
-            windows.tick(1000, &mut fired);
+            tick(&mut windows, 1000, &mut fired);
             prop_assert_eq!(windows.len(), 0);
             let mut done: Vec<usize> = skipped.clone();
             for (at, window) in fired.iter().enumerate() {
@@ -416,6 +565,50 @@ mod tests {
                 }
                 let got: Vec<_> = fired.iter().map(|window| window.items.clone()).collect();
                 prop_assert_eq!(got, wanted);
+            }
+        }
+
+        #[test]
+        fn no_event_time_breaks_windows(
+            shape in shapes(),
+            times in proptest::collection::vec(
+                prop_oneof![0_u64..60, Just(u64::MAX), Just(TIME_MAX), Just(u64::MAX / 2), any::<u64>()],
+                0..40,
+            ),
+            lag_ms in prop_oneof![0_u64..30, Just(u64::MAX)],
+        ) {
+            let event_time = EventTime { lag_ms, emit_ms: 2, topics: 1 };
+            let mut windows = Windows::new(shape, Some(event_time));
+            let mut fired = Vec::new();
+            let mut held = Vec::new();
+            for (n, &time) in times.iter().enumerate() {
+                // As the shell does: not all that may fire does at once.
+                windows.tick(n as u64, &mut fired);
+                if windows.add(n as u64, time, &topic(), n, &mut fired) == Added::Held {
+                    held.push(n);
+                }
+                if let Shape::Session { gap_ms } = shape {
+                    let mut scanned: Option<u64> = None;
+                    for (time, _) in windows.timed.keys() {
+                        if scanned.is_none_or(|last| time - last < gap_ms) {
+                            scanned = Some(*time);
+                        } else {
+                            break;
+                        }
+                    }
+                    prop_assert_eq!(windows.session_last, scanned);
+                }
+            }
+            // Windows between two times far apart are not walked through one by one.
+            windows.finish();
+            tick(&mut windows, 100, &mut fired);
+            prop_assert_eq!(windows.len(), 0);
+            let mut done: Vec<usize> = fired.iter().flat_map(|window| window.done.clone()).collect();
+            done.sort_unstable();
+            prop_assert_eq!(done, held);
+            for window in &fired {
+                let inside = |n: &usize| (window.start_ms..window.end_ms).contains(&times[*n]);
+                prop_assert!(window.items.iter().all(inside));
             }
         }
 

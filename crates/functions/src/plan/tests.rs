@@ -23,6 +23,15 @@ fn what_is_not_supported_is_refused_by_its_name() {
             "windowConfig",
         ),
         (
+            r#""inputs":["a","b"],"parallelism":2,"retainOrdering":true,
+               "windowConfig":{"windowLengthDurationMs":3,"timestampExtractorClassName":"eventTime"}"#,
+            "parallelism",
+        ),
+        (
+            r#""windowConfig":{"windowLengthCount":40001}"#,
+            "40000 messages",
+        ),
+        (
             r#""exposePulsarAdminClientEnabled":true"#,
             "exposePulsarAdminClientEnabled",
         ),
@@ -41,7 +50,11 @@ fn what_is_not_supported_is_refused_by_its_name() {
             "useThreadLocalProducers",
         ),
     ] {
-        let text = format!(r#"{{"name":"f","sh":"f.sh","inputs":["in"],{fields}}}"#);
+        let inputs = match fields.starts_with(r#""inputs""#) {
+            true => "",
+            false => r#""inputs":["in"],"#,
+        };
+        let text = format!(r#"{{"name":"f","sh":"f.sh",{inputs}{fields}}}"#);
         let said = planned(&text).expect_err(name).join("; ");
         assert!(said.contains(name), "{name}: {said}");
     }

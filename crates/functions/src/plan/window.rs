@@ -3,9 +3,11 @@
 use geminga_model::{FunctionConfig, WindowConfig};
 
 use super::{Language, Packing, Refused, Stamp, WindowPlan, full_name};
-use crate::instance::gather::HELD_MAX;
 use crate::instance::window::{EventTime, Shape};
 
+/// Messages that the windows of one instance may hold: more are left with the broker, which gives a
+/// consumer no more than 50,000 that are not acknowledged.
+pub(crate) const HELD_MAX: usize = 40_000;
 /// How often the watermark moves, when the configuration does not say.
 const EMIT_MS: u64 = 1000;
 
@@ -63,6 +65,13 @@ pub(super) fn window(
         );
     }
     let by_event = stamp != Stamp::Arrival && !matches!(shape, Shape::Count { .. });
+    if by_event && topics > 1 && config.parallelism() > 1 && config.retain_ordering == Some(true) {
+        refused.push(
+            "`windowConfig.timestampExtractorClassName` with `retainOrdering`, several inputs and `parallelism` \
+             above 1: an instance that is given none of an input's messages would wait for its time for ever"
+                .to_owned(),
+        );
+    }
     Some(WindowPlan {
         shape,
         event_time: by_event.then(|| EventTime {

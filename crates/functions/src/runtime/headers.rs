@@ -125,10 +125,10 @@ pub(crate) fn of_message(out: &mut Vec<u8>, message: &Message) {
     if !message.producer.is_empty() {
         push(out, "producer", &message.producer);
     }
-    if let Some((count, start_ms, end_ms)) = message.window {
-        push_number(out, "window", count);
-        push_number(out, "windowStart", start_ms);
-        push_number(out, "windowEnd", end_ms);
+    if let Some(window) = &message.window {
+        push_number(out, "window", window.count);
+        push_number(out, "windowStart", window.start_ms);
+        push_number(out, "windowEnd", window.end_ms);
     }
     let mut name = String::new();
     for (property, value) in &message.properties {
