@@ -12,5 +12,5 @@ mod rest;
 pub mod server;
 
 pub use error::ApiError;
-pub use rest::{Admin, worker_router};
+pub use rest::{Admin, function_rights, worker_router};
 pub use server::Server;

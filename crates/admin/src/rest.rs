@@ -52,6 +52,7 @@ use serde::Serialize;
 use crate::endpoint;
 use crate::error::{Answer, ApiError};
 
+pub use components::function_rights;
 pub use functions::worker_router;
 pub(crate) use guard::ClientCertificate;
 

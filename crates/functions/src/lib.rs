@@ -26,7 +26,8 @@ pub use worker::report::{
 };
 pub use worker::{
     Answered, Asked, DrainStatus, MakeRuntime, MemberInfo, Owner, PACKAGE_BYTES_MAX,
-    PackageMetadata, PackageName, Spool, Spooled, Upload, Version, Worker, WorkerConfig,
+    PackageMetadata, PackageName, Registrant, Rights, Spool, Spooled, Upload, Version, Worker,
+    WorkerConfig,
 };
 
 /// Whether a worker would take a component.

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::component::{Component, ComponentId, Kind};
 use crate::connector::table::TableView;
 use crate::error::WorkerError;
+use crate::instance::state;
 use crate::plan::{Input, Output, Plan, plan};
 use crate::runtime::{Broken, LogLine, Processes, StateChange};
 
@@ -28,6 +29,7 @@ pub(crate) mod membership;
 pub(crate) mod package;
 pub(crate) mod packages;
 pub mod report;
+pub(crate) mod rights;
 pub(crate) mod runtimes;
 pub(crate) mod schedule;
 pub(crate) mod supervisor;
@@ -37,6 +39,7 @@ pub use self::change::Version;
 pub use self::cluster::{DrainStatus, MemberInfo, Owner};
 pub use self::package::{PACKAGE_BYTES_MAX, Spool, Spooled, Upload};
 pub use self::packages::{PackageMetadata, PackageName};
+pub use self::rights::{Registrant, Rights};
 pub use self::trigger::{Answered, Asked};
 
 use self::catalog::{Catalog, Record};
@@ -83,6 +86,9 @@ pub struct WorkerConfig {
     /// Private directories of functions; the system's temporary directory when `None`.
     pub temp_dir: Option<PathBuf>,
     pub on_log: Option<OnLog>,
+    /// Who may reach what, where the broker can be asked. Without it a component reaches what the
+    /// worker's client may.
+    pub rights: Option<Arc<dyn Rights>>,
     /// The WASM runtime, where the binary has one.
     pub wasm: Option<MakeRuntime>,
 }
@@ -102,6 +108,7 @@ impl WorkerConfig {
             changelog_records_max: 10_000,
             temp_dir: None,
             on_log: None,
+            rights: None,
             wasm: None,
         }
     }
@@ -135,6 +142,8 @@ pub(crate) struct Inner {
     components: Mutex<BTreeMap<ComponentId, Arc<Entry>>>,
     /// Packages that other workers can fetch.
     shared: Mutex<BTreeSet<String>>,
+    /// Packages that are on their way from other workers.
+    fetching: Mutex<BTreeSet<String>>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
     /// One at a time makes what runs follow the catalogue.
@@ -196,11 +205,7 @@ impl Worker {
             None => (Catalog::in_memory(), "local".to_owned()),
         };
         if catalog.is_kept() {
-            let needed = catalog.read(|view| {
-                let components = view.components.values().flat_map(Record::packages);
-                let packages = view.packages.values().map(|package| package.file.as_str());
-                components.chain(packages).map(str::to_owned).collect()
-            });
+            let needed = catalog.read(catalog::View::packages_needed);
             package::sweep(&packages, &needed);
         }
         let topic = config.catalog_topic.clone();
@@ -215,6 +220,7 @@ impl Worker {
                 packages,
                 components: Mutex::default(),
                 shared: Mutex::default(),
+                fetching: Mutex::default(),
                 changing: tokio::sync::Mutex::new(()),
                 settling: tokio::sync::Mutex::new(()),
             }),
@@ -327,6 +333,15 @@ impl Worker {
         Ok(report::stats(&self.entry(id)?.crew))
     }
 
+    async fn state(&self, id: &ComponentId) -> Result<Arc<state::FunctionState>, WorkerError> {
+        let entry = self.entry(id)?;
+        if !self.inner.is_mine(id, 0) {
+            // Another worker changes it: what was read before is old.
+            entry.crew.forget_state().await;
+        }
+        entry.crew.state(&self.inner).await
+    }
+
     /// A value of a function's state.
     ///
     /// # Errors
@@ -336,8 +351,7 @@ impl Worker {
         id: &ComponentId,
         key: &str,
     ) -> Result<FunctionState, WorkerError> {
-        let entry = self.entry(id)?;
-        let state = entry.crew.state(&self.inner).await?;
+        let state = self.state(id).await?;
         let value = state.get(key).ok_or_else(|| WorkerError::NoState {
             id: id.clone(),
             key: key.to_owned(),
@@ -354,8 +368,7 @@ impl Worker {
         id: &ComponentId,
         value: FunctionState,
     ) -> Result<(), WorkerError> {
-        let entry = self.entry(id)?;
-        let state = entry.crew.state(&self.inner).await?;
+        let state = self.state(id).await?;
         let bytes = value
             .bytes()
             .map_err(|why| WorkerError::Invalid(vec![why]))?;
@@ -458,7 +471,10 @@ impl Worker {
 
     /// Stops everything: messages in flight may finish within `grace`. The catalogue stays.
     pub async fn shutdown(&self, grace: Duration) {
-        let _one = self.inner.changing.lock().await;
+        // Nothing is begun any more, and what others say is not answered.
+        self.inner.cluster.go();
+        // A change that is under way may end; one that hangs keeps nobody.
+        let _one = tokio::time::timeout(grace, self.inner.changing.lock()).await;
         let entries: Vec<Arc<Entry>> = self.inner.components.lock().values().cloned().collect();
         let tasks = Tasks::new();
         for entry in entries {

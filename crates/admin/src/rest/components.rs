@@ -9,6 +9,7 @@ pub(super) use fetch::stream;
 pub(super) mod form;
 mod http;
 mod rights;
+pub use rights::function_rights;
 mod shape;
 
 use std::time::Duration;
@@ -212,7 +213,8 @@ async fn register(
     if let Some(broker) = &functions.broker {
         rights::check(broker, &session, &id, &component)?;
     }
-    worker.create(component, upload).await?;
+    let by = rights::registrant(&session);
+    worker.create_by(by, component, upload).await?;
     done()
 }
 
@@ -227,13 +229,17 @@ async fn update(
     let id = named.id(kind(&uri));
     // As above.
     let registration = form::read(worker, &id, request).await?;
-    worker.get(&id)?;
+    let stored = worker.get(&id)?;
     let refreshes = registration.refreshes;
     let (component, upload, _) = code_of(&functions, &session, &id, registration).await?;
     if let Some(broker) = &functions.broker {
         rights::check(broker, &session, &id, &component)?;
+        // What it had before it has on behalf of somebody else from now on.
+        let merged = stored.merged(&component).unwrap_or(stored);
+        rights::check(broker, &session, &id, &merged)?;
     }
-    match worker.update(&id, component, upload).await {
+    let by = rights::registrant(&session);
+    match worker.update_by(by, &id, component, upload).await {
         // To refresh credentials is a change to Pulsar; there is nothing to refresh here.
         Err(WorkerError::Invalid(why)) if refreshes && why == ["Update contains no change"] => {
             done()
@@ -344,12 +350,25 @@ struct To {
 /// Ours: back to a former version.
 async fn roll_back(
     State(functions): State<Functions>,
+    Extension(session): Extension<Session>,
     uri: Uri,
     Segments(named): Segments<Named>,
     Params(to): Params<To>,
 ) -> Answer {
     let id = named.id(kind(&uri));
-    let version = functions.worker()?.roll_back(&id, to.version).await?;
+    let worker = functions.worker()?;
+    if let Some(broker) = &functions.broker {
+        let versions = worker.versions(&id)?;
+        let former = versions.iter().filter(|version| !version.current);
+        let wanted = former
+            .into_iter()
+            .find(|version| to.version.is_none_or(|wanted| wanted == version.version));
+        if let Some(wanted) = wanted {
+            rights::check(broker, &session, &id, &wanted.config)?;
+        }
+    }
+    let by = rights::registrant(&session);
+    let version = worker.roll_back_by(by, &id, to.version).await?;
     document(&json!({ "version": version }))
 }
 
@@ -374,7 +393,9 @@ async fn whole_status(
     let running = status["instances"].as_array().into_iter().flatten();
     let running = running.filter(|i| i["status"]["running"] == true).count();
     status["numRunning"] = json!(running);
-    if let Some(backlog) = backlog(functions, id).await {
+    if !headers.contains_key(crate::client::ASKED_BY_WORKER)
+        && let Some(backlog) = backlog(functions, id).await
+    {
         status["backlog"] = json!(backlog);
     }
     Ok(status)

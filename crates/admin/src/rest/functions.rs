@@ -11,9 +11,9 @@ use geminga_broker::auth::Session;
 use geminga_functions::Worker;
 
 use self::state::Functions;
-use super::{components, packages, worker};
+use super::{components, origin, packages, worker};
 use crate::endpoint;
-use crate::error::ApiError;
+use crate::error::{Answer, ApiError};
 
 impl Functions {
     /// The endpoints.
@@ -48,18 +48,52 @@ async fn ask_for_token(
     mut request: Request,
     next: Next,
 ) -> Response {
+    if let Err(refusal) = check_origin(&functions, &request) {
+        return refusal.into_response();
+    }
     if let Some(token) = &functions.token {
         let given = request.headers().get(header::AUTHORIZATION);
         let given = given
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default();
         let given = given.strip_prefix("Bearer ").unwrap_or_default();
-        if !same(given.as_bytes(), token.as_bytes()) && request.uri().path() != "/status.html" {
+        // An empty token is none: nobody shows it.
+        let is_shown = !token.is_empty() && same(given.as_bytes(), token.as_bytes());
+        if !is_shown && request.uri().path() != "/status.html" {
             return ApiError::unauthorized("Authentication required").into_response();
         }
     }
     request.extensions_mut().insert(Session::default());
     next.run(request).await
+}
+
+/// Refuses what a page of another site asks for by somebody's browser. Where a token is asked for, no
+/// page has it.
+fn check_origin(functions: &Functions, request: &Request) -> Answer<()> {
+    if functions.token.is_some() || request.method().is_safe() {
+        return Ok(());
+    }
+    let text = |name: &header::HeaderName| {
+        let value = request.headers().get(name);
+        value.map(|value| value.to_str().unwrap_or_default())
+    };
+    let Some(origin) = text(&header::ORIGIN) else {
+        return Ok(());
+    };
+    let host = text(&header::HOST).or(request.uri().authority().map(|it| it.as_str()));
+    let url = functions.worker.as_ref().map(Worker::url);
+    let known: Vec<String> = url.and_then(origin::host_of).into_iter().collect();
+    if origin::is_own(origin, host.unwrap_or_default(), false, &known) {
+        return Ok(());
+    }
+    tracing::warn!(
+        origin,
+        path = request.uri().path(),
+        "refused: a page of another site"
+    );
+    Err(ApiError::forbidden(format!(
+        "a page of `{origin}` may not ask for this; start the worker with `--api-token` and send it"
+    )))
 }
 
 /// Compares in a time that says nothing of where the difference is.

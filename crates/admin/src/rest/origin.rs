@@ -58,15 +58,23 @@ fn known_hosts(admin: &Admin) -> Vec<String> {
     let config = admin.broker().config();
     let listeners = config.advertised_listeners.as_deref().unwrap_or_default();
     let urls = listeners.split(',').chain([admin.http_url()]);
-    let hosts = urls.filter_map(|url| url.split_once("://").map(|(_, rest)| rest));
-    let hosts = hosts.chain(config.advertised_address.as_deref());
-    hosts.map(|it| name_of(it).to_ascii_lowercase()).collect()
+    let hosts = urls.filter_map(host_of);
+    let named = config.advertised_address.as_deref();
+    hosts
+        .chain(named.map(|it| name_of(it).to_ascii_lowercase()))
+        .collect()
+}
+
+/// The host that a URL names.
+pub(super) fn host_of(url: &str) -> Option<String> {
+    let (_, rest) = url.split_once("://")?;
+    Some(name_of(rest).to_ascii_lowercase())
 }
 
 /// Whether a page of `origin` is one of the server's own at `host`, or both are on this machine.
 /// Where nobody is asked who he is, the name of the host must be known: anybody's name may be made to
 /// lead to any address.
-fn is_own(origin: &str, host: &str, asks_who: bool, known: &[String]) -> bool {
+pub(super) fn is_own(origin: &str, host: &str, asks_who: bool, known: &[String]) -> bool {
     let Some((scheme, page)) = origin.split_once("://") else {
         // `null`: a page without a site of its own.
         return false;

@@ -1,5 +1,6 @@
 //! The endpoints, asked as clients ask them, over a broker on a store in memory.
 
+mod alone;
 mod bundles;
 mod functions;
 pub(crate) mod guard;

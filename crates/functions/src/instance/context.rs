@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::Gauge;
 use super::state::FunctionState;
 use crate::runtime::{Level, LogLine, Output, Services, StateChange};
+use crate::worker::rights::Limits;
 
 /// Log lines that may wait for the log topic.
 const LOGS_WAITING: usize = 2000;
@@ -81,15 +82,21 @@ impl Context {
     }
 
     /// Publishes what code publishes outside a message.
-    pub(crate) fn publish_by(&mut self, client: Client, tasks: &Tasks) {
+    pub(crate) fn publish_by(&mut self, client: Client, limits: Option<Limits>, tasks: &Tasks) {
+        let gauge = self.gauge.clone();
         let (sender, mut outputs) = mpsc::channel::<Output>(PUBLISH_WAITING);
         self.publications = Some(sender);
         tasks.spawn_cancellable("function publications", async move {
             let mut producers = std::collections::HashMap::new();
             while let Some(output) = outputs.recv().await {
-                let Some(topic) = output.topic.clone() else {
+                let Some(topic) = output.topic.as_deref().map(crate::plan::full_name) else {
                     continue;
                 };
+                if let Some(Err(why)) = limits.as_ref().map(|limits| limits.may_publish(&topic)) {
+                    tracing::warn!(topic, why, "not published");
+                    gauge.stats.system_exception(why);
+                    continue;
+                }
                 if !producers.contains_key(&topic) {
                     match client.producer(&topic).build().await {
                         Ok(producer) => drop(producers.insert(topic.clone(), producer)),

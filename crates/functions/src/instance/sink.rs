@@ -9,6 +9,7 @@ use geminga_stdx::Clock;
 use crate::plan::ProducerPlan;
 use crate::runtime::wire_base64::{base64, from_base64};
 use crate::runtime::{BoxFuture, Message, Output};
+use crate::worker::rights::Limits;
 
 /// Topics that one instance may write to.
 const PRODUCERS_MAX: usize = 1000;
@@ -69,6 +70,8 @@ pub(crate) struct TopicSink {
     clock: Clock,
     /// Outputs carry numbers made of their inputs' ids, for a broker that drops what it has.
     numbered: Option<Numbered>,
+    /// What the function may write to, where somebody is asked.
+    limits: Option<Limits>,
 }
 
 /// How outputs are numbered.
@@ -96,12 +99,18 @@ impl TopicSink {
             producers: HashMap::new(),
             clock: Clock::system(),
             numbered: None,
+            limits: None,
         };
         if let Some(topic) = sink.default.clone() {
             let producer = sink.build(&topic, None).await?;
             sink.producers.insert(topic, producer);
         }
         Ok(sink)
+    }
+
+    /// Writes no more than whoever registered the function may.
+    pub(crate) fn limit(&mut self, limits: Option<Limits>) {
+        self.limits = limits;
     }
 
     /// Outputs to the default topic carry numbers from now on, by which a broker with deduplication
@@ -142,6 +151,9 @@ impl TopicSink {
 
     /// The producer of a topic, or one with a name of its own.
     async fn named(&mut self, topic: &str, name: Option<&str>) -> Result<&Producer, WriteError> {
+        if let Some(limits) = &self.limits {
+            limits.may_publish(topic).map_err(WriteError::Message)?;
+        }
         let key = name.unwrap_or(topic);
         if !self.producers.contains_key(key) {
             if self.producers.len() >= PRODUCERS_MAX {

@@ -49,6 +49,10 @@ pub(crate) struct FunctionState {
     changelog: Option<Changelog>,
     /// Held while values are read and enqueued, so that they are recorded in the order they took.
     recording: tokio::sync::Mutex<()>,
+    /// Held while the topic is rewritten.
+    rewriting: tokio::sync::Mutex<()>,
+    /// Somebody else may change the state: nothing more may be written.
+    closed: AtomicBool,
     tasks: Tasks,
     /// Of an effectively-once instance.
     alone: Option<Alone>,
@@ -94,6 +98,8 @@ impl FunctionState {
             map: RwLock::new(map),
             changelog: Some(changelog),
             recording: tokio::sync::Mutex::new(()),
+            rewriting: tokio::sync::Mutex::new(()),
+            closed: AtomicBool::new(false),
             tasks: tasks.clone(),
             alone: None,
         })
@@ -122,6 +128,8 @@ impl FunctionState {
             map: RwLock::new(map),
             changelog: Some(changelog),
             recording: tokio::sync::Mutex::new(()),
+            rewriting: tokio::sync::Mutex::new(()),
+            closed: AtomicBool::new(false),
             tasks: tasks.clone(),
         })
     }
@@ -132,6 +140,8 @@ impl FunctionState {
             map: RwLock::default(),
             changelog: None,
             recording: tokio::sync::Mutex::new(()),
+            rewriting: tokio::sync::Mutex::new(()),
+            closed: AtomicBool::new(false),
             tasks: tasks.clone(),
             alone: None,
         }
@@ -182,6 +192,7 @@ impl FunctionState {
         if changelog.begin_rewriting(living) {
             let state = self.clone();
             self.tasks.spawn_cancellable("state changelog", async move {
+                let _one = state.rewriting.lock().await;
                 if let Some(changelog) = &state.changelog {
                     let place = state.rewrite(changelog).await;
                     if let Err(error) = changelog.end_rewriting(place).await {
@@ -192,6 +203,12 @@ impl FunctionState {
             });
         }
         Ok(receipts)
+    }
+
+    /// Ends what is written in the background; answers when nothing more is.
+    pub(crate) async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        let _ended = self.rewriting.lock().await;
     }
 
     /// Whether somebody else holds the state now.
@@ -309,11 +326,17 @@ impl FunctionState {
 
     /// Writes every value once more. Changes go on meanwhile: what they record comes later and wins.
     async fn rewrite(&self, changelog: &Changelog) -> Result<MessageId, geminga_client::Error> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
         let in_order = self.recording.lock().await;
         let place = changelog.place().await?;
         drop(in_order);
         let mut after: Option<String> = None;
         loop {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(Error::Closed);
+            }
             let in_order = self.recording.lock().await;
             let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
             let some: Vec<(String, Entry)> = {

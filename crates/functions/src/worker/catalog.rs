@@ -5,16 +5,19 @@
 //! writes that was replaced; the others read along. What must hold: a change that answered is on the
 //! topic, and the memory of a reader is a prefix of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 
 use geminga_client::{
-    Batching, Client, Message, MessageId, Producer, ReceivedMessage, ServerError,
+    Batching, Client, Message, MessageId, Producer, Receipt, ReceivedMessage, ServerError,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::packages::PackageRecord;
+use super::rights::Registrant;
 use super::schedule::Unit;
 use crate::changelog::Changelog;
 use crate::component::{Component, ComponentId};
@@ -22,6 +25,9 @@ use crate::error::WorkerError;
 
 /// Former versions of a component that are kept to go back to.
 const PAST_MAX: usize = 5;
+
+/// Records on their way that nobody waits for: beyond so many, the next one waits for the oldest.
+const UNCONFIRMED_MAX: usize = 1000;
 
 /// What is kept of a component.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +40,9 @@ pub(crate) struct Record {
     /// Instances that were stopped by hand.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) stopped: BTreeSet<u32>,
+    /// Who registered it, or changed it last, where that is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by: Option<Registrant>,
     /// What it was before, the newest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) past: Vec<Past>,
@@ -55,6 +64,7 @@ impl Record {
             version: 1,
             package,
             stopped: BTreeSet::new(),
+            by: None,
             past: Vec::new(),
         }
     }
@@ -76,8 +86,15 @@ impl Record {
             version: self.version + 1,
             package,
             stopped: self.stopped.clone(),
+            by: self.by.clone(),
             past,
         }
+    }
+
+    /// The same on behalf of somebody.
+    pub(crate) fn by(mut self, by: Option<Registrant>) -> Self {
+        self.by = by;
+        self
     }
 
     /// Whether both run alike: they differ in what is stopped at most.
@@ -222,6 +239,13 @@ impl View {
         }
     }
 
+    /// Every package that a component, one of its former versions, or a name needs.
+    pub(crate) fn packages_needed(&self) -> BTreeSet<String> {
+        let components = self.components.values().flat_map(Record::packages);
+        let packages = self.packages.values().map(|package| package.file.as_str());
+        components.chain(packages).map(str::to_owned).collect()
+    }
+
     /// Every record, as it is written anew.
     fn records(&self) -> Vec<(Key, Value)> {
         let mut all = Vec::new();
@@ -253,6 +277,8 @@ pub(crate) struct Catalog {
     writing: tokio::sync::Mutex<()>,
     /// Whether this worker is the one that writes.
     writes: AtomicBool,
+    /// Records on their way that nobody waits for.
+    unconfirmed: Mutex<VecDeque<Receipt>>,
 }
 
 fn message_of(key: &Key, value: &Value) -> Result<Message, WorkerError> {
@@ -285,6 +311,7 @@ impl Catalog {
             view: Mutex::default(),
             writing: tokio::sync::Mutex::default(),
             writes: AtomicBool::new(true),
+            unconfirmed: Mutex::default(),
         }
     }
 
@@ -319,6 +346,7 @@ impl Catalog {
             view: Mutex::new(view),
             writing: tokio::sync::Mutex::default(),
             writes: AtomicBool::new(false),
+            unconfirmed: Mutex::default(),
         })
     }
 
@@ -349,6 +377,7 @@ impl Catalog {
         }
         let _in_order = self.writing.lock().await;
         let writes = producer.is_some();
+        self.unconfirmed.lock().clear();
         if let Some(changelog) = &self.changelog {
             changelog.write_by(producer).await;
         }
@@ -396,11 +425,40 @@ impl Catalog {
         if let Some(changelog) = &self.changelog {
             let sent = changelog.enqueue(message_of(&key, &value)?).await;
             // Its order on the topic is certain already, and so is that it comes before what waits.
-            drop(sent.map_err(|error| self.failed(error))?);
+            // That it arrives is not: `confirm` looks.
+            let receipt = sent.map_err(|error| self.failed(error))?;
+            let oldest = {
+                let mut unconfirmed = self.unconfirmed.lock();
+                unconfirmed.push_back(receipt);
+                let is_full = unconfirmed.len() > UNCONFIRMED_MAX;
+                is_full.then(|| unconfirmed.pop_front()).flatten()
+            };
+            if let Some(oldest) = oldest {
+                oldest.await.map_err(|error| self.failed(error))?;
+            }
         }
         self.view.lock().put(key, value);
         self.rewrite_when_due().await;
         Ok(())
+    }
+
+    /// Looks after the records that nobody waited for. When one of them did not arrive, the view says
+    /// what the topic does not: then this worker writes no more, and reads the topic anew.
+    pub(crate) async fn confirm(&self) {
+        std::future::poll_fn(|cx| {
+            let mut unconfirmed = self.unconfirmed.lock();
+            // Each stays in the queue until it is known: this may be cancelled.
+            while let Some(oldest) = unconfirmed.front_mut() {
+                let arrived = std::task::ready!(Pin::new(oldest).poll(cx));
+                unconfirmed.pop_front();
+                if let Err(error) = arrived {
+                    tracing::warn!(%error, "a record of the catalogue did not arrive");
+                    self.stop_writing();
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
     }
 
     pub(crate) async fn put_component(
@@ -438,6 +496,13 @@ impl Catalog {
             geminga_client::Error::Closed => true,
             _ => false,
         };
+        if matches!(
+            error,
+            geminga_client::Error::Timeout { .. } | geminga_client::Error::Disconnected { .. }
+        ) {
+            // It may be on the topic or not: that is read anew before anything else is written.
+            self.stop_writing();
+        }
         if is_gone {
             self.writes.store(false, Ordering::Release);
             return WorkerError::NotLeader;
@@ -479,57 +544,5 @@ impl Catalog {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::component::Kind;
-
-    #[test]
-    fn keys_are_read_as_they_are_written() {
-        let id = ComponentId::new(Kind::Sink, "t", "n", "a b");
-        let whole = Unit {
-            id: id.clone(),
-            instance: None,
-        };
-        let one = Unit {
-            id: id.clone(),
-            instance: Some(3),
-        };
-        for key in [
-            Key::Component(id),
-            Key::Package("function://t/n/p@v 1".to_owned()),
-            Key::Assignment(whole),
-            Key::Assignment(one),
-            Key::Drain("w".to_owned()),
-            Key::Leader,
-        ] {
-            assert_eq!(Key::parse(&key.to_string()), Some(key));
-        }
-        assert_eq!(Key::parse("something else"), None);
-    }
-
-    #[test]
-    fn a_view_keeps_the_newest_of_a_key_and_garbage_is_left_alone() {
-        let mut view = View::default();
-        assert!(view.apply("assignment sink t/n/x:*", Some(br#"{"owner":"a"}"#)));
-        assert!(view.apply("assignment sink t/n/x:*", Some(br#"{"owner":"b"}"#)));
-        assert!(!view.apply("assignment sink t/n/x:*", Some(b"\x08\x01")));
-        assert!(!view.apply("", Some(b"x")));
-        let owners: Vec<&str> = view
-            .assignments
-            .values()
-            .map(|a| a.owner.as_str())
-            .collect();
-        assert_eq!(owners, ["b"]);
-        assert!(view.apply("assignment sink t/n/x:*", None));
-        assert_eq!(view, View::default());
-        // An old record, of before there were versions.
-        let old = br#"{"component":{"kind":"sink","config":{"name":"x"}},"version":7}"#;
-        assert!(view.apply("sink public/default/x", Some(old)));
-        let record = view.components.values().next().expect("taken");
-        let next = (0..9).fold(record.clone(), |record, _| {
-            record.next(record.component.clone(), None)
-        });
-        assert_eq!((next.version, next.past.len()), (16, PAST_MAX));
-        assert_eq!(next.past[0].version, 15);
-    }
-}
+#[path = "catalog/tests.rs"]
+mod tests;

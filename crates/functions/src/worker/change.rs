@@ -11,6 +11,7 @@ use geminga_stdx::tasks::OnError;
 
 use super::catalog::{Key, Record};
 use super::package::{self, Upload};
+use super::rights::{Limits, Registrant};
 use super::supervisor::{Crew, Health};
 use super::{Entry, STOP_GRACE, SUBSCRIBE_WAIT, Worker};
 use crate::component::{Component, ComponentId};
@@ -47,6 +48,19 @@ impl Worker {
         component: Component,
         code: Option<Upload>,
     ) -> Result<ComponentId, WorkerError> {
+        self.create_by(None, component, code).await
+    }
+
+    /// The same on behalf of somebody: it reaches what he may.
+    ///
+    /// # Errors
+    /// As of [`create`](Self::create).
+    pub async fn create_by(
+        &self,
+        by: Option<Registrant>,
+        component: Component,
+        code: Option<Upload>,
+    ) -> Result<ComponentId, WorkerError> {
         let _one = self.inner.changing.lock().await;
         let id = component
             .id()
@@ -60,7 +74,8 @@ impl Worker {
         }
         let component = package::with_absolute_code(component);
         let package = self.keep(code).await?;
-        self.store(&id, Record::new(component, package)).await?;
+        let record = Record::new(component, package).by(by);
+        self.store(&id, record).await?;
         Ok(id)
     }
 
@@ -75,6 +90,10 @@ impl Worker {
     /// that run here to subscribe.
     async fn store(&self, id: &ComponentId, record: Record) -> Result<Arc<Entry>, WorkerError> {
         let plan = self.plan(&record)?;
+        if let Some(file) = &record.package {
+            // A former leader may have taken it in.
+            self.inner.have(file).await?;
+        }
         if let Process::Host(_, spec) = &plan.process
             && !spec.code.path.exists()
         {
@@ -86,7 +105,12 @@ impl Worker {
         for warning in &plan.warnings {
             tracing::warn!(component = %id, "{warning}");
         }
+        let before = self.record(id).ok();
         self.inner.catalog.put_component(id, record).await?;
+        if let Some(before) = before {
+            let before = before.packages().map(str::to_owned).collect();
+            self.inner.drop_unneeded(&before);
+        }
         self.assign(id, &plan).await?;
         self.settle(Some(&BTreeSet::from([id.clone()]))).await;
         let entry = self.entry(id)?;
@@ -105,6 +129,20 @@ impl Worker {
     /// What may not change, what can not be honoured, and when nothing changes.
     pub async fn update(
         &self,
+        id: &ComponentId,
+        change: Component,
+        code: Option<Upload>,
+    ) -> Result<(), WorkerError> {
+        self.update_by(None, id, change, code).await
+    }
+
+    /// The same on behalf of somebody: from now on it reaches what he may, and no more.
+    ///
+    /// # Errors
+    /// As of [`update`](Self::update).
+    pub async fn update_by(
+        &self,
+        by: Option<Registrant>,
         id: &ComponentId,
         change: Component,
         code: Option<Upload>,
@@ -129,7 +167,7 @@ impl Worker {
             ]));
         }
         let package = code.or_else(|| record.package.clone());
-        let next = record.next(component, package);
+        let next = record.next(component, package).by(by);
         // Refused before the old one is touched.
         let plan = self.plan(&next)?;
         let entry = self.store(id, next).await?;
@@ -140,7 +178,8 @@ impl Worker {
             let now = self.record(id)?;
             self.store(
                 id,
-                now.next(record.component.clone(), record.package.clone()),
+                now.next(record.component.clone(), record.package.clone())
+                    .by(record.by.clone()),
             )
             .await?;
             return Err(WorkerError::RolledBack {
@@ -158,6 +197,19 @@ impl Worker {
     /// # Errors
     /// When there is no such version any more, or it can not be honoured now.
     pub async fn roll_back(&self, id: &ComponentId, to: Option<u64>) -> Result<u64, WorkerError> {
+        self.roll_back_by(None, id, to).await
+    }
+
+    /// The same on behalf of somebody.
+    ///
+    /// # Errors
+    /// As of [`roll_back`](Self::roll_back).
+    pub async fn roll_back_by(
+        &self,
+        by: Option<Registrant>,
+        id: &ComponentId,
+        to: Option<u64>,
+    ) -> Result<u64, WorkerError> {
         let _one = self.inner.changing.lock().await;
         let record = self.record(id)?;
         let past = match to {
@@ -176,7 +228,9 @@ impl Worker {
                 "there is no {wanted} of {id} to go back to; kept are: {known}"
             )]));
         };
-        let next = record.next(past.component.clone(), past.package.clone());
+        let next = record
+            .next(past.component.clone(), past.package.clone())
+            .by(by);
         let version = next.version;
         self.store(id, next).await?;
         Ok(version)
@@ -209,7 +263,7 @@ impl Worker {
     /// When it does not exist, or the catalogue can not be written.
     pub async fn delete(&self, id: &ComponentId) -> Result<(), WorkerError> {
         let _one = self.inner.changing.lock().await;
-        self.record(id)?;
+        let before = self.record(id)?.packages().map(str::to_owned).collect();
         let entry = self.entry(id).ok();
         let elsewhere = entry
             .as_ref()
@@ -219,6 +273,7 @@ impl Worker {
             .remove(Key::Component(id.clone()))
             .await?;
         self.unassign(id).await?;
+        self.inner.drop_unneeded(&before);
         self.settle(Some(&BTreeSet::from([id.clone()]))).await;
         let Some(entry) = entry.filter(|entry| entry.crew.plan.cleanup_subscription) else {
             return Ok(());
@@ -295,7 +350,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Stops and starts one instance, or all, of those that run here.
+    /// Stops and starts one instance, or all, of those that run here. What was stopped by hand stays
+    /// so.
     ///
     /// # Errors
     /// When the component or the instance does not exist.
@@ -307,7 +363,7 @@ impl Worker {
         let _one = self.inner.changing.lock().await;
         let entry = self.entry(id)?;
         for number in entry.crew.numbers(id, instance)? {
-            if self.inner.is_mine(id, number) {
+            if self.inner.is_mine(id, number) && !entry.record.stopped.contains(&number) {
                 entry.crew.stop(number, STOP_GRACE).await;
                 entry.crew.start(&self.inner, number);
             }
@@ -333,6 +389,10 @@ impl Worker {
         };
         let may_run = self.inner.may_run();
         for id in &ids {
+            if self.inner.cluster.is_leaving() {
+                // Who ends this worker ends what it runs.
+                return;
+            }
             self.settle_one(id, may_run).await;
         }
     }
@@ -360,14 +420,23 @@ impl Worker {
                     // It was accepted by an older release: say so, and keep it for its owner.
                     Err(error) => {
                         tracing::error!(component = %id, %error, "not started");
+                        // What runs is not what the catalogue says any more.
+                        if let Some(old) = known {
+                            old.crew.stop_all(STOP_GRACE).await;
+                            old.crew.forget_state().await;
+                        }
+                        inner.released(id, &[]);
                         return;
                     }
                 };
                 if let Some(old) = known {
                     old.crew.stop_all(STOP_GRACE).await;
+                    old.crew.forget_state().await;
                 }
                 let parallelism = record.component.parallelism();
-                let crew = Crew::new(inner, id.clone(), record.version, plan, parallelism);
+                let rights = inner.config.rights.as_ref();
+                let limits = Limits::of(rights, id, &record, &plan);
+                let crew = Crew::new(id.clone(), record.version, plan, parallelism, limits);
                 Arc::new(Entry { record, crew })
             }
         };
@@ -377,20 +446,47 @@ impl Worker {
         };
         let (run, rest): (Vec<u32>, Vec<u32>) = (0..entry.crew.len()).partition(|n| mine(*n));
         entry.crew.stop_these(&rest, STOP_GRACE).await;
+        entry.crew.forget_state().await;
+        inner.released(id, &run);
         if run.is_empty() {
-            inner.released(id);
             return;
         }
         if let Some(package) = &entry.record.package
-            && let Err(error) = inner.have(package).await
+            && !inner.packages.join(package).exists()
         {
-            tracing::warn!(component = %id, %error, "its package is not here: tried again");
-            inner.cluster.try_again(id);
+            self.fetch_for(id, package);
             return;
         }
         for number in run {
-            entry.crew.start(inner, number);
+            // The lease may be over by now.
+            if inner.may_run() {
+                entry.crew.start(inner, number);
+            }
         }
+    }
+
+    /// Fetches a package and looks at its component again: nothing else waits for that.
+    fn fetch_for(&self, id: &ComponentId, package: &str) {
+        let inner = self.inner.clone();
+        if !inner.fetching.lock().insert(package.to_owned()) {
+            // Its components are looked at again when it is here.
+            inner.cluster.try_again(id);
+            return;
+        }
+        let (id, package) = (id.clone(), package.to_owned());
+        let tasks = inner.tasks.clone();
+        tasks.spawn_cancellable("fetch a package", async move {
+            let fetched = inner.have(&package).await;
+            inner.fetching.lock().remove(&package);
+            inner.cluster.try_again(&id);
+            match fetched {
+                // Now, and not with the next beat.
+                Ok(()) => inner.cluster.touch(),
+                Err(error) => {
+                    tracing::warn!(component = %id, %error, "its package is not here: tried again");
+                }
+            }
+        });
     }
 }
 

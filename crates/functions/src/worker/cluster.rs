@@ -4,8 +4,8 @@
 //! there is one, and refuses what a former leader still writes. Workers send beats over a
 //! non-persistent topic (`membership`); the leader decides (`schedule`) and writes assignments to the
 //! catalogue; everybody else reads along. What must hold: a worker runs a unit only while the
-//! catalogue calls it the owner and while it leads or holds its lease; a unit moves only after its
-//! owner let go or its lease is over.
+//! catalogue calls it the owner and while it leads and hears itself, or holds its lease; a unit moves
+//! only after its owner let go or its lease is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,13 +21,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::catalog::{self, Assignment, Key, Leader, Record, Value, View};
+use super::catalog::{self, Assignment, Key, Leader, Value, View};
 use super::membership::{Beat, Members};
 use super::schedule::{self, Living, Standing, Step, Unit};
 use super::{Inner, Worker};
 use crate::component::ComponentId;
 use crate::error::WorkerError;
-use crate::plan::{Output, Plan, Process};
+use crate::plan::{Input, Output, Plan, Process};
 
 /// Units that may be on their way from one worker to another at once.
 const MOVES_MAX: usize = 4;
@@ -51,6 +51,12 @@ pub(crate) struct Cluster {
     dirty: AtomicBool,
     /// Moves are not held back: somebody asked for it.
     rebalance: AtomicBool,
+    /// Packages are on their way to the others.
+    shares: AtomicBool,
+    /// This worker ends: it begins nothing more.
+    leaving: AtomicBool,
+    /// It has said so: it says nothing more.
+    has_left: AtomicBool,
     placed: Mutex<BTreeMap<Unit, Instant>>,
     released: Mutex<BTreeSet<Unit>>,
     /// Components that could not be started and are looked at again.
@@ -100,6 +106,9 @@ impl Cluster {
             term: AtomicU64::new(u64::from(alone)),
             dirty: AtomicBool::new(false),
             rebalance: AtomicBool::new(false),
+            shares: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
             placed: Mutex::default(),
             released: Mutex::default(),
             again: Mutex::default(),
@@ -124,7 +133,16 @@ impl Cluster {
         self.again.lock().insert(id.clone());
     }
 
-    fn touch(&self) {
+    /// This worker ends.
+    pub(crate) fn go(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn touch(&self) {
         self.dirty.store(true, Ordering::Release);
         self.wake.notify_one();
         self.work.notify_one();
@@ -138,7 +156,24 @@ impl Cluster {
 impl Inner {
     /// Whether this worker may run what is its own, now.
     pub(crate) fn may_run(&self) -> bool {
-        self.cluster.leads() || self.cluster.members.lock().holds_lease(Instant::now())
+        !self.may_run_for().is_zero()
+    }
+
+    /// For how long it may, if nothing is heard meanwhile.
+    fn may_run_for(&self) -> Duration {
+        let cluster = &self.cluster;
+        if cluster.is_leaving() {
+            return Duration::ZERO;
+        }
+        if cluster.alone {
+            return cluster.lease;
+        }
+        let members = cluster.members.lock();
+        let now = Instant::now();
+        match cluster.leads() {
+            true => members.leadership_left(now),
+            false => members.lease_left(now),
+        }
     }
 
     /// Whether the catalogue gives an instance to this worker.
@@ -152,12 +187,26 @@ impl Inner {
         })
     }
 
-    /// Everything of a component has stopped here: what is on its way may go on.
-    pub(crate) fn released(&self, id: &ComponentId) {
+    /// Whether a component needs files that only one machine is known to have.
+    pub(crate) fn is_pinned(&self, id: &ComponentId, plan: &Plan) -> bool {
+        let needs_code = matches!(plan.process, Process::Host(..))
+            && self.catalog.read(|view| {
+                let record = view.components.get(id);
+                record.is_some_and(|record| record.package.is_none())
+            });
+        needs_code || matches!(plan.input, Input::File(_)) || matches!(plan.output, Output::File(_))
+    }
+
+    /// All of a component has stopped here but these instances: what is on its way may go on.
+    pub(crate) fn released(&self, id: &ComponentId, running: &[u32]) {
         let own = &self.cluster.identity;
         let leaving: Vec<Unit> = self.catalog.read(|view| {
             let of = view.assignments.iter().filter(|(unit, _)| unit.id == *id);
-            let leaves = of.filter(|(_, a)| a.owner == *own && a.to.is_some());
+            let stopped = |unit: &Unit| match unit.instance {
+                Some(instance) => !running.contains(&instance),
+                None => running.is_empty(),
+            };
+            let leaves = of.filter(|(unit, a)| a.owner == *own && a.to.is_some() && stopped(unit));
             leaves.map(|(unit, _)| unit.clone()).collect()
         });
         if !leaving.is_empty() {
@@ -219,6 +268,18 @@ impl Worker {
                 .remove(Key::Assignment(unit.clone()))
                 .await?;
         }
+        if self.inner.is_pinned(id, plan) {
+            // Only this machine is known to have its files.
+            let living = self.living();
+            for (unit, _) in wanted {
+                let owner = self.assigned(&unit).map(|a| a.owner);
+                let lives = |owner| living.iter().any(|worker| worker.name == owner);
+                if !owner.is_some_and(lives) {
+                    self.give(unit, &cluster.identity).await?;
+                }
+            }
+            return Ok(());
+        }
         if wanted.iter().all(|(unit, _)| known.contains(unit)) {
             return Ok(());
         }
@@ -227,26 +288,41 @@ impl Worker {
             .catalog
             .read(|view| view.drains.contains_key(&cluster.identity));
         if !cluster.has_others() && !drained {
-            for (unit, _) in wanted {
+            let missing = wanted.into_iter().filter(|(unit, _)| !known.contains(unit));
+            for (unit, _) in missing {
                 self.give(unit, &cluster.identity).await?;
             }
             return Ok(());
         }
         let mut standing = self.standing();
         standing.retain(|s| s.unit.id != *id);
-        standing.extend(wanted.into_iter().map(|(unit, weight)| Standing {
-            unit,
-            weight,
-            owner: None,
-            to: None,
-            rests: false,
+        standing.extend(wanted.into_iter().map(|(unit, weight)| {
+            let known = self.assigned(&unit);
+            Standing {
+                unit,
+                weight,
+                owner: known.as_ref().map(|a| a.owner.clone()),
+                to: known.and_then(|a| a.to),
+                rests: false,
+                pinned: false,
+            }
         }));
         for step in schedule::decide(&standing, &self.living(), 0) {
-            if let Step::Place { unit, worker } = step {
-                self.give(unit, &worker).await?;
+            match step {
+                // Those whose worker is gone, and units of others, are for `tick`: it knows how long
+                // they were silent.
+                Step::Place { unit, worker } if unit.id == *id && !known.contains(&unit) => {
+                    self.give(unit, &worker).await?;
+                }
+                _ => {}
             }
         }
         Ok(())
+    }
+
+    fn assigned(&self, unit: &Unit) -> Option<Assignment> {
+        let catalog = &self.inner.catalog;
+        catalog.read(|view| view.assignments.get(unit).cloned())
     }
 
     pub(crate) async fn unassign(&self, id: &ComponentId) -> Result<(), WorkerError> {
@@ -303,11 +379,10 @@ impl Worker {
         let mut all = Vec::new();
         for (id, entry) in entries {
             for (unit, weight) in units(&id, &entry.crew.plan, entry.crew.len()) {
-                let known = inner
-                    .catalog
-                    .read(|view| view.assignments.get(&unit).cloned());
+                let known = self.assigned(&unit);
                 all.push(Standing {
                     rests: rests(&unit),
+                    pinned: inner.is_pinned(&id, &entry.crew.plan),
                     unit,
                     weight,
                     owner: known.as_ref().map(|a| a.owner.clone()),
@@ -350,8 +425,6 @@ impl Worker {
         let force = cluster.rebalance.load(Ordering::Acquire);
         let moves = if force { usize::MAX } else { MOVES_MAX };
         let steps = schedule::decide(&standing, &living, moves);
-        // Before it is needed: the one that has it may be the next to go.
-        self.share_all().await;
         let mut moved = false;
         for step in steps {
             match step {
@@ -384,6 +457,14 @@ impl Worker {
         }
         if !touched.is_empty() {
             self.settle(Some(&touched)).await;
+        }
+        // Before it is needed: the one that has it may be the next to go. Nothing waits for it.
+        if cluster.has_others() && !cluster.shares.swap(true, Ordering::AcqRel) {
+            let worker = self.clone();
+            inner.tasks.spawn_cancellable("share packages", async move {
+                worker.share_all().await;
+                worker.inner.cluster.shares.store(false, Ordering::Release);
+            });
         }
         Ok(())
     }
@@ -440,12 +521,7 @@ impl Worker {
         if !self.inner.cluster.has_others() {
             return;
         }
-        let needed: BTreeSet<String> = self.inner.catalog.read(|view| {
-            let components = view.components.values().flat_map(Record::packages);
-            let packages = view.packages.values().map(|package| package.file.as_str());
-            components.chain(packages).map(str::to_owned).collect()
-        });
-        for file in needed {
+        for file in self.inner.catalog.read(View::packages_needed) {
             let is_here = self.inner.packages.join(&file).exists();
             if !is_here || self.inner.shared.lock().contains(&file) {
                 continue;
@@ -464,6 +540,12 @@ impl Worker {
     #[must_use]
     pub fn leads(&self) -> bool {
         self.inner.cluster.leads()
+    }
+
+    /// Where others reach this worker; empty when they do not.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.inner.config.url
     }
 
     /// This worker's own name.
@@ -546,6 +628,25 @@ impl Worker {
         found.map_or(Owner::Nobody, Owner::At)
     }
 
+    /// Why nobody runs an instance.
+    #[must_use]
+    pub fn why_nobody(&self, id: &ComponentId, instance: u32) -> String {
+        let owner = self
+            .inner
+            .catalog
+            .read(|view| assignment(view, id, instance).map(|known| known.owner.clone()));
+        let pinned = self
+            .entry(id)
+            .is_ok_and(|entry| self.inner.is_pinned(id, &entry.crew.plan));
+        match owner {
+            Some(owner) if pinned => format!(
+                "only the worker with the identity `{owner}` has its files, and it is gone: update \
+                 the component to give it to another"
+            ),
+            _ => "no worker runs it now".to_owned(),
+        }
+    }
+
     /// What each worker runs, as `tenant/namespace/name:instance`.
     #[must_use]
     pub fn assignments(&self) -> BTreeMap<String, Vec<String>> {
@@ -624,13 +725,25 @@ impl Worker {
         else {
             return Err(WorkerError::NoWorker(worker_id.to_owned()));
         };
+        // What has its files there alone ends with it.
+        let pinned: BTreeSet<ComponentId> = {
+            let components = self.inner.components.lock();
+            let entries = components.iter();
+            let is_pinned = |(id, entry): &(&ComponentId, &Arc<super::Entry>)| {
+                self.inner.is_pinned(id, &entry.crew.plan)
+            };
+            entries
+                .filter(is_pinned)
+                .map(|(id, _)| id.clone())
+                .collect()
+        };
         Ok(self.inner.catalog.read(|view| {
             if !view.drains.contains_key(&member.identity) {
                 DrainStatus::NotRun
             } else if view
                 .assignments
-                .values()
-                .any(|a| a.owner == member.identity)
+                .iter()
+                .any(|(unit, a)| a.owner == member.identity && !pinned.contains(&unit.id))
             {
                 DrainStatus::Running
             } else {
@@ -653,6 +766,8 @@ impl Worker {
         });
         let worker = self.clone();
         tasks.spawn_cancellable("worker steward", async move { worker.steward().await });
+        let worker = self.clone();
+        tasks.spawn_cancellable("worker lease", async move { worker.watch_lease().await });
         let (worker, said) = (self.clone(), coordination.clone());
         tasks.spawn_cancellable("worker beat", async move { worker.beat(&said).await });
         let worker = self.clone();
@@ -807,7 +922,9 @@ impl Worker {
         }
         cluster.wake.notify_one();
         while inner.catalog.is_written_here() {
-            tokio::time::sleep(cluster.beat_every() / 4).await;
+            let pause = cluster.beat_every() / 4;
+            let _ = tokio::time::timeout(pause, inner.catalog.confirm()).await;
+            tokio::time::sleep(pause).await;
         }
         Ok(())
     }
@@ -820,6 +937,9 @@ impl Worker {
         let mut last = Instant::now();
         loop {
             let _ = tokio::time::timeout(cluster.beat_every(), cluster.wake.notified()).await;
+            if cluster.has_left.load(Ordering::Acquire) {
+                return;
+            }
             let now = Instant::now();
             if cluster.leads() && now.duration_since(last) > cluster.lease {
                 // This process stood still: others may have taken over. Ask the broker again.
@@ -854,6 +974,48 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Ends what runs here when the lease is over, whatever else this worker waits for.
+    async fn watch_lease(&self) {
+        let cluster = &self.inner.cluster;
+        let mut held = false;
+        loop {
+            let left = self.inner.may_run_for();
+            let holds = !left.is_zero();
+            if cluster.is_leaving() {
+                // Who ends this worker ends what it runs, in its own time.
+                return;
+            }
+            if held && !holds {
+                tracing::warn!("the lease is over: what ran here ends");
+                self.halt().await;
+            }
+            if held != holds {
+                cluster.work.notify_one();
+            }
+            held = holds;
+            let next = match holds {
+                true => left.min(cluster.beat_every()),
+                false => cluster.beat_every(),
+            };
+            tokio::time::sleep(next).await;
+        }
+    }
+
+    /// Ends all instances, side by side, within less than what the leader waits longer than the lease.
+    async fn halt(&self) {
+        let entries: Vec<Arc<super::Entry>> =
+            self.inner.components.lock().values().cloned().collect();
+        let limit = self.inner.cluster.lease / 10;
+        let tasks = geminga_stdx::Tasks::new();
+        for entry in entries {
+            tasks.spawn("halt", OnError::Log, async move {
+                entry.crew.halt(limit).await;
+                Ok::<(), std::convert::Infallible>(())
+            });
+        }
+        tasks.join(limit * 3).await;
     }
 
     /// Does what is due: schedules when it leads, starts and stops as the lease says.
@@ -929,7 +1091,11 @@ impl Worker {
                 };
                 if beat.identity == cluster.identity && beat.since == cluster.since {
                     // What it says itself comes back: so it would hear a leader.
+                    let held = self.inner.may_run();
                     cluster.members.lock().heard_self(Instant::now());
+                    if held != self.inner.may_run() {
+                        cluster.work.notify_one();
+                    }
                     continue;
                 }
                 self.hear(beat);
@@ -958,6 +1124,7 @@ impl Worker {
 
     /// Tells the others that this worker goes, so that nobody waits for its lease.
     pub(crate) async fn leave(&self, topic: &str) {
+        self.inner.cluster.has_left.store(true, Ordering::Release);
         let coordination = match topic.strip_prefix("persistent://") {
             Some(name) => format!("non-persistent://{name}-coordinate"),
             None => return,

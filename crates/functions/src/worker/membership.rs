@@ -54,12 +54,16 @@ pub(crate) struct Members {
     /// The last own beat that the leader is known to have heard.
     renewed: Option<Instant>,
     since: Instant,
+    /// Workers that left, and since when they had been there.
+    gone: VecDeque<(String, u64)>,
     /// When an own beat came back last.
     heard_self: Option<Instant>,
 }
 
 /// Own beats remembered: more than a lease of them.
 const SENT_MAX: usize = 64;
+/// Workers that left which are remembered.
+const GONE_MAX: usize = 64;
 
 impl Members {
     pub(crate) fn new(own: String, lease: Duration, now: Instant) -> Self {
@@ -71,12 +75,28 @@ impl Members {
             sent: VecDeque::new(),
             renewed: None,
             since: now,
+            gone: VecDeque::new(),
             heard_self: None,
         }
     }
 
+    /// An own beat came back. After a time in which none did, everybody gets a lease to speak up:
+    /// that nothing was heard of them says nothing.
     pub(crate) fn heard_self(&mut self, now: Instant) {
+        if self.is_deaf(now) {
+            self.begin_term(now);
+            if let Some((_, _, at)) = &mut self.leader {
+                *at = now;
+            }
+        }
         self.heard_self = Some(now);
+    }
+
+    /// Whether this worker, which heard itself before, does not any more: it is cut off from the
+    /// broker, or the broker is away.
+    pub(crate) fn is_deaf(&self, now: Instant) -> bool {
+        self.heard_self
+            .is_some_and(|at| now.duration_since(at) >= self.lease / 2)
     }
 
     pub(crate) fn sent(&mut self, seq: u64, now: Instant) {
@@ -88,6 +108,11 @@ impl Members {
 
     /// Takes a beat in. True when it changes who there is.
     pub(crate) fn heard(&mut self, beat: Beat, now: Instant) -> bool {
+        let life = (beat.identity.clone(), beat.since);
+        if self.gone.contains(&life) {
+            // Said before it left, and late.
+            return false;
+        }
         if let Some(term) = beat.term {
             let newest = self
                 .leader
@@ -103,6 +128,10 @@ impl Members {
             }
         }
         if beat.leaves {
+            if self.gone.len() == GONE_MAX {
+                self.gone.pop_front();
+            }
+            self.gone.push_back(life);
             if self
                 .leader
                 .as_ref()
@@ -126,8 +155,12 @@ impl Members {
         is_news
     }
 
-    /// Forgets who was not heard for longer than a lease, and says who.
+    /// Forgets who was not heard for longer than a lease, and says who. One that does not even hear
+    /// itself says nothing about others.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<String> {
+        if self.is_deaf(now) {
+            return Vec::new();
+        }
         let limit = self.lease + self.lease / 4;
         let own = self.own.clone();
         let is_lost = |member: &Member| {
@@ -145,10 +178,25 @@ impl Members {
         lost
     }
 
-    /// Whether this worker may run what is its own, when another one leads.
-    pub(crate) fn holds_lease(&self, now: Instant) -> bool {
-        self.renewed
-            .is_some_and(|at| now.duration_since(at) < self.lease)
+    /// How long this worker may still run what is its own, when another one leads.
+    pub(crate) fn lease_left(&self, now: Instant) -> Duration {
+        self.left(self.renewed, now)
+    }
+
+    /// The same when it leads: for a lease after it last heard itself. Others, when there
+    /// are any, wait longer before they give away what a leader ran that they do not hear.
+    pub(crate) fn leadership_left(&self, now: Instant) -> Duration {
+        let has_others = self.members.keys().any(|name| *name != self.own);
+        match self.heard_self {
+            Some(at) if has_others => self.left(Some(at), now),
+            _ => self.lease,
+        }
+    }
+
+    fn left(&self, since: Option<Instant>, now: Instant) -> Duration {
+        since.map_or(Duration::ZERO, |at| {
+            self.lease.saturating_sub(now.duration_since(at))
+        })
     }
 
     /// A worker that leads knows of nobody yet: everybody gets a lease to speak up.
@@ -161,7 +209,7 @@ impl Members {
 
     /// Whether those who never spoke in this term have had their time.
     pub(crate) fn had_time(&self, now: Instant) -> bool {
-        now.duration_since(self.since) > self.lease + self.lease / 4
+        !self.is_deaf(now) && now.duration_since(self.since) > self.lease + self.lease / 4
     }
 
     /// The newest leader's name and term.
@@ -233,11 +281,20 @@ mod tests {
             // Messages on their way: when they arrive, whether to the leader, what they say.
             let mut wire: Vec<(u64, bool, Beat)> = Vec::new();
             let loss = random.below(100);
+            // The leader hears nothing for a while, not even itself.
+            let deaf_from = random.below(30_000);
+            let deaf_until = deaf_from + random.below(20_000);
             for ms in (0..40_000u64).step_by(250) {
                 let now = start + Duration::from_millis(ms);
                 let (due, rest): (Vec<_>, Vec<_>) = wire.drain(..).partition(|(at, ..)| *at <= ms);
                 wire = rest;
+                if !(deaf_from..deaf_until).contains(&ms) {
+                    leader.heard_self(now);
+                }
                 for (_, to_leader, beat) in due {
+                    if to_leader && (deaf_from..deaf_until).contains(&ms) {
+                        continue;
+                    }
                     let members = if to_leader { &mut leader } else { &mut worker };
                     members.heard(beat, now);
                 }
@@ -257,10 +314,36 @@ mod tests {
                 given_up += leader.expire(now).len();
                 let is_member = leader.get("w").is_some();
                 // Beats of long ago may come late, but the lease counts from when they were sent.
-                assert!(is_member || !worker.holds_lease(now), "at {ms} ms");
+                assert!(is_member || worker.lease_left(now).is_zero(), "at {ms} ms");
             }
         }
         assert!(given_up > 0);
+    }
+
+    #[test]
+    fn one_that_does_not_hear_itself_gives_nobody_up() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut leader = Members::new("l".to_owned(), LEASE, start);
+        leader.heard_self(at(1));
+        leader.heard(beat("w", 1), at(1));
+        assert!(leader.expire(at(60)).is_empty() && !leader.had_time(at(60)));
+        // It hears again: the other gets a lease to be heard too.
+        leader.heard_self(at(60));
+        for second in 60..66 {
+            leader.heard_self(at(second));
+            assert!(leader.expire(at(second)).is_empty());
+        }
+        assert_eq!(
+            leader.leadership_left(at(69)),
+            LEASE - Duration::from_secs(4)
+        );
+        assert!(leader.leadership_left(at(71)).is_zero());
+        leader.heard_self(at(67));
+        assert_eq!(leader.expire(at(67)), ["w"]);
+        // Alone it goes on, whatever it hears.
+        assert!(!leader.leadership_left(at(99)).is_zero());
+        assert!(leader.had_time(at(67)));
     }
 
     #[test]
@@ -292,6 +375,14 @@ mod tests {
         );
         assert_eq!(members.leader(), None);
         assert!(members.get("b").is_none());
+        // A beat that was overtaken by the last one changes nothing.
+        assert!(!members.heard(leads("b", 2), now) && members.get("b").is_none());
+        assert_eq!(members.leader(), None);
+        let again = Beat {
+            since: 2,
+            ..beat("b", 1)
+        };
+        assert!(members.heard(again, now));
     }
 
     #[test]

@@ -268,6 +268,22 @@ pub(crate) async fn share(
     producer.close().await.map_err(failed())
 }
 
+/// Lets the broker delete a package's topic: nothing keeps it any more.
+pub(crate) async fn unshare(
+    client: &Client,
+    catalog_topic: &str,
+    hash: &str,
+) -> Result<(), geminga_client::Error> {
+    let keeper = client
+        .consumer(topic(catalog_topic, hash))
+        .subscription(KEEPER)
+        .sub_type(SubType::Failover)
+        .receiver_queue_size(1)
+        .build()
+        .await?;
+    keeper.unsubscribe().await
+}
+
 /// Whether the newest message is the last of a whole package.
 async fn whole(
     client: &Client,
@@ -342,6 +358,7 @@ pub(crate) fn with_absolute_code(component: Component) -> Component {
     absolute(&mut config.exec);
     absolute(&mut config.go);
     absolute(&mut config.jar);
+    absolute(&mut config.wasm);
     Component::Function(config)
 }
 

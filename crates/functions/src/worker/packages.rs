@@ -1,18 +1,22 @@
 //! Named packages: `function://tenant/namespace/name@version`, with what is said of them. What they
 //! hold is in the package folder; names and metadata are in the catalogue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use geminga_stdx::Clock;
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{Key, Value};
+use super::catalog::{Key, Value, View};
 use super::package::{self, Upload};
 use super::{Inner, Worker};
 use crate::component::Kind;
 use crate::error::WorkerError;
 
+/// How long the fetching of a package may take before it begins anew.
+const FETCH_LIMIT: Duration = Duration::from_secs(300);
 /// Packages one worker keeps by name.
 const PACKAGES_MAX: usize = 100_000;
 
@@ -132,12 +136,15 @@ impl Worker {
             modification_time: now,
             ..metadata
         };
+        let replaced = self.inner.package(name).ok().map(|record| record.file);
         let record = PackageRecord { file, metadata };
         let key = Key::Package(name.to_owned());
         self.inner
             .catalog
             .put(key, Value::Package(Box::new(record)))
-            .await
+            .await?;
+        self.inner.drop_unneeded(&replaced.into_iter().collect());
+        Ok(())
     }
 
     /// What is said of a package.
@@ -177,11 +184,13 @@ impl Worker {
     /// When there is none of that name.
     pub async fn delete_package(&self, name: &str) -> Result<(), WorkerError> {
         let _one = self.inner.changing.lock().await;
-        self.inner.package(name)?;
+        let record = self.inner.package(name)?;
         self.inner
             .catalog
             .remove(Key::Package(name.to_owned()))
-            .await
+            .await?;
+        self.inner.drop_unneeded(&BTreeSet::from([record.file]));
+        Ok(())
     }
 
     /// A named package as the code of a component.
@@ -234,6 +243,8 @@ impl Inner {
     pub(crate) async fn share(&self, file: &str) -> Result<(), WorkerError> {
         match &self.config.catalog_topic {
             Some(topic) if self.cluster.has_others() => {
+                // A former leader may have taken it in.
+                self.have(file).await?;
                 package::share(&self.config.client, topic, &self.packages, file).await
             }
             _ => Ok(()),
@@ -245,10 +256,46 @@ impl Inner {
         if self.packages.join(file).exists() {
             return Ok(());
         }
-        match &self.config.catalog_topic {
-            Some(topic) => package::fetch(&self.config.client, topic, &self.packages, file).await,
-            None => Ok(()),
+        let Some(topic) = &self.config.catalog_topic else {
+            return Ok(());
+        };
+        let fetched = package::fetch(&self.config.client, topic, &self.packages, file);
+        match tokio::time::timeout(FETCH_LIMIT, fetched).await {
+            Ok(fetched) => fetched,
+            Err(_) => Err(WorkerError::Timeout {
+                what: "fetching a package from another worker",
+                after_ms: FETCH_LIMIT.as_millis() as u64,
+            }),
         }
+    }
+
+    /// Deletes what is on the topics of packages that no record names any more, when it has answered.
+    pub(crate) fn drop_unneeded(self: &Arc<Self>, before: &BTreeSet<String>) {
+        let Some(topic) = self.config.catalog_topic.clone() else {
+            return;
+        };
+        let needed = self.catalog.read(View::packages_needed);
+        let hash = |file: &String| file.split('/').next().unwrap_or_default().to_owned();
+        let living: BTreeSet<String> = needed.iter().map(hash).collect();
+        let gone: BTreeSet<String> = before
+            .iter()
+            .map(hash)
+            .filter(|h| !living.contains(h))
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        self.shared
+            .lock()
+            .retain(|file| !gone.contains(&hash(file)));
+        let inner = self.clone();
+        self.tasks.spawn_cancellable("drop packages", async move {
+            for hash in gone {
+                if let Err(error) = package::unshare(&inner.config.client, &topic, &hash).await {
+                    tracing::warn!(hash, %error, "a package that nobody needs stays on its topic");
+                }
+            }
+        });
     }
 }
 

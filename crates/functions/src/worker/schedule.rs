@@ -53,6 +53,8 @@ pub(crate) struct Standing {
     pub(crate) to: Option<String>,
     /// It was moved a moment ago and is left alone.
     pub(crate) rests: bool,
+    /// Only its worker has what it needs: it is neither moved nor given to another.
+    pub(crate) pinned: bool,
 }
 
 /// A living worker.
@@ -92,6 +94,7 @@ pub(crate) fn decide(standing: &[Standing], living: &[Living], moves_max: usize)
                 *loads.entry(to).or_default() += u64::from(unit.weight);
             }
             (Some(owner), None) => *loads.entry(owner).or_default() += u64::from(unit.weight),
+            (None, None) if unit.pinned && unit.owner.is_some() => {}
             (None, None) => orphans.push(unit),
         }
     }
@@ -120,7 +123,9 @@ pub(crate) fn decide(standing: &[Standing], living: &[Living], moves_max: usize)
     }
     let mut moves = moves_max.saturating_sub(under_way);
     let mut moved: Vec<&Unit> = Vec::new();
-    let settled = |unit: &&Standing| unit.to.is_none() && unit.owner.as_ref().is_some_and(lives);
+    let settled = |unit: &&Standing| {
+        unit.to.is_none() && !unit.pinned && unit.owner.as_ref().is_some_and(lives)
+    };
     for unit in standing.iter().filter(settled) {
         let owner = unit.owner.clone().unwrap_or_default();
         if moves == 0 || accepting.contains(&owner.as_str()) {

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Inner;
+use super::rights::Limits;
 use crate::component::{ComponentId, Kind};
 use crate::connector::file_sink::FileEnd;
 use crate::connector::file_source::FileStart;
@@ -86,17 +87,19 @@ pub(crate) struct Crew {
     pub(crate) taken: Arc<Taken>,
     pub(crate) table: Option<TableView>,
     version: u64,
+    /// What it may reach, where somebody is asked.
+    limits: Option<Limits>,
     seats: Arc<Vec<Arc<Seat>>>,
     state: Arc<tokio::sync::Mutex<Option<Arc<FunctionState>>>>,
 }
 
 impl Crew {
     pub(crate) fn new(
-        _inner: &Inner,
         id: ComponentId,
         version: u64,
         plan: Plan,
         count: u32,
+        limits: Option<Limits>,
     ) -> Self {
         let table = match &plan.output {
             Output::Table(settings) => Some(TableView::new(settings.clone())),
@@ -119,6 +122,7 @@ impl Crew {
             taken: Arc::default(),
             table,
             version,
+            limits,
             seats: Arc::new(seats.collect()),
             state: Arc::default(),
         }
@@ -165,6 +169,18 @@ impl Crew {
             .map_err(WorkerError::client(format!("state of {id}")))?;
         *held = Some(state.clone());
         Ok(state)
+    }
+
+    /// Lets go of the state when nothing runs here: another worker may change it from now on, or has
+    /// done so. What runs here next reads it anew.
+    pub(crate) async fn forget_state(&self) {
+        let mut held = self.state.lock().await;
+        if self.seats.iter().any(|seat| seat.running.lock().is_some()) {
+            return;
+        }
+        if let Some(state) = held.take() {
+            state.close().await;
+        }
     }
 
     /// What an effectively-once instance has beside the others, when the broker has transactions.
@@ -217,11 +233,42 @@ impl Crew {
         let crew = self.clone();
         let keeper = seat.clone();
         let inner = inner.clone();
+        let group = tasks.clone();
         tasks.spawn("function instance", OnError::Log, async move {
-            crew.keep(&inner, &keeper, number, stopped).await;
+            tokio::select! {
+                () = crew.keep(&inner, &keeper, number, stopped, &group) => {}
+                // It had its time: what it holds is dropped, and its process killed with it.
+                () = group.cancelled() => {}
+            }
             Ok::<(), std::convert::Infallible>(())
         });
         *running = Some(Run { stop, tasks });
+    }
+
+    /// Ends every instance at once: what does not end within `limit` is dropped where it stands.
+    pub(crate) async fn halt(&self, limit: Duration) {
+        let runs: Vec<(&Arc<Seat>, Run)> = self
+            .seats
+            .iter()
+            .filter_map(|seat| Some((seat, seat.running.lock().take()?)))
+            .collect();
+        let until = Instant::now() + limit;
+        for (_, run) in &runs {
+            let _ = run.stop.send(Some(Duration::ZERO));
+        }
+        for (_, run) in &runs {
+            run.tasks
+                .join(until.saturating_duration_since(Instant::now()))
+                .await;
+            run.tasks.cancel();
+        }
+        for (seat, run) in &runs {
+            // Dropped at its next await.
+            run.tasks.join(limit).await;
+            *seat.consumer.lock() = None;
+            seat.subscribed.send_replace(true);
+            seat.set(Health::Stopped);
+        }
     }
 
     /// Stops an instance; messages in flight may finish within `grace`.
@@ -312,6 +359,7 @@ impl Crew {
         seat: &Seat,
         number: u32,
         mut stop: watch::Receiver<Option<Duration>>,
+        group: &Tasks,
     ) {
         let seed = Random::from_entropy().next_u64();
         let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX, seed);
@@ -320,7 +368,7 @@ impl Crew {
             let began = Instant::now();
             *seat.started.lock() = began;
             // A task group of its own: what an instance started ends with it.
-            let tasks = inner.tasks.child();
+            let tasks = group.child();
             let result = self
                 .run_once(inner, seat, number, fresh, &stop, &tasks)
                 .await;
@@ -395,6 +443,9 @@ impl Crew {
         fresh: bool,
         tasks: &Tasks,
     ) -> Result<Instance, String> {
+        if let Some(limits) = &self.limits {
+            limits.may_start()?;
+        }
         let client = &inner.config.client;
         let plan = &self.plan;
         let application = match self.id.kind {
@@ -445,6 +496,7 @@ impl Crew {
                         properties.clone(),
                     );
                     let mut sink = sink.await.map_err(|error| format!("output: {error}"))?;
+                    sink.limit(self.limits.clone());
                     if numbers {
                         sink.number(self.id.fqfn());
                     }
@@ -490,7 +542,7 @@ impl Crew {
                 if let Some(topic) = &plan.log_topic {
                     context.log_to(client.clone(), topic.clone(), self.id.fqfn(), number, tasks);
                 }
-                context.publish_by(client.clone(), tasks);
+                context.publish_by(client.clone(), self.limits.clone(), tasks);
                 let mut spec = (**spec).clone();
                 spec.instance = number;
                 spec.cluster.clone_from(&inner.config.cluster);

@@ -6,6 +6,7 @@ mod exactly_once;
 mod flaws;
 mod hosts;
 mod matrix;
+mod moves;
 mod operation;
 mod poison;
 mod stage;

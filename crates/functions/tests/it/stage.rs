@@ -12,6 +12,8 @@ use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
 use geminga_stdx::{Clock, Random, Tasks};
 use geminga_storage::{ManagedConfig, Storage};
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -65,6 +67,27 @@ impl Stage {
             unique,
             server,
         }
+    }
+
+    /// A client of its own, whose wire is held up while the gate is shut (`false`).
+    pub(crate) fn gated(&self) -> (Client, watch::Sender<bool>) {
+        let (gate, opened) = watch::channel(true);
+        let broker = self.broker().clone();
+        let tasks = Tasks::new();
+        let connector = move |_: &str| -> Connecting {
+            let (own, far) = tokio::io::duplex(64 * 1024);
+            let (from_client, to_client) = tokio::io::split(far);
+            let (from_broker, to_broker) = tokio::io::split(broker.connect_in_process());
+            let up = pass(from_client, to_broker, opened.clone());
+            let down = pass(from_broker, to_client, opened.clone());
+            tasks.spawn_cancellable("wire up", up);
+            tasks.spawn_cancellable("wire down", down);
+            Box::pin(async move { Ok(Io::new(own)) })
+        };
+        let client = Client::builder("pulsar://in-process:6650")
+            .connector(Arc::new(connector))
+            .build();
+        (client, gate)
     }
 
     /// The broker, where it is in this process.
@@ -182,6 +205,21 @@ impl Stage {
     pub(crate) async fn end(self) {
         self.worker.shutdown(Duration::from_secs(5)).await;
         self.client.close().await;
+    }
+}
+
+/// Passes bytes on while the gate is open.
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut opened: watch::Receiver<bool>,
+) {
+    let mut bytes = vec![0; 16 * 1024];
+    while let Ok(count @ 1..) = from.read(&mut bytes).await {
+        let is_open = opened.wait_for(|opened| *opened).await.is_ok();
+        if !is_open || to.write_all(&bytes[..count]).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use geminga_client::Client;
 use geminga_functions::{
     ComponentId, DrainStatus, Owner, Upload, Worker, WorkerConfig, WorkerError,
 };
@@ -13,10 +14,10 @@ use serde_json::json;
 
 use crate::stage::{PATIENCE, Stage, numbers, receive, texts};
 
-const LEASE: Duration = Duration::from_secs(2);
+pub(crate) const LEASE: Duration = Duration::from_secs(2);
 
 /// Waits until something is so.
-async fn until(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
     let wait = async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -28,9 +29,9 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
     );
 }
 
-struct Other {
-    worker: Worker,
-    directory: tempfile::TempDir,
+pub(crate) struct Other {
+    pub(crate) worker: Worker,
+    pub(crate) directory: tempfile::TempDir,
 }
 
 fn config(stage: &Stage, directory: PathBuf, name: &str) -> WorkerConfig {
@@ -43,21 +44,33 @@ fn config(stage: &Stage, directory: PathBuf, name: &str) -> WorkerConfig {
     }
 }
 
-async fn another(stage: &Stage, name: &str) -> Other {
+pub(crate) async fn another(stage: &Stage, name: &str) -> Other {
+    another_by(stage, name, stage.client.clone()).await
+}
+
+/// One that reaches the broker by a client of its own.
+pub(crate) async fn another_by(stage: &Stage, name: &str, client: Client) -> Other {
     let directory = tempfile::tempdir().expect("directory");
-    let config = config(stage, directory.path().to_owned(), name);
+    let config = WorkerConfig {
+        client,
+        ..config(stage, directory.path().to_owned(), name)
+    };
     let worker = Worker::start(config).await.expect("started");
     Other { worker, directory }
 }
 
 /// A stage whose own worker is gone: the others are started by the test.
-async fn empty_stage() -> Stage {
+pub(crate) async fn empty_stage() -> Stage {
     let stage = Stage::new().await;
     stage.worker.shutdown(Duration::from_secs(1)).await;
     stage
 }
 
-async fn uppercase(stage: &Stage, worker: &Worker, name: &str) -> (ComponentId, String, String) {
+pub(crate) async fn uppercase(
+    stage: &Stage,
+    worker: &Worker,
+    name: &str,
+) -> (ComponentId, String, String) {
     let (input, output) = (
         stage.topic(&format!("{name}-in")),
         stage.topic(&format!("{name}-out")),
@@ -75,7 +88,7 @@ async fn uppercase(stage: &Stage, worker: &Worker, name: &str) -> (ComponentId, 
     (id, input, output)
 }
 
-fn here(workers: &[&Other], ids: &[ComponentId]) -> Vec<usize> {
+pub(crate) fn here(workers: &[&Other], ids: &[ComponentId]) -> Vec<usize> {
     let count = |other: &&Other| {
         let own = ids.iter().filter(|id| {
             other.worker.owner(id, 0) == Owner::Here

@@ -51,7 +51,12 @@ pub(crate) struct WorkerArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=300))]
     lease: u64,
     /// Who shows this token may use the admin API; needed when it listens beyond this machine
-    #[arg(long, env = "GEMINGA_WORKER_TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "GEMINGA_WORKER_TOKEN",
+        hide_env_values = true,
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
     api_token: Option<String>,
 }
 

@@ -140,6 +140,7 @@ impl Standalone {
                 cluster,
                 on_log,
                 wasm: crate::serve::wasm(),
+                rights: Some(geminga_admin::function_rights(&broker)),
                 ..WorkerConfig::new(in_process(&broker), data.path.join("functions"))
             };
             let worker = Worker::start(config).await.map_err(|error| {

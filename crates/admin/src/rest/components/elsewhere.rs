@@ -1,21 +1,24 @@
 //! Other workers of the cluster: changes go to the one that leads, and what an instance knows is
 //! asked of the worker that runs it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use geminga_functions::{ComponentId, Kind, Owner, Worker};
+use geminga_functions::{ComponentId, Kind, MemberInfo, Owner, Worker};
+use geminga_stdx::Tasks;
 use hyper::Method;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::super::functions::state::Functions;
 use crate::client::{ASKED_BY_WORKER, AdminClient};
 use crate::error::{Answer, ApiError};
 
-/// How long another worker may take to say how an instance is.
+/// How long other workers may take to say how their instances are.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 
 /// Who has to answer a request.
@@ -124,42 +127,77 @@ pub(super) async fn fill(
     } else {
         "status"
     };
+    let mut asked: BTreeMap<String, MemberInfo> = BTreeMap::new();
+    let mut instances = Vec::new();
     for instance in whole["instances"].as_array_mut().into_iter().flatten() {
-        let Some(number) = instance["instanceId"]
-            .as_u64()
-            .and_then(|n| u32::try_from(n).ok())
-        else {
+        let number = instance["instanceId"].as_u64();
+        let Some(number) = number.and_then(|n| u32::try_from(n).ok()) else {
             continue;
         };
         match worker.owner(id, number) {
-            Owner::Here => continue,
+            Owner::Here => {}
             Owner::Nobody => {
                 if report == "status" {
-                    instance["status"]["error"] = json!("no worker runs it now");
+                    instance["status"]["error"] = json!(worker.why_nobody(id, number));
                     instance["status"]["workerId"] = json!("");
                 }
             }
             Owner::At(member) => {
-                any = true;
-                let asked = async {
-                    let client = client(&member.url, headers)?;
-                    let path = path_of(id, &format!("{number}/{report}"));
-                    client.get::<Value>(&path).await.ok()
-                };
-                match tokio::time::timeout(ASK_LIMIT, asked).await {
-                    Ok(Some(said)) => instance[part] = said,
-                    _ if report == "status" => {
-                        let why = format!("the worker {} does not answer", member.worker_id);
-                        instance["status"]["running"] = json!(false);
-                        instance["status"]["error"] = json!(why);
-                        instance["status"]["workerId"] = json!(member.worker_id);
-                    }
-                    _ => {}
-                }
+                instances.push((instance, member.clone()));
+                asked.entry(member.url.clone()).or_insert(member);
             }
         }
     }
+    let said = ask_each(asked.into_values(), headers, &path_of(id, report)).await;
+    for (instance, member) in &mut instances {
+        any = true;
+        let all = said.get(&member.url).map(|said| &said["instances"]);
+        let mut own = all.and_then(Value::as_array).into_iter().flatten();
+        let own = own.find(|said| said["instanceId"] == instance["instanceId"]);
+        match own.map(|own| own[part].clone()) {
+            Some(own) => instance[part] = own,
+            None if report == "status" => {
+                let why = format!("the worker {} does not answer", member.worker_id);
+                instance["status"]["running"] = json!(false);
+                instance["status"]["error"] = json!(why);
+                instance["status"]["workerId"] = json!(member.worker_id);
+            }
+            None => {}
+        }
+    }
     any
+}
+
+/// What each of these workers says, by its address: all are asked at once.
+async fn ask_each(
+    members: impl Iterator<Item = MemberInfo>,
+    headers: &HeaderMap,
+    path: &str,
+) -> BTreeMap<String, Value> {
+    let (sender, mut answers) = mpsc::channel(64);
+    let tasks = Tasks::new();
+    for member in members {
+        let Some(client) = client(&member.url, headers) else {
+            continue;
+        };
+        let (sender, path) = (sender.clone(), path.to_owned());
+        tasks.spawn_cancellable("ask a worker", async move {
+            if let Ok(said) = client.get::<Value>(&path).await {
+                // Nobody waits for it any more when the time is over.
+                let _ = sender.send((member.url, said)).await;
+            }
+        });
+    }
+    drop(sender);
+    let mut said = BTreeMap::new();
+    let all = async {
+        while let Some((url, answer)) = answers.recv().await {
+            said.insert(url, answer);
+        }
+    };
+    let _ = tokio::time::timeout(ASK_LIMIT, all).await;
+    tasks.cancel();
+    said
 }
 
 /// Has the instances restarted that other workers run.

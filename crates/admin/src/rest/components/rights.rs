@@ -1,12 +1,15 @@
-//! Which topics a component may name: it reads and writes them as the server, so whoever registers it
-//! could reach with it what is not his.
+//! Which topics a component may reach: it reads and writes them as the server, so whoever registers it
+//! could reach with it what is not his. Asked when it is registered or changed, and by the worker when
+//! it starts and publishes to topics that its configuration does not name.
 //!
 //! Topics of its own namespace go with the right to manage functions there, as in Pulsar; those of
 //! other namespaces need a right of their own, which Pulsar does not ask for.
 
+use std::sync::Arc;
+
 use geminga_broker::Broker;
 use geminga_broker::auth::{Action, Need, Session};
-use geminga_functions::{Component, ComponentId};
+use geminga_functions::{Component, ComponentId, Registrant, Rights};
 use geminga_model::TopicName;
 
 use crate::error::{Answer, ApiError};
@@ -44,6 +47,58 @@ fn named(component: &Component) -> Vec<(String, &'static [Action])> {
     read.chain(written)
         .filter(|(topic, _)| !topic.is_empty())
         .collect()
+}
+
+/// Asks the broker of this process, for the worker.
+struct OfBroker(Broker);
+
+/// The rights that the worker beside a broker asks for.
+pub fn function_rights(broker: &Broker) -> Arc<dyn Rights> {
+    Arc::new(OfBroker(broker.clone()))
+}
+
+impl Rights for OfBroker {
+    fn are_asked(&self) -> bool {
+        self.0.asks_who()
+    }
+
+    fn may_have(
+        &self,
+        by: &Registrant,
+        id: &ComponentId,
+        component: &Component,
+    ) -> Result<(), String> {
+        let may = check(&self.0, &session_of(by), id, component);
+        may.map_err(|error| error.reason)
+    }
+
+    fn may_publish(&self, by: &Registrant, topic: &str) -> Result<(), String> {
+        let refused = || format!("not authorized to produce to `{topic}`");
+        let name: TopicName = topic.parse().map_err(|_| refused())?;
+        let need = Need::Topic {
+            topic: &name,
+            actions: WRITE,
+        };
+        let may = self.0.authorize(&session_of(by), &need);
+        may.map_err(|_| refused())
+    }
+}
+
+fn session_of(by: &Registrant) -> Session {
+    Session {
+        role: Some(by.role.clone()),
+        original: by.original.clone(),
+        ..Session::default()
+    }
+}
+
+/// On whose behalf a component is registered; nobody's where nobody is asked.
+pub(super) fn registrant(session: &Session) -> Option<Registrant> {
+    let original = session.original.clone();
+    session
+        .role
+        .clone()
+        .map(|role| Registrant { role, original })
 }
 
 /// Refuses a component that names topics which `session` has no right to.
@@ -146,6 +201,25 @@ mod tests {
         let sink = json!({"tenant": "t", "namespace": "n", "name": "s", "inputs": [theirs]});
         let sink = Component::Sink(serde_json::from_value(sink).unwrap());
         assert!(check(broker, &session("coder"), &id, &sink).is_err());
+        let rights = function_rights(broker);
+        let by = |role: &str| registrant(&session(role)).unwrap();
+        assert!(rights.are_asked() && rights.may_publish(&by("root"), theirs).is_ok());
+        for topic in [theirs, "persistent://t/n/x", "no topic://"] {
+            assert!(rights.may_publish(&by("coder"), topic).is_err(), "{topic}");
+        }
+        assert!(
+            rights
+                .may_publish(&by("maker"), "persistent://t/n/x")
+                .is_ok()
+        );
+        assert!(
+            rights
+                .may_publish(&by("boss"), "persistent://t/n/x")
+                .is_ok()
+        );
+        assert!(rights.may_publish(&by("boss"), theirs).is_err());
+        assert!(rights.may_have(&by("coder"), &id, &sink).is_err());
+        assert_eq!(registrant(&Session::default()), None);
         let source = json!({"tenant": "t", "namespace": "n", "name": "s", "topicName": theirs});
         let source = Component::Source(serde_json::from_value(source).unwrap());
         assert!(check(broker, &session("coder"), &id, &source).is_err());

@@ -2,7 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::harness::Server;
+use axum::body::Body;
+use axum::http::Request;
+
+use super::guard::{house, token};
+use super::harness::{Server, body};
 use crate::client::Form;
 
 const BASE: &str = "/admin/v3/functions/public/default";
@@ -98,6 +102,56 @@ async fn a_function_is_made_used_changed_and_removed() {
     server.change("DELETE", &at("loud"), None, 204).await;
     let (_, gone) = server.ask("DELETE", &at("loud"), None).await;
     assert_eq!(gone["reason"], "Function loud doesn't exist");
+    server.stop_functions().await;
+}
+
+/// A tenant's admin has a function publish to a topic that only its message names.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_function_publishes_what_its_registrant_may() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = house().await.and_functions(directory.path()).await;
+    let config = json!({
+        "name": "f", "inputs": ["t/n/in"], "output": "t/n/out", "sh": "f.sh",
+        "subscriptionPosition": "Earliest", "maxMessageRetries": 0, "deadLetterTopic": "t/n/dead",
+    });
+    let code = b"process() { emit -t \"$MSG\" said; emit \"told $MSG\"; }";
+    let path = "/admin/v3/functions/t/n/f";
+    let send = async |method: &str, form: Form, role: &str| {
+        let (kind, body) = form.finish();
+        let request = Request::builder().method(method).uri(path);
+        let request = request
+            .header("content-type", kind)
+            .header("authorization", format!("Bearer {}", token(role)));
+        let answer = server.send(request.body(Body::from(body)).unwrap()).await;
+        answer.status().as_u16()
+    };
+    let form = Form::new()
+        .json("functionConfig", &config.to_string())
+        .file("data", "f.sh", code);
+    assert_eq!(send("POST", form, "boss").await, 204);
+    let trigger = async |topic: &str| {
+        let request = Request::post("/functions/t/n/f")
+            .header("authorization", format!("Bearer {}", token("root")));
+        let answer = server
+            .send(request.body(Body::from(topic.to_owned())).unwrap())
+            .await;
+        let status = answer.status().as_u16();
+        (status, String::from_utf8(body(answer).await).unwrap())
+    };
+    assert_eq!(trigger("persistent://t/n/other").await.0, 200);
+    let (status, why) = trigger("persistent://public/default/x").await;
+    assert_eq!(status, 500, "{why}");
+    let refused = "not authorized to produce to `persistent://public/default/x`";
+    assert!(why.contains(refused) && why.contains("boss"), "{why}");
+    // Who has only the functions of the namespace changes nothing that is beyond them.
+    let elsewhere = json!({"output": "public/default/x"});
+    let form = Form::new().json("functionConfig", &elsewhere.to_string());
+    assert_eq!(send("PUT", form, "root").await, 204);
+    let form =
+        Form::new()
+            .json("functionConfig", "{}")
+            .file("data", "f.sh", b"process() { emit mine; }");
+    assert_eq!(send("PUT", form, "coder").await, 401);
     server.stop_functions().await;
 }
 

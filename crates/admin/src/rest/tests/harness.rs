@@ -65,8 +65,14 @@ impl Server {
 
     /// With a worker that keeps its packages in `directory`.
     pub(super) async fn with_functions(directory: &std::path::Path) -> Self {
-        let mut server = Self::start().await;
+        Self::start().await.and_functions(directory).await
+    }
+
+    /// The same beside this broker.
+    pub(super) async fn and_functions(mut self, directory: &std::path::Path) -> Self {
+        let server = &mut self;
         let config = WorkerConfig {
+            rights: Some(crate::function_rights(&server.broker)),
             worker_id: "c-standalone-fw-127.0.0.1-8080".to_owned(),
             url: "http://127.0.0.1:8080".to_owned(),
             ..WorkerConfig::new(server.client(), directory)
@@ -76,10 +82,10 @@ impl Server {
         let admin = Admin::new(server.broker.clone(), address).with_worker(worker.clone());
         server.router = admin.router();
         server.worker = Some(worker);
-        server
+        self
     }
 
-    fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Client {
         let connector = Arc::new(InProcess(self.broker.clone()));
         Client::builder("pulsar://in-process")
             .connector(connector)

@@ -88,6 +88,7 @@ fn random_clusters_become_even_and_stay_so() {
                 },
                 to: (random.below(8) == 0).then(|| "gone".to_owned()),
                 rests: false,
+                pinned: false,
             })
             .collect();
         let before = standing.clone();
@@ -168,6 +169,7 @@ fn one_worker_more_takes_its_share_and_no_more() {
             owner: Some(if n % 2 == 0 { "a" } else { "b" }.to_owned()),
             to: None,
             rests: false,
+            pinned: false,
         })
         .collect();
     let before = standing.clone();
@@ -196,6 +198,7 @@ fn what_rests_is_left_alone_and_the_last_worker_keeps_what_it_has() {
         owner: Some("a".to_owned()),
         to: None,
         rests: true,
+        pinned: false,
     };
     let two = [
         rests.clone(),
@@ -208,4 +211,23 @@ fn what_rests_is_left_alone_and_the_last_worker_keeps_what_it_has() {
     assert!(decide(&two, &living(&["a"], &["a"]), 5).is_empty());
     assert_eq!(decide(&two, &living(&["a", "b"], &["a"]), 5).len(), 2);
     assert!(decide(&two, &[], 5).is_empty());
+}
+
+#[test]
+fn what_is_pinned_stays_with_the_one_that_has_its_files() {
+    let pinned = |n, owner: Option<&str>| Standing {
+        unit: unit(n),
+        weight: 1,
+        owner: owner.map(str::to_owned),
+        to: None,
+        rests: false,
+        pinned: true,
+    };
+    // One that is gone may come back with them, and a drained one has them still.
+    let all: Vec<Standing> = (0..6)
+        .map(|n| pinned(n, Some(if n == 0 { "gone" } else { "a" })))
+        .collect();
+    assert!(decide(&all, &living(&["a", "b"], &[]), 9).is_empty());
+    assert!(decide(&all, &living(&["a", "b"], &["a"]), 9).is_empty());
+    assert_eq!(decide(&[pinned(9, None)], &living(&["a"], &[]), 9).len(), 1);
 }
