@@ -134,6 +134,7 @@ impl Broker {
         let settings = Settings::load(&catalog, config.clone()).await?;
         let live = settings.live();
         let groups = Groups::load(&catalog, clock.now_ms()).await?;
+        let patience = Duration::from_secs(config.keep_alive_interval_seconds);
         let core = Arc::new(Core {
             security: Security::new(live.security.clone(), grants)?,
             groups,
@@ -150,7 +151,7 @@ impl Broker {
             timers: Arc::new(Timers::default()),
             ledgers: storage.topics,
             catalog,
-            watchers: Watchers::default(),
+            watchers: Watchers::new(patience),
             transactions,
             remotes: OnceLock::new(),
             metrics: Metrics::default(),
@@ -889,22 +890,24 @@ impl Core {
         Ok(topics)
     }
 
-    pub(crate) async fn watch_topics(
+    /// Makes the list of a watcher, and answers its request.
+    pub(crate) async fn list_watched(
         &self,
-        peer: &Arc<Peer>,
+        key: u64,
         request: &CommandWatchTopicList,
-        namespace: NamespaceName,
-        pattern: Pattern,
+        namespace: &NamespaceName,
+        pattern: &Pattern,
     ) -> Result<(), BrokerError> {
-        self.watchers
-            .begin(peer, request, namespace.clone(), pattern)?;
-        match self.user_topics(&namespace).await {
-            Ok(topics) => {
-                self.watchers.listed(peer, request, topics);
-                Ok(())
+        if !self.watchers.listing(key) {
+            return Ok(());
+        }
+        match self.user_topics(namespace).await {
+            Ok(mut topics) => {
+                topics.retain(|topic| pattern.matches(topic));
+                self.watchers.listed(key, request, topics)
             }
             Err(error) => {
-                self.watchers.remove(peer, request.watcher_id);
+                self.watchers.unlisted(key);
                 Err(error)
             }
         }

@@ -6,7 +6,7 @@
 //! more: that bounds the memory.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 
 use bytes::{Bytes, BytesMut};
@@ -26,6 +26,8 @@ pub(crate) type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 pub(crate) struct Outbox {
     state: Mutex<State>,
     queued: AtomicUsize,
+    /// Since the connection began.
+    written: AtomicU64,
 }
 
 #[derive(Default)]
@@ -134,6 +136,12 @@ impl Outbox {
     /// `bytes` of what was taken are written.
     pub(crate) fn written(&self, bytes: usize) {
         self.queued.fetch_sub(bytes, Ordering::Relaxed);
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes that the client's side has taken so far.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 }
 

@@ -1,7 +1,13 @@
 //! Lists of topics as clients that subscribe by pattern see them: filtered, hashed, watched.
+//!
+//! What must hold: a watcher hears its list first, then each change that lasted, in order; what one
+//! connection makes us keep is bounded by its limits or, for its one watcher, by the topics that
+//! there are. News for a client that has much to read waits, merged, and goes when there is room;
+//! only a client that takes nothing at all for a keep-alive interval is closed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use geminga_model::{NamespaceName, TopicName};
@@ -27,6 +33,7 @@ const TELL_EVERY: Duration = Duration::from_millis(10);
 const PATTERN_BYTES_MAX: usize = 256 << 10;
 
 /// A topics pattern: matched against the whole name without its scheme and partition number.
+#[derive(Clone)]
 pub(crate) struct Pattern(Regex);
 
 impl Pattern {
@@ -58,34 +65,75 @@ pub(crate) fn topics_hash<'a>(topics: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// Everyone who watches lists of topics.
-#[derive(Default)]
 pub(crate) struct Watchers {
     all: Mutex<Vec<Watcher>>,
     /// Some have news.
     news: Notify,
+    next_key: AtomicU64,
+    /// How long a client may take nothing while there is news for it.
+    patience: Duration,
+    /// Names of all watchers of one connection.
+    names_per_peer_max: usize,
 }
 
 struct Watcher {
     peer: Arc<Peer>,
+    /// The client's number for it.
     id: u64,
+    /// Ours: a client may give a number again.
+    key: u64,
     namespace: NamespaceName,
     pattern: Pattern,
-    /// Its request is answered.
-    is_listed: bool,
+    stage: Stage,
+    /// Names that it will have when it is listed.
+    names_coming: usize,
     topics: BTreeSet<String>,
     /// What it was not told yet: a topic, and whether there is one now.
     news: BTreeMap<String, bool>,
+    /// Its news waits for room since then, when so many bytes had been written to it.
+    held: Option<(Instant, u64)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Its list is not begun: what changes will be in it.
+    Waiting,
+    /// Its list is being made: what changes is kept.
+    Listing,
+    /// Its request is answered.
+    Listed,
+}
+
+/// What became of the news for one watcher.
+#[derive(Debug, PartialEq, Eq)]
+enum Told {
+    /// There is none left.
+    All,
+    /// It waits until there is room for it.
+    Later,
+    /// The client reads nothing.
+    Closed,
 }
 
 impl Watchers {
-    /// Registers a watcher: what changes from now on is kept for it. `listed` must follow.
+    pub(crate) fn new(patience: Duration) -> Watchers {
+        Watchers {
+            all: Mutex::default(),
+            news: Notify::new(),
+            next_key: AtomicU64::new(0),
+            patience,
+            names_per_peer_max: NAMES_PER_PEER_MAX,
+        }
+    }
+
+    /// Registers a watcher, and returns its key. `listing` must follow, then `listed` or `unlisted`.
     pub(crate) fn begin(
         &self,
         peer: &Arc<Peer>,
         request: &CommandWatchTopicList,
         namespace: NamespaceName,
         pattern: Pattern,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<u64, BrokerError> {
         let mut all = self.all.lock();
         if peer.is_gone() {
             // Nobody would ever take it off.
@@ -95,61 +143,98 @@ impl Watchers {
         let own = all
             .iter()
             .filter(|watcher| Arc::ptr_eq(&watcher.peer, peer));
-        let (count, names) = own.fold((0, 0), |(count, names), watcher| {
-            (count + 1, names + watcher.topics.len())
-        });
-        if count >= WATCHERS_PER_PEER_MAX || names > NAMES_PER_PEER_MAX {
-            return Err(BrokerError::NotAllowed(
-                "too many topic list watchers".to_owned(),
-            ));
+        if own.count() >= WATCHERS_PER_PEER_MAX {
+            return Err(too_many());
         }
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
         all.push(Watcher {
             peer: peer.clone(),
             id: request.watcher_id,
+            key,
             namespace,
             pattern,
-            is_listed: false,
+            stage: Stage::Waiting,
+            names_coming: 0,
             topics: BTreeSet::new(),
             news: BTreeMap::new(),
+            held: None,
         });
-        Ok(())
+        Ok(key)
     }
 
-    /// Answers the request of a watcher. `topics` are those that there were at some time since it was
-    /// registered.
+    /// What changes from now on is kept for the watcher. False when it is closed.
+    pub(crate) fn listing(&self, key: u64) -> bool {
+        let mut all = self.all.lock();
+        let found = all.iter_mut().find(|watcher| watcher.key == key);
+        found.is_some_and(|watcher| {
+            watcher.stage = Stage::Listing;
+            true
+        })
+    }
+
+    /// Answers the request of a watcher. `topics` are those that match, of those that there were at
+    /// some time since `listing`. Others wait for the lock, so the work is done outside.
     pub(crate) fn listed(
         &self,
-        peer: &Arc<Peer>,
+        key: u64,
         request: &CommandWatchTopicList,
         topics: Vec<String>,
-    ) {
-        let mut all = self.all.lock();
-        let mut own = all.iter_mut();
-        let found = own.find(|watcher| watcher.is(peer, request.watcher_id) && !watcher.is_listed);
-        let Some(watcher) = found else {
+    ) -> Result<(), BrokerError> {
+        let Some(peer) = self.reserve(key, topics.len())? else {
             // Closed meanwhile.
-            return;
+            return Ok(());
         };
-        watcher.is_listed = true;
-        let matching = topics.into_iter().filter(|it| watcher.pattern.matches(it));
-        watcher.topics = matching.collect();
-        for (topic, exists) in std::mem::take(&mut watcher.news) {
-            match exists {
-                true => watcher.topics.insert(topic),
-                false => watcher.topics.remove(&topic),
-            };
-        }
-        let hash = topics_hash(watcher.topics.iter().map(String::as_str));
+        let topics = BTreeSet::from_iter(topics);
+        let hash = topics_hash(topics.iter().map(String::as_str));
         let same = request.topics_hash.as_deref() == Some(hash.as_str());
         peer.outbox.send(CommandWatchTopicListSuccess {
             request_id: request.request_id,
             watcher_id: request.watcher_id,
             topic: match same {
                 true => Vec::new(),
-                false => watcher.topics.iter().cloned().collect(),
+                false => topics.iter().cloned().collect(),
             },
             topics_hash: hash,
         });
+        let mut all = self.all.lock();
+        if let Some(watcher) = all.iter_mut().find(|watcher| watcher.key == key) {
+            watcher.stage = Stage::Listed;
+            watcher.names_coming = 0;
+            watcher.topics = topics;
+            for (topic, exists) in std::mem::take(&mut watcher.news) {
+                watcher.note(&topic, exists);
+            }
+            if !watcher.news.is_empty() {
+                self.news.notify_one();
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes off a watcher whose list cannot be made.
+    pub(crate) fn unlisted(&self, key: u64) {
+        self.all.lock().retain(|watcher| watcher.key != key);
+    }
+
+    /// Room for the names of a watcher, and whose it is; none when it is not there any more.
+    fn reserve(&self, key: u64, names: usize) -> Result<Option<Arc<Peer>>, BrokerError> {
+        let mut all = self.all.lock();
+        let Some(at) = all.iter().position(|watcher| watcher.key == key) else {
+            return Ok(None);
+        };
+        let peer = all[at].peer.clone();
+        let others = all
+            .iter()
+            .filter(|watcher| Arc::ptr_eq(&watcher.peer, &peer))
+            .map(|watcher| watcher.topics.len() + watcher.names_coming);
+        let others: usize = others.sum();
+        // However many topics there are, one watcher may have them all.
+        if others > 0 && others + names > self.names_per_peer_max {
+            all.swap_remove(at);
+            return Err(too_many());
+        }
+        all[at].names_coming = names;
+        Ok(Some(peer))
     }
 
     pub(crate) fn remove(&self, peer: &Arc<Peer>, id: u64) {
@@ -194,10 +279,22 @@ impl Watchers {
         loop {
             self.news.notified().await;
             let began = Instant::now();
-            self.all.lock().retain_mut(Watcher::tell);
+            let mut any_later = false;
+            self.all.lock().retain_mut(|watcher| {
+                let told = watcher.tell(began, self.patience);
+                any_later |= told == Told::Later;
+                told != Told::Closed
+            });
             tokio::time::sleep(TELL_EVERY.max(began.elapsed() * 10)).await;
+            if any_later {
+                self.news.notify_one();
+            }
         }
     }
+}
+
+fn too_many() -> BrokerError {
+    BrokerError::NotAllowed("too many topic list watchers, or topics that they watch".to_owned())
 }
 
 impl Watcher {
@@ -206,10 +303,14 @@ impl Watcher {
     }
 
     fn note(&mut self, topic: &str, exists: bool) {
-        if !self.is_listed {
-            // The last word on each.
-            self.news.insert(topic.to_owned(), exists);
-            return;
+        match self.stage {
+            Stage::Waiting => return,
+            Stage::Listing => {
+                // The last word on each.
+                self.news.insert(topic.to_owned(), exists);
+                return;
+            }
+            Stage::Listed => {}
         }
         let is_change = match exists {
             true => self.topics.insert(topic.to_owned()),
@@ -221,16 +322,26 @@ impl Watcher {
         }
     }
 
-    /// Tells what is new; false for a client that does not read what it is told.
-    fn tell(&mut self) -> bool {
-        if self.news.is_empty() || !self.is_listed {
-            return true;
+    /// Tells what is new, when there is room.
+    fn tell(&mut self, now: Instant, patience: Duration) -> Told {
+        if self.news.is_empty() || self.stage != Stage::Listed {
+            return Told::All;
         }
         if !self.peer.takes_replies() {
+            let written = self.peer.outbox.written_bytes();
+            let since = match self.held {
+                Some((since, before)) if before == written => since,
+                _ => now,
+            };
+            self.held = Some((since, written));
+            if now.duration_since(since) < patience {
+                return Told::Later;
+            }
             tracing::info!(peer = %self.peer.address, "closed: it reads no news of topics");
             self.peer.outbox.abort();
-            return false;
+            return Told::Closed;
         }
+        self.held = None;
         let (new, deleted): (Vec<_>, Vec<_>) = std::mem::take(&mut self.news)
             .into_iter()
             .partition(|(_, exists)| *exists);
@@ -241,13 +352,135 @@ impl Watcher {
             deleted_topics: names(deleted),
             topics_hash: topics_hash(self.topics.iter().map(String::as_str)),
         });
-        true
+        Told::All
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::VecDeque;
+    use std::task::Waker;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn topic(number: usize) -> String {
+        format!("persistent://public/default/t{number}")
+    }
+
+    fn request(watcher_id: u64) -> CommandWatchTopicList {
+        CommandWatchTopicList {
+            watcher_id,
+            ..CommandWatchTopicList::default()
+        }
+    }
+
+    /// A watcher of everything that was told of so many topics.
+    fn watch(
+        watchers: &Watchers,
+        peer: &Arc<Peer>,
+        id: u64,
+        topics: usize,
+    ) -> Result<u64, BrokerError> {
+        let namespace = "public/default".parse().unwrap();
+        let pattern = Pattern::new(".*").unwrap();
+        let key = watchers.begin(peer, &request(id), namespace, pattern)?;
+        assert!(watchers.listing(key));
+        watchers.listed(key, &request(id), (0..topics).map(topic).collect())?;
+        Ok(key)
+    }
+
+    fn tell(watchers: &Watchers, now: Instant) -> Told {
+        watchers.all.lock()[0].tell(now, PATIENCE)
+    }
+
+    /// What the connection's task would do: bytes that it wrote, and whether it is to end.
+    fn write(peer: &Peer, bytes_max: usize) -> (usize, bool) {
+        let taken = peer.outbox.take(&mut VecDeque::new(), Waker::noop());
+        let bytes = peer.outbox.queued_bytes().min(bytes_max);
+        peer.outbox.written(bytes);
+        (bytes, taken.aborted)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_waits_for_a_client_that_has_much_to_read() {
+        let watchers = Watchers::new(PATIENCE);
+        let peer = Peer::new(1, "client".to_owned(), false, 1_000, 0);
+        watch(&watchers, &peer, 1, 100).unwrap();
+        assert!(!peer.takes_replies());
+        watchers.changed(&topic(100).parse().unwrap(), true);
+        // It reads slowly, and for longer than the time in which it must read something.
+        let mut now = Instant::now();
+        while !peer.takes_replies() {
+            assert_eq!(tell(&watchers, now), Told::Later);
+            now += PATIENCE / 2;
+            assert_eq!(write(&peer, 100), (100, false));
+        }
+        write(&peer, usize::MAX);
+        assert_eq!(tell(&watchers, now), Told::All);
+        assert!(write(&peer, usize::MAX).0 > 0, "the news");
+        assert_eq!(tell(&watchers, now), Told::All);
+        assert_eq!(write(&peer, usize::MAX), (0, false), "nothing twice");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_closed() {
+        let watchers = Watchers::new(PATIENCE);
+        let peer = Peer::new(1, "client".to_owned(), false, 1_000, 0);
+        watch(&watchers, &peer, 1, 100).unwrap();
+        watchers.changed(&topic(100).parse().unwrap(), true);
+        let now = Instant::now();
+        assert_eq!(tell(&watchers, now), Told::Later);
+        assert_eq!(tell(&watchers, now + PATIENCE / 2), Told::Later);
+        assert_eq!(tell(&watchers, now + PATIENCE), Told::Closed);
+        assert!(write(&peer, 0).1);
+    }
+
+    #[test]
+    fn the_lists_of_one_connection_are_bounded_together() {
+        let watchers = Watchers {
+            names_per_peer_max: 10,
+            ..Watchers::new(PATIENCE)
+        };
+        let peer = |id| Peer::new(id, "client".to_owned(), false, 1 << 20, 0);
+        let (one, other) = (peer(1), peer(2));
+        watch(&watchers, &one, 1, 12).unwrap();
+        watch(&watchers, &other, 1, 4).unwrap();
+        watch(&watchers, &other, 2, 4).unwrap();
+        for (peer, topics) in [(&one, 1), (&other, 3)] {
+            let refused = watch(&watchers, peer, 3, topics).unwrap_err();
+            assert!(matches!(refused, BrokerError::NotAllowed(_)), "{refused}");
+        }
+        assert_eq!(watchers.all.lock().len(), 3, "none is left of the refused");
+        watch(&watchers, &other, 3, 2).unwrap();
+        // The same number again takes the place of the first.
+        watch(&watchers, &other, 2, 4).unwrap();
+    }
+
+    #[test]
+    fn a_watcher_hears_its_list_and_then_what_changed_meanwhile() {
+        let watchers = Watchers::new(PATIENCE);
+        let peer = Peer::new(1, "client".to_owned(), false, 1 << 20, 0);
+        let namespace: NamespaceName = "public/default".parse().unwrap();
+        let pattern = Pattern::new(".*").unwrap();
+        let key = watchers
+            .begin(&peer, &request(1), namespace, pattern)
+            .unwrap();
+        let changed = |number, exists| watchers.changed(&topic(number).parse().unwrap(), exists);
+        changed(0, true);
+        assert!(watchers.listing(key));
+        changed(1, true);
+        changed(2, true);
+        changed(3, false);
+        changed(4, false);
+        let listed = [0, 1, 3].map(topic).to_vec();
+        watchers.listed(key, &request(1), listed).unwrap();
+        let all = watchers.all.lock();
+        let left: Vec<_> = all[0].topics.iter().cloned().collect();
+        assert_eq!(left, [0, 1, 2].map(topic));
+        let news: Vec<_> = all[0].news.clone().into_iter().collect();
+        assert_eq!(news, [(topic(2), true), (topic(3), false)]);
+    }
 
     #[test]
     fn trap_17_hash_is_of_sorted_names_in_little_endian_hex() {

@@ -11,8 +11,12 @@ use geminga_proto::pb::{
     CommandPartitionedTopicMetadataResponse,
 };
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::Connection;
+use crate::broker::Core;
 use crate::error::BrokerError;
+use crate::peer::Peer;
 use crate::topic_list::{Pattern, topics_hash};
 
 /// How often a client that reads slowly is looked at again.
@@ -92,16 +96,7 @@ impl Connection {
         let request_id = request.request_id;
         let (core, peer) = (self.core.clone(), self.peer.clone());
         self.request("list topics", async move {
-            // A list may have millions of names, and a client may ask hundreds of times at once.
-            let turn = loop {
-                while !peer.takes_replies() && !peer.is_gone() {
-                    tokio::time::sleep(LISTING_WAIT).await;
-                }
-                let turn = core.listing.clone().acquire_owned().await;
-                if peer.takes_replies() || peer.is_gone() {
-                    break turn;
-                }
-            };
+            let turn = core.listing_turn(&peer).await;
             let result = topics(&core, &request).await;
             move |connection: &mut Connection| {
                 match result {
@@ -114,8 +109,25 @@ impl Connection {
     }
 }
 
+impl Core {
+    /// Waits until it may make a list of topics for that client, which holds the turn until the
+    /// list is queued: a list may have millions of names, and a client may ask hundreds of times at
+    /// once.
+    pub(super) async fn listing_turn(&self, peer: &Peer) -> Option<OwnedSemaphorePermit> {
+        loop {
+            while !peer.takes_replies() && !peer.is_gone() {
+                tokio::time::sleep(LISTING_WAIT).await;
+            }
+            let turn = self.listing.clone().acquire_owned().await;
+            if peer.takes_replies() || peer.is_gone() {
+                return turn.ok();
+            }
+        }
+    }
+}
+
 async fn topics(
-    core: &crate::broker::Core,
+    core: &Core,
     request: &CommandGetTopicsOfNamespace,
 ) -> Result<CommandGetTopicsOfNamespaceResponse, BrokerError> {
     let namespace = core.parse_namespace(&request.namespace)?;

@@ -20,17 +20,27 @@ impl Connection {
             return self.refuse(request_id, &BrokerError::NotAllowed(text));
         }
         let (core, peer) = (self.core.clone(), self.peer.clone());
-        self.request("watch topics", async move {
-            let result = async {
-                let namespace = core.parse_namespace(&request.namespace)?;
+        // Registered before the next command is read: that may close it.
+        let begun = core
+            .parse_namespace(&request.namespace)
+            .and_then(|namespace| {
                 let pattern = Pattern::new(&request.topics_pattern)?;
-                core.watch_topics(&peer, &request, namespace, pattern).await
-            };
-            let result = result.await;
+                let of = (namespace.clone(), pattern.clone());
+                let key = core.watchers.begin(&peer, &request, of.0, of.1)?;
+                Ok((key, namespace, pattern))
+            });
+        let (key, namespace, pattern) = match begun {
+            Ok(begun) => begun,
+            Err(reason) => return self.refuse(request_id, &reason),
+        };
+        self.request("watch topics", async move {
+            let turn = core.listing_turn(&peer).await;
+            let result = core.list_watched(key, &request, &namespace, &pattern).await;
             move |connection: &mut Connection| {
                 if let Err(reason) = result {
                     connection.refuse(request_id, &reason);
                 }
+                drop(turn);
             }
         });
     }

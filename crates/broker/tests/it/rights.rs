@@ -301,6 +301,7 @@ async fn names_and_properties_have_a_size() {
 async fn a_watcher_that_does_not_read_is_closed() {
     let config = BrokerConfig {
         geminga_outbox_bytes_max: 1,
+        keep_alive_interval_seconds: 1,
         ..BrokerConfig::default()
     };
     let server = Server::with(config).await;
