@@ -14,7 +14,7 @@ pub struct ManagedConfig {
     /// Acks without a receipt are written after this time at the latest.
     pub ack_flush_interval_ms: u64,
     /// Memory for the acks of one cursor, counted in ranges of about 40 bytes (4,096 messages with
-    /// more than 32 holes count for 16); further holes are refused. Above the most messages that a
+    /// more than 32 holes count for 16, parts of a batch of 320 for 2); further holes are refused. Above the most messages that a
     /// subscription may have unacked.
     pub cursor_ranges_max: usize,
 }

@@ -12,6 +12,8 @@ use std::ops::Range;
 
 /// Words that a batch's ack set may have: 64 messages each.
 pub const ACK_SET_WORDS_MAX: usize = 16 << 10;
+/// Words that take as much memory as a range.
+const WORDS_PER_RANGE: usize = 5;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AckState {
@@ -19,6 +21,8 @@ pub struct AckState {
     acked: RangeSet,
     /// For batches acked in part: bit 1 = still to be acked.
     batches: BTreeMap<u64, Box<[u64]>>,
+    /// Words of all of them.
+    batch_words: usize,
 }
 
 impl AckState {
@@ -44,6 +48,12 @@ impl AckState {
     #[must_use]
     pub fn batches(&self) -> &BTreeMap<u64, Box<[u64]>> {
         &self.batches
+    }
+
+    /// What it takes in memory, in ranges: a client may say that a batch has very many messages.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.acked.weight() + self.batches.len() + self.batch_words / WORDS_PER_RANGE
     }
 
     #[must_use]
@@ -73,7 +83,8 @@ impl AckState {
         if !self.batches.is_empty() {
             let gone: Vec<u64> = self.batches.range(start..range.end).map(|b| *b.0).collect();
             for offset in gone {
-                self.batches.remove(&offset);
+                let words = self.batches.remove(&offset);
+                self.batch_words -= words.map_or(0, |words| words.len());
             }
         }
         self.advance();
@@ -98,10 +109,12 @@ impl AckState {
                 }
                 known
             }
-            None => self
-                .batches
-                .entry(offset)
-                .or_insert_with(|| remaining.iter().copied().take(ACK_SET_WORDS_MAX).collect()),
+            None => {
+                let words = remaining.iter().copied().take(ACK_SET_WORDS_MAX);
+                let words: Box<[u64]> = words.collect();
+                self.batch_words += words.len();
+                self.batches.entry(offset).or_insert(words)
+            }
         };
         if set.iter().any(|word| *word != 0) {
             return false;
@@ -115,7 +128,8 @@ impl AckState {
         let before = (self.next, self.acked.covered(), self.batches.len());
         self.next = self.next.min(end);
         self.acked.remove_from(end);
-        self.batches.split_off(&end);
+        let gone = self.batches.split_off(&end);
+        self.batch_words -= gone.values().map(|words| words.len()).sum::<usize>();
         before != (self.next, self.acked.covered(), self.batches.len())
     }
 
@@ -159,7 +173,7 @@ impl AckState {
                 if *first.key() >= end {
                     break;
                 }
-                first.remove();
+                self.batch_words -= first.remove().len();
             }
         }
     }
@@ -289,6 +303,8 @@ mod tests {
         let backlog = (0..45).filter(|at| model.left(*at) != 0).count() as u64;
         assert_eq!(state.unacked(45), backlog);
         assert_eq!(state.next(), state.next_unacked(0));
+        let words: usize = state.batches().values().map(|words| words.len()).sum();
+        assert_eq!(state.batch_words, words);
     }
 
     fn encoded(state: &AckState) -> Vec<u8> {

@@ -245,9 +245,11 @@ impl Cursor {
     fn is_full(&self, state: &CellState, offset: u64) -> bool {
         let max = self.topic.shared().config.cursor_ranges_max;
         let acks = &state.acks;
-        acks.acked().weight() + acks.batches().len() >= max
+        // More of a batch that is acked in part takes no more room.
+        acks.weight() >= max
             && offset > acks.next()
             && acks.acked().would_grow(offset)
+            && !acks.batches().contains_key(&offset)
     }
 
     fn too_many(&self) -> ManagedError {
@@ -258,7 +260,7 @@ impl Cursor {
     }
 }
 
-/// Bits beyond the batch's size mean nothing.
+/// Bits beyond the batch's size mean nothing, and words of zeros at the end neither.
 fn words(remaining: &[i64], batch_size: u32) -> Vec<u64> {
     let mut words: Vec<u64> = remaining
         .iter()
@@ -273,5 +275,7 @@ fn words(remaining: &[i64], batch_size: u32) -> Vec<u64> {
             }
         }
     }
+    let end = words.iter().rposition(|word| *word != 0);
+    words.truncate(end.map_or(0, |last| last + 1));
     words
 }

@@ -537,3 +537,34 @@ async fn a_cursor_refuses_more_holes_than_it_may_have() {
     assert_eq!(cursor.mark_delete(), at[2]);
     cursor.ack(&[at[8]]).unwrap();
 }
+
+/// Whoever acks says how many messages a batch has: each such part may be 128 KiB large.
+#[tokio::test]
+async fn large_parts_of_batches_count_for_many_holes() {
+    let config = ManagedConfig {
+        cursor_ranges_max: 100,
+        ..ManagedConfig::default()
+    };
+    let server = Server::start(MemoryImage::default(), config).await;
+    let (topic, watch) = watched(&server, "t").await;
+    let at = fill(&topic, &watch, 0, 60).await;
+    let cursor = topic
+        .open_cursor("sub", Initial::Earliest, Properties::new())
+        .await
+        .unwrap();
+    // Zeros at the end take no room.
+    for position in &at[..30] {
+        let mut left = [0; 10_000];
+        left[0] = 1;
+        assert!(!cursor.ack_batch(*position, &left, 0).unwrap());
+    }
+    assert_eq!(cursor.batch_ack_set(at[0]), Some(vec![1]));
+    assert!(!cursor.ack_batch(at[30], &[-1; 10_000], u32::MAX).unwrap());
+    let refused = cursor.ack_batch(at[31], &[1], 2).unwrap_err();
+    assert!(matches!(
+        refused,
+        ManagedError::TooManyRanges { max: 100, .. }
+    ));
+    cursor.ack(&at[30..31]).unwrap();
+    assert!(!cursor.ack_batch(at[31], &[1], 2).unwrap());
+}
