@@ -2,8 +2,8 @@
 //!
 //! Kept per partitioned parent, so that all partitions share them. A definition that is already
 //! known returns its version; a new one must be allowed by the strategy in force (`compatibility`
-//! decides). A deletion is a version without a schema: what is before it does not count any more.
-//! With force, all versions go.
+//! decides). A deletion is a version without a schema: what is before it is removed, and numbers go on
+//! behind it. With force, all versions go, and numbers begin anew.
 
 mod avro;
 mod compatibility;
@@ -42,7 +42,7 @@ const TYPE_AUTO_CONSUME: i32 = 21;
 const VERSIONS_MAX: usize = 1_000;
 /// Of one schema: its definition, name and properties.
 const BYTES_MAX: usize = 512 << 10;
-/// Of all versions of one topic's schema, deleted ones too: they are read as a whole.
+/// Of all versions of one topic's schema: they are read as a whole.
 const HISTORY_BYTES_MAX: usize = 16 << 20;
 /// Schemas of so many topics are read and compared at once: the rest waits, so that memory and
 /// processors are left to others.
@@ -157,7 +157,7 @@ impl Schemas {
         self.reading.acquire().await.ok()
     }
 
-    /// Deletions and what they deleted too.
+    /// The last deletion too, and what an interrupted one has left.
     async fn history(&self, topic: &TopicName) -> Result<Versions, BrokerError> {
         let path = path(topic);
         let found = self.catalog.scan::<StoredSchema>(&path).await?;
@@ -222,7 +222,6 @@ impl Schemas {
         let _turn = self.turn().await;
         let history = self.history(topic).await?;
         let next = next(&history);
-        let bytes: usize = history.iter().map(|(_, stored)| stored.size()).sum();
         let all = live(history);
         if let Some(version) = find(&all, schema) {
             return Ok(version);
@@ -234,9 +233,11 @@ impl Schemas {
         }
         check(&all, schema, strategy)?;
         let stored = StoredSchema::new(schema, now_ms);
+        let bytes: usize = all.iter().map(|(_, stored)| stored.size()).sum();
         if bytes + stored.size() > HISTORY_BYTES_MAX {
             return Err(BrokerError::IncompatibleSchema(format!(
-                "all versions of a schema together are larger than {HISTORY_BYTES_MAX} bytes"
+                "all versions of a schema together are larger than {HISTORY_BYTES_MAX} bytes: \
+                 deleting the schema makes room"
             )));
         }
         self.add(topic, next, &stored).await?;
@@ -253,12 +254,23 @@ impl Schemas {
         let _turn = self.turn().await;
         let history = self.history(topic).await?;
         let next = next(&history);
-        if live(history).is_empty() {
-            return Ok(None);
+        let versions: Vec<u64> = history.iter().map(|(version, _)| *version).collect();
+        let is_deleted = live(history).is_empty();
+        if !is_deleted {
+            self.add(topic, next, &StoredSchema::deletion(now_ms))
+                .await?;
         }
-        self.add(topic, next, &StoredSchema::deletion(now_ms))
-            .await?;
-        Ok(Some(next))
+        // From the first one on, so that nothing old comes to light again when this is interrupted;
+        // the deletion stays.
+        let last = if is_deleted {
+            next.saturating_sub(1)
+        } else {
+            next
+        };
+        for version in versions.into_iter().filter(|version| *version < last) {
+            self.catalog.delete(&key(topic, version)).await?;
+        }
+        Ok((!is_deleted).then_some(next))
     }
 
     /// Removes all versions, as if there had never been one.

@@ -360,8 +360,14 @@ async fn schemas_have_a_size_alone_and_together() {
         assert!(taken < 100);
     }
     assert!(taken > 20, "{taken}");
-    // What is there goes on to be found, and a way out is open.
+    // What is there goes on to be found, and two ways out are open.
     assert_eq!(create(schema(3, 500 << 10)).await.unwrap(), 3);
+    let deletion = server.broker.delete_schema(&topic, false).await.unwrap();
+    assert_eq!(deletion, Some(taken as u64));
+    for number in 0..20 {
+        let version = create(schema(number, 500 << 10)).await.unwrap();
+        assert_eq!(version, (taken + 1 + number) as u64);
+    }
     server.broker.delete_schema(&topic, true).await.unwrap();
     assert_eq!(create(schema(99, 500 << 10)).await.unwrap(), 0);
 }
