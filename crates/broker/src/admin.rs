@@ -65,27 +65,30 @@ impl Broker {
     pub async fn create_tenant(&self, tenant: &str, info: TenantInfo) -> Result<(), BrokerError> {
         NamespaceName::new(tenant, "check")
             .map_err(|error| BrokerError::PreconditionFailed(error.to_string()))?;
-        let put = self
-            .core
-            .catalog
-            .put(&tenant_key(tenant), &info, Expected::Absent)
-            .await;
-        already(put, "Tenant already exist")?;
-        let grants = &self.core.security.grants;
-        grants.set_tenant(tenant, Some(info.admin_roles));
-        Ok(())
+        let (core, tenant) = (self.core.clone(), tenant.to_owned());
+        let create = async move {
+            let key = tenant_key(&tenant);
+            let put = core.catalog.put(&key, &info, Expected::Absent).await;
+            already(put, "Tenant already exist")?;
+            let grants = &core.security.grants;
+            grants.set_tenant(&tenant, Some(info.admin_roles));
+            Ok(())
+        };
+        self.core.uncancelled(create).await
     }
 
     pub async fn update_tenant(&self, tenant: &str, info: TenantInfo) -> Result<(), BrokerError> {
         self.tenant(tenant).await?;
-        self.core
-            .catalog
-            .put(&tenant_key(tenant), &info, Expected::Any)
-            .await?;
-        let grants = &self.core.security.grants;
-        grants.set_tenant(tenant, Some(info.admin_roles));
-        self.core.rights_changed();
-        Ok(())
+        let (core, tenant) = (self.core.clone(), tenant.to_owned());
+        let update = async move {
+            let key = tenant_key(&tenant);
+            core.catalog.put(&key, &info, Expected::Any).await?;
+            let grants = &core.security.grants;
+            grants.set_tenant(&tenant, Some(info.admin_roles));
+            core.rights_changed();
+            Ok(())
+        };
+        self.core.uncancelled(update).await
     }
 
     /// Only one without namespaces.
@@ -96,9 +99,13 @@ impl Broker {
                 "The tenant still has active namespaces".to_owned(),
             ));
         }
-        self.core.catalog.delete(&tenant_key(tenant)).await?;
-        self.core.security.grants.set_tenant(tenant, None);
-        Ok(())
+        let (core, tenant) = (self.core.clone(), tenant.to_owned());
+        let delete = async move {
+            core.catalog.delete(&tenant_key(&tenant)).await?;
+            core.security.grants.set_tenant(&tenant, None);
+            Ok(())
+        };
+        self.core.uncancelled(delete).await
     }
 
     // Namespaces
@@ -123,7 +130,22 @@ impl Broker {
         namespace: &NamespaceName,
         policies: Policies,
     ) -> Result<(), BrokerError> {
+        let (broker, namespace) = (self.clone(), namespace.clone());
+        let create = async move { broker.create_namespace_now(&namespace, policies).await };
+        self.core.uncancelled(create).await
+    }
+
+    async fn create_namespace_now(
+        &self,
+        namespace: &NamespaceName,
+        policies: Policies,
+    ) -> Result<(), BrokerError> {
         self.tenant(namespace.tenant()).await?;
+        // Held until the namespace names its group: till then that could be deleted.
+        let _groups = match &policies.resource_group {
+            Some(group) => Some(self.lock_group(group).await?),
+            None => None,
+        };
         let key = namespace_key(namespace.as_str());
         let put = self
             .core

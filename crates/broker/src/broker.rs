@@ -15,7 +15,7 @@ use geminga_storage::managed::{ManagedLedger, ManagedLedgers, OpenOptions};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::auth::grants::Grants;
 use crate::auth::{AuthError, Credentials, Need, Security, Session};
@@ -86,6 +86,8 @@ pub(crate) struct Core {
     pub(crate) listing: Arc<Semaphore>,
     /// Places for TLS handshakes.
     handshakes: Arc<Semaphore>,
+    /// Handshakes under way.
+    shaking: Arc<AtomicUsize>,
     /// Topics that are being compacted, over unloads.
     pub(crate) compacting: Mutex<HashSet<TopicName>>,
     topics: Mutex<HashMap<TopicName, Arc<OnceCell<Arc<Topic>>>>>,
@@ -158,6 +160,7 @@ impl Broker {
             loading: Semaphore::new(LOADS_MAX),
             listing: Arc::new(Semaphore::new(LISTINGS_MAX)),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            shaking: Arc::default(),
             compacting: Mutex::new(HashSet::new()),
             topics: Mutex::new(HashMap::new()),
             empty_ledger: OnceCell::new(),
@@ -326,9 +329,20 @@ impl Broker {
         self.serve(stream, (None, None), address, false);
     }
 
-    /// Asks whoever runs this broker to stop it.
-    pub fn request_shutdown(&self) {
-        self.core.shutdown.send_replace(true);
+    /// Asks whoever runs this broker to stop it. With a pause the topics are unloaded first, one in
+    /// each: that goes on when the caller does not wait.
+    pub fn request_shutdown(&self, pause: Option<Duration>) {
+        let core = self.core.clone();
+        let unload = async move {
+            if let Some(pause) = pause {
+                for topic in core.loaded() {
+                    core.unload(&topic).await;
+                    tokio::time::sleep(pause).await;
+                }
+            }
+            core.shutdown.send_replace(true);
+        };
+        self.core.tasks.spawn_cancellable("shutdown", unload);
     }
 
     /// Until somebody asked for it.
@@ -402,9 +416,8 @@ impl Broker {
                 }
             };
             let max = self.core.config.broker_max_connections;
-            // Who shakes hands is nearly one; the place of this one is not yet used.
-            let shaking = HANDSHAKES_MAX - handshakes.available_permits();
-            let shaking = shaking - usize::from(place.is_some());
+            // Who shakes hands is nearly one.
+            let shaking = self.core.shaking.load(Ordering::Acquire);
             if max > 0 && self.core.peers.lock().len() + shaking >= max {
                 tracing::warn!(%address, max, "refused: brokerMaxConnections is reached");
                 continue;
@@ -428,13 +441,14 @@ impl Broker {
             return self.serve(stream, (None, bound), address, false);
         };
         let broker = self.clone();
+        let shaking = Shaking::begin(&self.core.shaking);
         self.connections
             .spawn("TLS handshake", OnError::Log, async move {
                 match tls.accept(stream).await {
                     Ok((stream, name)) => broker.serve(stream, (name, bound), address, false),
                     Err(error) => tracing::info!(address, %error, "no TLS connection was made"),
                 }
-                drop(place);
+                drop((shaking, place));
                 Ok::<(), std::convert::Infallible>(())
             });
     }
@@ -913,6 +927,23 @@ impl Core {
         }
     }
 
+    /// Runs a change to its end, also when whoever asked for it goes away meanwhile: what is stored
+    /// must come into force.
+    pub(crate) async fn uncancelled<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, BrokerError>> + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        let (tx, rx) = oneshot::channel();
+        let change = Box::pin(change);
+        self.tasks.spawn("change", OnError::Log, async move {
+            // Nobody may wait for it any more.
+            drop(tx.send(change.await));
+            Ok::<(), std::convert::Infallible>(())
+        });
+        let gone = |_| BrokerError::Unknown("the change broke off".to_owned());
+        rx.await.map_err(gone)?
+    }
+
     // Connections
 
     pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
@@ -958,6 +989,22 @@ impl Core {
         while self.publishing.used() > 0 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+}
+
+/// A handshake under way; over when this is dropped.
+struct Shaking(Arc<AtomicUsize>);
+
+impl Shaking {
+    fn begin(count: &Arc<AtomicUsize>) -> Shaking {
+        count.fetch_add(1, Ordering::AcqRel);
+        Shaking(count.clone())
+    }
+}
+
+impl Drop for Shaking {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -1,6 +1,7 @@
 //! How much may pass in a time: a token bucket. Pure: time is an argument.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
 use crate::policies::{DispatchRate, PublishRate, SubscribeRate};
 
@@ -134,15 +135,20 @@ impl Limiter {
 }
 
 /// Who subscribes: the client's host, the consumer's name and its number in its connection.
-pub(crate) type Subscriber = (String, String, u64);
+pub(crate) type Subscriber<'a> = (&'a str, &'a str, u64);
+
+/// Consumers that are told apart in one period: who gives itself ever new names finds an end.
+const SUBSCRIBERS_MAX: usize = 100_000;
 
 /// How often each consumer may subscribe in a period.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct SubscribeLimiter {
     rate: SubscribeRate,
     began_ms: u64,
-    /// In this period.
-    counts: HashMap<Subscriber, i64>,
+    /// In this period, by the hash of the subscriber: names may be long.
+    counts: HashMap<u64, i64>,
+    /// Nobody can choose names that share a hash.
+    hasher: RandomState,
 }
 
 impl SubscribeLimiter {
@@ -151,6 +157,7 @@ impl SubscribeLimiter {
             rate,
             began_ms: now_ms,
             counts: HashMap::new(),
+            hasher: RandomState::new(),
         }
     }
 
@@ -159,7 +166,7 @@ impl SubscribeLimiter {
     }
 
     /// Whether that one may subscribe now; if so, it counts.
-    pub(crate) fn allows(&mut self, who: Subscriber, now_ms: u64) -> bool {
+    pub(crate) fn allows(&mut self, who: Subscriber<'_>, now_ms: u64) -> bool {
         if !self.is_limited() {
             return true;
         }
@@ -167,6 +174,10 @@ impl SubscribeLimiter {
         if now_ms.saturating_sub(self.began_ms) >= period_ms {
             self.began_ms = now_ms;
             self.counts.clear();
+        }
+        let who = self.hasher.hash_one(who);
+        if self.counts.len() >= SUBSCRIBERS_MAX && !self.counts.contains_key(&who) {
+            return false;
         }
         let count = self.counts.entry(who).or_default();
         *count += 1;
@@ -205,7 +216,7 @@ mod tests {
             rate_period_in_second: 30,
         };
         let mut limiter = SubscribeLimiter::new(rate, 0);
-        let who = |id| ("host".to_owned(), "c".to_owned(), id);
+        let who = |id| ("host", "c", id);
         let got: Vec<bool> = [(1, 0), (1, 1), (1, 2), (2, 2), (1, 29_999), (1, 30_000)]
             .into_iter()
             .map(|(id, now_ms)| limiter.allows(who(id), now_ms))
@@ -214,6 +225,19 @@ mod tests {
         let mut none = SubscribeLimiter::new(SubscribeRate::default(), 0);
         assert!((0..100).all(|_| none.allows(who(1), 0)));
         assert!(none.counts.is_empty());
+    }
+
+    #[test]
+    fn who_gives_itself_ever_new_names_finds_an_end() {
+        let rate = SubscribeRate {
+            subscribe_throttling_rate_per_consumer: 1,
+            rate_period_in_second: 30,
+        };
+        let mut limiter = SubscribeLimiter::new(rate, 0);
+        let mut subscribe = |id, now_ms| limiter.allows(("host", "c", id), now_ms);
+        let count = (0..200_000).filter(|id| subscribe(*id, 0)).count();
+        assert_eq!(count, SUBSCRIBERS_MAX);
+        assert!(subscribe(200_000, 30_000), "the next period");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! `/resource-groups/<name>` is a JSON of [`ResourceGroup`]; all are in memory too. A namespace names
 //! its group in its policies, and each of its topics asks the group's limiters beside its own. What
 //! must hold: a group that a namespace names exists, and a changed limit holds from its answer on for
-//! topics that are loaded already: they keep the group, not its numbers.
+//! topics that are loaded already: they keep the group, not its numbers, and whoever waits for the old
+//! limit is looked at again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -126,6 +127,16 @@ impl Broker {
         name: &str,
         given: ResourceGroup,
     ) -> Result<(), BrokerError> {
+        let (broker, name) = (self.clone(), name.to_owned());
+        let change = async move { broker.put_resource_group_now(&name, given).await };
+        self.core.uncancelled(change).await
+    }
+
+    async fn put_resource_group_now(
+        &self,
+        name: &str,
+        given: ResourceGroup,
+    ) -> Result<(), BrokerError> {
         let groups = &self.core.groups;
         let _one = groups.changing.lock().await;
         let limits = given.over(self.resource_group(name).unwrap_or_default());
@@ -137,6 +148,11 @@ impl Broker {
             Some((stored, group)) => {
                 *stored = limits;
                 group.change(limits, now_ms);
+                let group = group.clone();
+                drop(known);
+                for topic in self.core.loaded() {
+                    topic.group_changed(&group);
+                }
             }
             None => {
                 let group = Arc::new(Group::new(limits, now_ms));
@@ -148,6 +164,12 @@ impl Broker {
 
     /// One that no namespace names.
     pub async fn delete_resource_group(&self, name: &str) -> Result<(), BrokerError> {
+        let (broker, name) = (self.clone(), name.to_owned());
+        let change = async move { broker.delete_resource_group_now(&name).await };
+        self.core.uncancelled(change).await
+    }
+
+    async fn delete_resource_group_now(&self, name: &str) -> Result<(), BrokerError> {
         let groups = &self.core.groups;
         let _one = groups.changing.lock().await;
         if self.resource_group(name).is_none() {
@@ -167,25 +189,40 @@ impl Broker {
         Ok(())
     }
 
+    /// No group changes as long as the guard is held. The group must be there.
+    pub(crate) async fn lock_group(
+        &self,
+        name: &str,
+    ) -> Result<tokio::sync::MutexGuard<'_, ()>, BrokerError> {
+        let one = self.core.groups.changing.lock().await;
+        match self.resource_group(name) {
+            Some(_) => Ok(one),
+            None => Err(BrokerError::PreconditionFailed(
+                "ResourceGroup does not exist".to_owned(),
+            )),
+        }
+    }
+
     /// Puts a namespace's topics under a group's limits, or under none.
     pub async fn set_resource_group(
         &self,
         namespace: &geminga_model::NamespaceName,
         name: Option<&str>,
     ) -> Result<(), BrokerError> {
-        let _one = self.core.groups.changing.lock().await;
-        if let Some(name) = name
-            && self.resource_group(name).is_none()
-        {
-            return Err(BrokerError::PreconditionFailed(
-                "ResourceGroup does not exist".to_owned(),
-            ));
-        }
-        self.update_policies(namespace, |policies| {
-            policies.resource_group = name.map(str::to_owned);
-            Ok(())
-        })
-        .await
+        let (broker, namespace) = (self.clone(), namespace.clone());
+        let name = name.map(str::to_owned);
+        let change = async move {
+            let _one = match &name {
+                Some(name) => broker.lock_group(name).await?,
+                None => broker.core.groups.changing.lock().await,
+            };
+            let change = |policies: &mut Policies| {
+                policies.resource_group.clone_from(&name);
+                Ok(())
+            };
+            broker.update_policies(&namespace, change).await
+        };
+        self.core.uncancelled(change).await
     }
 }
 

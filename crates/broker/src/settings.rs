@@ -162,6 +162,13 @@ impl Broker {
     }
 
     async fn update_settings(&self, name: &str, text: Option<&str>) -> Result<(), BrokerError> {
+        let broker = self.clone();
+        let (name, text) = (name.to_owned(), text.map(str::to_owned));
+        let change = async move { broker.update_settings_now(&name, text.as_deref()).await };
+        self.core.uncancelled(change).await
+    }
+
+    async fn update_settings_now(&self, name: &str, text: Option<&str>) -> Result<(), BrokerError> {
         let (core, settings) = (&self.core, &self.core.settings);
         if !DYNAMIC.contains(&name) {
             return Err(BrokerError::PreconditionFailed(format!(

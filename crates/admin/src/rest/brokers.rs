@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use geminga_broker::{DYNAMIC_SETTINGS, ErrorKind};
+use geminga_broker::DYNAMIC_SETTINGS;
 use serde_json::json;
 
 use super::extract::{Params, Segments};
@@ -158,22 +158,10 @@ struct Shutdown {
 
 /// Answers before the server stops: then nobody could.
 async fn shutdown(State(admin): State<Admin>, Params(params): Params<Shutdown>) -> Answer {
-    if params.max_concurrent_unload_per_sec > 0 {
-        let pause = Duration::from_secs(1) / params.max_concurrent_unload_per_sec;
-        for topic in admin.broker().loaded_topic_stats().into_keys() {
-            let name = topic
-                .parse()
-                .map_err(|error: geminga_model::NameError| ApiError::internal(error.to_string()))?;
-            match admin.broker().unload(&name).await {
-                // Deleted meanwhile.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                result => result?,
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
     tracing::warn!("an operator asked for the end of this server");
-    admin.broker().request_shutdown();
+    let rate = params.max_concurrent_unload_per_sec;
+    let pause = (rate > 0).then(|| Duration::from_secs(1) / rate);
+    admin.broker().request_shutdown(pause);
     Ok(StatusCode::OK.into_response())
 }
 

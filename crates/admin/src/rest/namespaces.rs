@@ -1,8 +1,9 @@
 //! `/admin/v2/namespaces`: listing, making and removing them. Single policies are in `policies`.
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::routing::{get, post, put};
+use axum::{Extension, Router};
+use geminga_broker::auth::{Need, Session};
 use geminga_broker::bundle::Bundles;
 use geminga_model::TopicDomain;
 use serde_json::{Map, Value, json};
@@ -212,6 +213,7 @@ fn check_given(given: Map<String, Value>, cluster: &str) -> Answer<geminga_broke
 async fn create(
     State(admin): State<Admin>,
     NamespaceInPath(namespace): NamespaceInPath,
+    Extension(session): Extension<Session>,
     request: Request,
 ) -> Answer {
     let given: Option<Map<String, Value>> = request::json_or_none(request).await?;
@@ -231,12 +233,10 @@ async fn create(
         .broker()
         .check_allowed(&namespace, &policies.allowed_clusters, used)
         .await?;
-    if let Some(group) = &policies.resource_group
-        && admin.broker().resource_group(group).is_none()
-    {
-        return Err(ApiError::precondition_failed(
-            "ResourceGroup does not exist",
-        ));
+    if policies.resource_group.is_some() {
+        // As for the path that puts a namespace into a group.
+        let allowed = admin.broker().authorize(&session, &Need::SuperUser);
+        allowed.map_err(|reason| ApiError::forbidden(reason.to_string()))?;
     }
     admin
         .broker()

@@ -171,7 +171,10 @@ fn v2(method: &Method, path: &[&str]) -> Guarded {
         ["namespaces", _, _, "publishRate" | "delayedDelivery"] if !is_get => {
             unauthorized(Rule::SuperUser)
         }
-        ["namespaces", _, _, "unload"] => unauthorized(Rule::SuperUser),
+        // A bundle goes by the same rule as the namespace.
+        ["namespaces", _, _, "unload"] | ["namespaces", _, _, _, "unload" | "split"] => {
+            unauthorized(Rule::SuperUser)
+        }
         ["namespaces", t, _, ..] => forbidden(tenant(t)),
         ["persistent" | "non-persistent", t, n] if is_get => forbidden(see(t, n)),
         ["persistent" | "non-persistent", t, n, "partitioned"] if is_get => forbidden(see(t, n)),
@@ -388,6 +391,18 @@ mod tests {
             (
                 "POST",
                 "/admin/v2/namespaces/t/n/publishRate".to_owned(),
+                Rule::SuperUser,
+                401,
+            ),
+            (
+                "PUT",
+                "/admin/v2/namespaces/t/n/0x00000000_0xffffffff/unload".to_owned(),
+                Rule::SuperUser,
+                401,
+            ),
+            (
+                "PUT",
+                "/admin/v2/namespaces/t/n/0x00000000_0xffffffff/split".to_owned(),
                 Rule::SuperUser,
                 401,
             ),

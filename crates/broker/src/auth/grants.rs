@@ -33,7 +33,7 @@ pub struct AuthPolicies {
 pub(crate) struct Grants {
     catalog: Catalog,
     known: RwLock<Known>,
-    changing: tokio::sync::Mutex<()>,
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -65,7 +65,7 @@ impl Grants {
         Ok(Grants {
             catalog,
             known: RwLock::new(known),
-            changing: tokio::sync::Mutex::new(()),
+            changing: Arc::default(),
         })
     }
 
@@ -118,14 +118,12 @@ impl Grants {
         known.namespaces.get(namespace).cloned().unwrap_or_default()
     }
 
-    async fn change(
+    /// Stores what is granted in a namespace; `changing` is held since it was read.
+    async fn store(
         &self,
         namespace: &NamespaceName,
-        change: impl FnOnce(&mut AuthPolicies) + Send,
+        policies: AuthPolicies,
     ) -> Result<(), BrokerError> {
-        let _one = self.changing.lock().await;
-        let mut policies = (*self.get(namespace.as_str())).clone();
-        change(&mut policies);
         let key = format!("{PATH}/{namespace}");
         self.catalog.put(&key, &policies, Expected::Any).await?;
         let mut known = self.known.write();
@@ -152,19 +150,13 @@ impl Grants {
 
     /// The topic is gone.
     pub(crate) async fn forget_topic(&self, topic: &TopicName) -> Result<(), BrokerError> {
-        let name = topic.to_string();
         let namespace = topic.namespace();
-        if self
-            .get(namespace.as_str())
-            .destination_auth
-            .contains_key(&name)
-        {
-            self.change(&namespace, |policies| {
-                policies.destination_auth.remove(&name);
-            })
-            .await?;
+        let _one = self.changing.lock().await;
+        let mut policies = (*self.get(namespace.as_str())).clone();
+        match policies.destination_auth.remove(topic.as_str()) {
+            Some(_) => self.store(&namespace, policies).await,
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -185,9 +177,18 @@ impl Broker {
         change: impl FnOnce(&mut AuthPolicies) + Send,
     ) -> Result<(), BrokerError> {
         self.policies(namespace).await?;
-        self.core.security.grants.change(namespace, change).await?;
-        self.core.rights_changed();
-        Ok(())
+        let grants = &self.core.security.grants;
+        let one = grants.changing.clone().lock_owned().await;
+        let mut policies = (*grants.get(namespace.as_str())).clone();
+        change(&mut policies);
+        let (core, namespace) = (self.core.clone(), namespace.clone());
+        let store = async move {
+            let _one = one;
+            core.security.grants.store(&namespace, policies).await?;
+            core.rights_changed();
+            Ok(())
+        };
+        self.core.uncancelled(store).await
     }
 
     /// What each role may do on a topic, by its own grants and its namespace's.

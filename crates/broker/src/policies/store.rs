@@ -168,17 +168,18 @@ impl Broker {
                 found.ok_or_else(|| BrokerError::NamespaceNotFound(namespace.to_string()))?;
             let before = policies.clone();
             change(&mut policies)?;
-            let put = self
-                .core
-                .catalog
-                .put(&key, &policies, Expected::Is(version))
-                .await;
-            match put {
-                Err(BrokerError::AlreadyExists(_)) if attempt < TRIES => {}
-                Ok(()) if before != policies => {
-                    self.core.namespace_policies_changed(namespace).await;
-                    return Ok(());
+            let is_change = before != policies;
+            let (core, key, namespace) = (self.core.clone(), key.clone(), namespace.clone());
+            let put = self.core.uncancelled(async move {
+                let expected = Expected::Is(version);
+                core.catalog.put(&key, &policies, expected).await?;
+                if is_change {
+                    core.namespace_policies_changed(&namespace).await;
                 }
+                Ok(())
+            });
+            match put.await {
+                Err(BrokerError::AlreadyExists(_)) if attempt < TRIES => {}
                 done => return done,
             }
         }
@@ -212,21 +213,20 @@ impl Broker {
             if before == policies {
                 return Ok(());
             }
-            let put = if policies == Policies::default() {
-                let deleted = self.core.catalog.store.delete(&key, expected).await;
-                deleted.map(drop).map_err(BrokerError::from)
-            } else {
-                self.core.catalog.put(&key, &policies, expected).await
-            };
-            match put {
-                Err(BrokerError::AlreadyExists(_)) if attempt < TRIES => {}
-                Ok(()) => {
-                    self.core
-                        .policies_changed(|other| other.parent() == parent)
-                        .await;
-                    return Ok(());
+            let (core, key, parent) = (self.core.clone(), key.clone(), parent.clone());
+            let put = self.core.uncancelled(async move {
+                if policies == Policies::default() {
+                    core.catalog.store.delete(&key, expected).await?;
+                } else {
+                    core.catalog.put(&key, &policies, expected).await?;
                 }
-                failed => return failed,
+                core.policies_changed(|other| other.parent() == parent)
+                    .await;
+                Ok(())
+            });
+            match put.await {
+                Err(BrokerError::AlreadyExists(_)) if attempt < TRIES => {}
+                done => return done,
             }
         }
         Ok(())

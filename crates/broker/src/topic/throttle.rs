@@ -215,7 +215,7 @@ impl Topic {
         let host = address
             .rsplit_once(':')
             .map_or(&**address, |(host, _)| host);
-        let who = (host.to_owned(), consumer.name.to_string(), consumer.id);
+        let who = (host, &*consumer.name, consumer.id);
         match rates.subscribes.allows(who, self.core.clock.now_ms()) {
             true => Ok(()),
             false => Err(BrokerError::NotAllowed(
@@ -229,6 +229,17 @@ impl Topic {
             rates.alarm_ms = None;
         }
         self.dispatch_all(state);
+    }
+
+    /// The limits of a resource group are others now: who waits for the old ones may go on.
+    pub(crate) fn group_changed(self: &Arc<Topic>, group: &Arc<Group>) {
+        let mut state = self.lock();
+        let rates = state.rates.as_ref();
+        let own = rates.and_then(|rates| rates.group.as_ref());
+        if own.is_some_and(|own| Arc::ptr_eq(own, group)) {
+            self.publish_alarm(&mut state);
+            self.dispatch_alarm(&mut state);
+        }
     }
 
     pub(super) fn forget_rate(state: &mut State, id: u32) {

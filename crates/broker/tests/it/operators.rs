@@ -9,7 +9,7 @@ use geminga_model::{NamespaceName, TopicName};
 use geminga_proto::pb::command_subscribe::SubType;
 use geminga_proto::pb::{CommandCloseConsumer, ServerError};
 
-use crate::server::Server;
+use crate::server::{Server, eventually};
 use crate::wire::{TOPIC, Wire, subscribe};
 
 fn name(topic: &str) -> TopicName {
@@ -108,6 +108,70 @@ async fn topics_of_a_resource_group_publish_and_dispatch_no_more_than_it_may() {
     let taken = server.broker.set_resource_group(&namespace, None);
     taken.await.unwrap();
     server.broker.delete_resource_group("g").await.unwrap();
+}
+
+/// Who waits for the tokens of a limit that is no more would wait for an hour here.
+#[tokio::test]
+async fn a_raised_limit_of_a_group_lets_those_go_on_who_wait() {
+    let server = Server::new().await;
+    let namespace = namespace(&server).await;
+    let limits = |publish, dispatch| ResourceGroup {
+        publish_rate_in_bytes: Some(publish),
+        dispatch_rate_in_bytes: Some(dispatch),
+        ..ResourceGroup::default()
+    };
+    let put = async |limits| server.broker.put_resource_group("g", limits).await.unwrap();
+    put(limits(1, 0)).await;
+    let given = server.broker.set_resource_group(&namespace, Some("g"));
+    given.await.unwrap();
+    let mut wire = server.connect().await;
+    wire.producer(TOPIC, 1, None).await;
+    let large = "x".repeat(5_000);
+    wire.publish_all(1, &[large.as_str()]).await;
+    put(limits(0, 1)).await;
+    // Its connection is read again.
+    wire.publish_all(1, &[large.as_str(); 2]).await;
+    let mut reader = server.connect().await;
+    reader.subscribe(subscribe(1, "s", SubType::Shared)).await;
+    reader.flow(1, 1).await;
+    assert_eq!(reader.texts(1).await.len(), 1);
+    reader.flow(1, 1_000).await;
+    put(limits(0, 1 << 30)).await;
+    assert_eq!(reader.texts(2).await.len(), 2);
+}
+
+/// An HTTP client that goes away takes the future of its request with it.
+#[tokio::test]
+async fn a_change_that_nobody_waits_for_any_more_comes_into_force_too() {
+    async fn begin(change: impl Future) {
+        let mut change = std::pin::pin!(change);
+        let once = std::future::poll_fn(|cx| std::task::Poll::Ready(change.as_mut().poll(cx)));
+        drop(once.await);
+    }
+    let server = Server::new().await;
+    let broker = &server.broker;
+    let namespace = namespace(&server).await;
+    broker.topic_stats(&name(TOPIC)).await.unwrap();
+    begin(broker.change_setting("maxTopicsPerNamespace", "77")).await;
+    eventually("the setting holds", async || {
+        (broker.settings().max_topics_per_namespace == 77).then_some(())
+    })
+    .await;
+    begin(broker.put_resource_group("g", ResourceGroup::default())).await;
+    eventually("the group is there", async || broker.resource_group("g")).await;
+    let change = broker.update_policies(&namespace, |policies| {
+        policies.subscription_types = vec![SubscriptionType::Shared];
+        Ok(())
+    });
+    begin(change).await;
+    let mut wire = server.connect().await;
+    let mut id = 0;
+    eventually("the loaded topic has heard of it", async || {
+        id += 1;
+        let wanted = subscribe(id, &format!("s{id}"), SubType::Exclusive);
+        wire.try_subscribe(wanted).await.err()
+    })
+    .await;
 }
 
 #[tokio::test]

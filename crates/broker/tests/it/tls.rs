@@ -55,6 +55,31 @@ async fn handshakes_under_way_count_as_connections() {
     assert!(!is_closed(&mut first).await && !is_closed(&mut second).await);
 }
 
+/// Listeners that wait for somebody are no connections.
+#[tokio::test]
+async fn idle_listeners_do_not_count_as_connections() {
+    let (security, _directory) = settings();
+    let config = BrokerConfig {
+        broker_max_connections: 1,
+        security,
+        ..BrokerConfig::default()
+    };
+    let server = Server::with(config).await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    for _ in 0..2 {
+        server.broker.listen_tls(any).await.unwrap();
+    }
+    let address = server.broker.listen(any).await.unwrap();
+    // They are accepted one after the other.
+    let mut first = TcpStream::connect(address).await.unwrap();
+    let mut second = TcpStream::connect(address).await.unwrap();
+    eventually("the second is closed", async || {
+        is_closed(&mut second).await.then_some(())
+    })
+    .await;
+    assert!(!is_closed(&mut first).await);
+}
+
 #[test]
 fn certificates_of_clients_need_somebody_who_signs_them() {
     let (security, _directory) = settings();

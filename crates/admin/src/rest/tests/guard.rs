@@ -233,6 +233,34 @@ async fn roles_may_do_what_was_granted() {
     }
 }
 
+/// A group's limits are for super users to give: in a new namespace too.
+#[tokio::test]
+async fn a_tenant_makes_no_namespace_in_a_resource_group() {
+    let server = house().await;
+    let group = json!({"publishRateInMsgs": 1});
+    let root = token("root");
+    let made = ask(
+        &server,
+        "PUT",
+        "/admin/v2/resourcegroups/g",
+        Some(&root),
+        &group,
+    )
+    .await;
+    assert_eq!(made.0, 204, "{made:?}");
+    for (role, namespace, group, status) in [
+        ("boss", "plain", None, 204),
+        ("boss", "limited", Some("g"), 403),
+        ("root", "limited", Some("none"), 412),
+        ("root", "limited", Some("g"), 204),
+    ] {
+        let path = format!("/admin/v2/namespaces/t/{namespace}");
+        let body = json!({ "resource_group_name": group });
+        let got = ask(&server, "PUT", &path, Some(&token(role)), &body).await;
+        assert_eq!(got.0, status, "{role} {namespace} {group:?}: {got:?}");
+    }
+}
+
 #[tokio::test]
 async fn permissions_are_given_shown_and_taken() {
     let server = house().await;

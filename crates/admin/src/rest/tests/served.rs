@@ -44,6 +44,31 @@ async fn every_endpoint_is_served_or_says_why_not() {
 }
 
 #[tokio::test]
+async fn a_shutdown_goes_on_when_who_asked_for_it_does_not_wait() {
+    let server = Server::start().await;
+    for number in 0..3 {
+        let topic = format!("persistent://public/default/t{number}");
+        server.produce(&topic, &["x"]).await;
+    }
+    let all = server.broker.loaded_topic_stats().len();
+    let path = "/admin/v2/brokers/shutdown?maxConcurrentUnloadPerSec=10";
+    let fewer = async {
+        while server.broker.loaded_topic_stats().len() == all {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        (status, _) = server.ask("POST", path, None) => assert_eq!(status, 200),
+        () = fewer => {}
+    }
+    let asked = server.broker.shutdown_requested();
+    let deadline = std::time::Duration::from_secs(10);
+    tokio::time::timeout(deadline, asked).await.unwrap();
+    assert!(server.broker.loaded_topic_stats().is_empty());
+}
+
+#[tokio::test]
 async fn settings_change_while_the_broker_runs() {
     let server = Server::start().await;
     let at = "/admin/v2/brokers/configuration";
