@@ -6,6 +6,7 @@
 mod admin;
 mod client;
 mod component;
+mod connector;
 mod consume;
 mod dev;
 mod explain;

@@ -1,16 +1,14 @@
 //! `geminga sources`: make, look at, change and remove sources.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use geminga_admin::client::{Code, Component};
+use geminga_admin::client::Component;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Global;
-use super::admin::{self, usage};
-use super::component::{
-    self, Action, GUARANTEES, Prepared, ResourceFlags, capitals, given, json_flag, nest, overlay,
-};
+use super::component::{Action, capitals, json_flag};
+use super::connector::{self, CommonFlags, Connector};
 use crate::failure::Outcome;
 
 #[derive(Debug, clap::Args)]
@@ -87,78 +85,31 @@ struct SourceFlags {
     /// SerDe class of the events
     #[arg(long = "deserialization-classname", alias = "deserializationClassName")]
     serde_class_name: Option<String>,
-    /// ATLEAST_ONCE, ATMOST_ONCE, EFFECTIVELY_ONCE or MANUAL
-    #[arg(long, alias = "processingGuarantees", value_parser = capitals(GUARANTEES))]
-    processing_guarantees: Option<String>,
-    /// How many instances
-    #[arg(long)]
-    parallelism: Option<i32>,
-    /// Where the connector's logs go
-    #[arg(long, alias = "logTopic")]
-    log_topic: Option<String>,
-    /// Secrets by name
-    #[arg(long, value_name = "JSON", value_parser = json_flag)]
-    secrets: Option<Value>,
-    /// Extra arguments of the interpreter
-    #[arg(long, allow_hyphen_values = true)]
-    runtime_flags: Option<String>,
-    /// Settings of the runtime, as JSON
-    #[arg(long, value_name = "JSON")]
-    custom_runtime_options: Option<String>,
     #[command(flatten)]
-    #[serde(skip)]
-    resources: ResourceFlags,
+    #[serde(flatten)]
+    common: CommonFlags,
+}
+
+impl Connector for SourceFlags {
+    const KIND: Component = Component::Source;
+    const TYPE: (&str, &str) = ("sourceType", "--source-type");
+
+    fn file(&self) -> Option<&Path> {
+        self.source_config_file.as_deref()
+    }
+
+    fn common(&self) -> &CommonFlags {
+        &self.common
+    }
 }
 
 pub(crate) fn run(args: SourcesArgs, global: &Global) -> Outcome {
-    let format = global.format();
-    let kind = Component::Source;
-    admin::with_client(global, |client| async move {
-        match args.command {
-            Command::Create(flags) => {
-                component::send(&client, kind, false, prepare(&flags, false)?).await
-            }
-            Command::Update {
-                update_auth_data: true,
-                ..
-            } => Err(usage(
-                "--update-auth-data is not supported: there are no stored credentials yet",
-            )),
-            Command::Update { flags, .. } => {
-                component::send(&client, kind, true, prepare(&flags, true)?).await
-            }
-            Command::Action(action) => component::act(&client, kind, action, format).await,
-        }
-    })
-}
-
-fn prepare(flags: &SourceFlags, update: bool) -> Outcome<Prepared> {
-    let kind = Component::Source;
-    let path = flags.source_config_file.as_deref();
-    let file = path
-        .map(|path| overlay(kind, Some(path), serde_json::Map::new()))
-        .transpose()?;
-    let mut laid = given(flags);
-    nest(
-        &mut laid,
-        file.as_ref(),
-        "resources",
-        given(&flags.resources),
-    );
-    let mut config = overlay(kind, path, laid)?;
-    let text = |field: &str| config.get(field).and_then(Value::as_str);
-    let code = match (text("archive"), text("sourceType")) {
-        (Some(_), Some(_)) => return Err(usage("give one of --archive and --source-type")),
-        (Some(archive), None) => component::code(archive)?,
-        (None, Some(name)) => Code::Url(format!("builtin://{name}")),
-        (None, None) if update => Code::None,
-        (None, None) => return Err(usage("no code: give one of --source-type and --archive")),
-    };
-    let name = component::full_name(kind, &config, None)?;
-    component::set_name(&mut config, &name);
-    Ok(Prepared {
-        name,
-        config: Value::Object(config),
-        code,
-    })
+    match args.command {
+        Command::Create(flags) => connector::create(*flags, global),
+        Command::Update {
+            flags,
+            update_auth_data,
+        } => connector::update(*flags, update_auth_data, global),
+        Command::Action(action) => connector::act(Component::Source, action, global),
+    }
 }
