@@ -99,6 +99,17 @@ impl Client {
         }
     }
 
+    /// Aborts a transaction that somebody else began, and that will never end it: one who has died.
+    ///
+    /// # Errors
+    /// When it is ended already, or is being ended; when the coordinator does not know it or does not
+    /// answer in time.
+    pub async fn abort_transaction(&self, id: TransactionId) -> Result<()> {
+        let coordinators = self.shared.coordinators().await?;
+        let deadline = Instant::now() + self.shared.operation_timeout;
+        coordinators.end(id, pb::TxnAction::Abort, deadline).await
+    }
+
     /// Begins a transaction, which the broker aborts by itself when it is not ended in time.
     ///
     /// # Errors

@@ -9,13 +9,14 @@
 //! - Who holds it alone ([`Changelog::open_alone`]) has fenced whoever held it before, and has read
 //!   all that was ever committed: nothing of a predecessor comes later.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
 use std::time::Duration;
 
 use geminga_client::{
     Batching, Client, Compression, Error, InitialPosition, Message, MessageId, Producer,
-    ProducerAccessMode, Receipt, ReceivedMessage, Result, ServerError, SubType, Transaction,
+    ProducerAccessMode, Reader, Receipt, ReceivedMessage, Result, ServerError, SubType,
+    Transaction, TransactionId,
 };
 use parking_lot::Mutex;
 
@@ -24,8 +25,15 @@ const KEEPER: &str = "geminga-changelog";
 /// The property that names where the last rewriting began.
 const FROM: &str = "geminga.from";
 
+/// The property that names a transaction whose records follow.
+const TXN: &str = "geminga.txn";
+
 /// How long the transactions of a predecessor are waited for, which end by their time-out.
 const PREDECESSOR: Duration = Duration::from_secs(90);
+/// When nothing was read for so long, though there is more, an open transaction is in the way.
+const SILENCE: Duration = Duration::from_millis(100);
+/// Transactions that a holder may have open: one is being filled, one before it committed.
+const OPEN_MAX: usize = 2;
 
 /// The topic, to be written.
 pub(crate) struct Changelog {
@@ -148,12 +156,17 @@ impl Changelog {
                 .start_inclusive(true)
                 .build()
                 .await?;
+            let mut announced = VecDeque::new();
             loop {
-                for message in reader.next_batch(1000).await? {
+                for message in unless_silent(&mut reader, client, &mut announced).await? {
                     if message.id.position() >= mark.position() {
                         return reader.close().await;
                     }
                     changelog.records.fetch_add(1, Ordering::Relaxed);
+                    if let Some(id) = message.property(TXN).and_then(transaction_id) {
+                        announced.truncate(OPEN_MAX - 1);
+                        announced.push_front(id);
+                    }
                     if message.key.is_some() {
                         take(message);
                     }
@@ -193,6 +206,13 @@ impl Changelog {
             Some(producer) => producer.enqueue_in(txn, record).await,
             None => Err(Error::Closed),
         }
+    }
+
+    /// Names a transaction before its first record, outside of it: so a successor can abort it at once
+    /// and need not wait for its time-out.
+    pub(crate) async fn announce(&self, txn: &Transaction) -> Result<Receipt> {
+        let record = Message::new(&b"transaction"[..]).property(TXN, id_text(txn.id()));
+        self.enqueue(record).await
     }
 
     /// Names the place where a start has to begin.
@@ -244,6 +264,40 @@ impl Changelog {
         let done = done.await;
         self.rewriting.store(false, Ordering::Release);
         done
+    }
+}
+
+fn id_text(id: TransactionId) -> String {
+    format!("{}:{}", id.most, id.least)
+}
+
+fn transaction_id(text: &str) -> Option<TransactionId> {
+    let (most, least) = text.split_once(':')?;
+    Some(TransactionId {
+        most: most.parse().ok()?,
+        least: least.parse().ok()?,
+    })
+}
+
+/// The next records. Nobody else holds the topic: a transaction that keeps them from being read has
+/// lost its owner, or one that can commit nothing any more, and is aborted.
+async fn unless_silent(
+    reader: &mut Reader,
+    client: &Client,
+    announced: &mut VecDeque<TransactionId>,
+) -> Result<Vec<ReceivedMessage>> {
+    let mut next = std::pin::pin!(reader.next_batch(1000));
+    loop {
+        tokio::select! {
+            records = &mut next => return records,
+            () = tokio::time::sleep(SILENCE), if !announced.is_empty() => {}
+        }
+        for id in announced.drain(..) {
+            // Most are ended: it was the network that was silent, or the newest one that was open.
+            if let Err(error) = client.abort_transaction(id).await {
+                tracing::debug!(txn = %id, %error, "transaction of a predecessor not aborted");
+            }
+        }
     }
 }
 

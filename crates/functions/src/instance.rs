@@ -79,6 +79,9 @@ pub(crate) struct Gauge {
     pub(crate) woken: Notify,
     /// How effects happen once, of an instance that promises it.
     pub(crate) effectively_once: Mutex<Option<&'static str>>,
+    /// A message of which not all outputs can be written, and why: the transaction that has some of
+    /// them is aborted, and the next time it is given up.
+    refused: Mutex<Option<(String, String)>>,
 }
 
 impl Gauge {
@@ -567,7 +570,10 @@ impl Instance {
             ticket,
             message: held.again(),
         });
-        let batch = again.collect();
+        let batch: Vec<_> = again.collect();
+        if batch.is_empty() {
+            return Ok(());
+        }
         self.deliver(batch, work).await
     }
 
@@ -598,7 +604,11 @@ impl Instance {
 
     /// Sends what is done at the head of the line on its way.
     async fn release(&mut self, work: &mut Work) -> Result<(), Fault> {
-        while let Some((held, outcome)) = work.line.pop_finished() {
+        // Those behind a message that was given up are processed again first.
+        let is_open = |work: &Work| work.rewind.is_none_or(|r| !work.line.is_past(r.ticket));
+        while is_open(work)
+            && let Some((held, outcome)) = work.line.pop_finished()
+        {
             let attempts = held.attempts + 1;
             match decide(&self.policy, &outcome.verdict, attempts) {
                 Decision::Publish => self.publish(held, outcome, work).await?,
@@ -632,17 +642,31 @@ impl Instance {
         let txn = self.transaction().await?;
         let mut commit = Commit::of(self.acknowledging(&held, outcome.verdict == Verdict::Hold));
         let outputs = outcome.outputs;
-        match self.sink.write(&held.message, outputs, txn.as_ref()).await {
+        let refused = self.refused(&held.message);
+        let known = refused.is_some();
+        let written = match refused {
+            Some(why) => Err(WriteError::Message(why)),
+            None => self.sink.write(&held.message, outputs, txn.as_ref()).await,
+        };
+        match written {
             Ok(receipts) => {
                 commit.receipts = receipts;
                 commit.written = count;
             }
             Err(WriteError::Sink(why)) => return Err(Fault::Sink(why)),
             // Some of its outputs may be in the transaction already.
-            Err(WriteError::Message(why)) if txn.is_some() && count > 1 => {
+            Err(WriteError::Message(why)) if txn.is_some() && count > 1 && !known => {
+                let place = place_of(&held.message);
+                *self.gauge.refused.lock() = Some((place, why.clone()));
                 return Err(Fault::Sink(why));
             }
             Err(WriteError::Message(why)) => {
+                if txn.is_some() && !outcome.state.is_empty() {
+                    // Its changes do not happen, and those after it have seen them.
+                    let at = work.rewind.map_or_else(Instant::now, |rewind| rewind.at);
+                    let ticket = work.line.last_out();
+                    work.rewind = Some(Rewind { ticket, at });
+                }
                 let failure = Failure::new(FailureKind::Data, why);
                 self.gauge.stats.failed(&failure, Duration::ZERO);
                 return match decide(
@@ -678,6 +702,14 @@ impl Instance {
         }
         self.commit(commit, changes, work).await;
         Ok(())
+    }
+
+    /// Why outputs of this message were refused before the instance began again, if they were.
+    fn refused(&self, message: &Message) -> Option<String> {
+        self.once.as_ref()?;
+        let mut refused = self.gauge.refused.lock();
+        let (_, why) = refused.take_if(|(place, _)| *place == place_of(message))?;
+        Some(why)
     }
 
     /// The transaction that effects go into; none where the guarantee needs none.
@@ -794,6 +826,10 @@ impl Work {
             let _ = commits.send(commit).await;
         }
     }
+}
+
+fn place_of(message: &Message) -> String {
+    format!("{} {}", message.topic, message.id)
 }
 
 fn jittered(delay: Duration, random: &mut Random) -> Duration {

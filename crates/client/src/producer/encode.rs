@@ -295,17 +295,20 @@ impl Encoder {
         Ok(())
     }
 
-    /// Whether a message is too large to be sent, as far as that is known without packing it.
+    /// Whether a message is too large to be sent: it is told when it is taken, since in a batch or a
+    /// transaction others would fail with it. One that packing may shrink is packed to see.
     pub(super) fn check_size(&self, message: &Message) -> Result<()> {
         let size = message.payload.len();
-        let may_shrink = self.compression != CompressionType::None;
-        if size > self.max_message_size && !self.chunking && !may_shrink {
-            return Err(Error::MessageTooLarge {
-                size,
-                max: self.max_message_size,
-            });
+        if size <= self.max_message_size || self.chunking {
+            return Ok(());
         }
-        Ok(())
+        if self.compression != CompressionType::None {
+            return self.pack(&message.payload).map(drop);
+        }
+        Err(Error::MessageTooLarge {
+            size,
+            max: self.max_message_size,
+        })
     }
 
     /// Packs a payload and checks what comes out.

@@ -21,8 +21,8 @@ use super::source::{Acker, Incoming, Origin};
 use super::state::FunctionState;
 use super::{Fault, Gauge};
 
-/// A transaction that its instance has left alone for so long is aborted by the broker. So long can a
-/// dead worker keep readers of its outputs waiting.
+/// A transaction that is not ended in this time is aborted by the broker. So long can a dead worker
+/// keep readers of its outputs waiting, when it has no successor: that one aborts it.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a transaction is kept open so that it ends with a whole batch of the input.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -47,6 +47,8 @@ pub(crate) struct Epoch {
     written: usize,
     /// The state's topic has a record of it.
     touched: bool,
+    /// A successor knows of it when this is there.
+    announced: Option<Receipt>,
     /// The place of a rewriting of the state's topic that is part of it.
     rewriting: Option<Receipt>,
     since: Instant,
@@ -92,12 +94,14 @@ impl Once {
         }
         let begun = self.client.transaction(TIMEOUT).await;
         let txn = begun.map_err(|error| Fault::Commit(error.to_string()))?;
+        let announced = self.state.announce(&txn).await.map_err(Fault::Commit)?;
         self.filling = Some(Epoch {
             txn: txn.clone(),
             origins: Vec::new(),
             count: 0,
             written: 0,
             touched: false,
+            announced,
             rewriting: None,
             since: Instant::now(),
         });
@@ -192,11 +196,18 @@ impl Committer {
                     false => self.state.touch(&epoch.txn).await,
                 }
             };
+            let announced = async {
+                match epoch.announced {
+                    Some(receipt) => receipt.await.map(drop),
+                    None => Ok(()),
+                }
+            };
             // Side by side: each waits for the disk.
             let acks = self.acker.ack_in(&epoch.txn, epoch.origins);
-            let (acked, touched) = tokio::join!(acks, touch);
+            let (acked, touched, announced) = tokio::join!(acks, touch, announced);
             acked.map_err(Fault::Acknowledge)?;
             touched.map_err(Fault::Commit)?;
+            announced.map_err(|error| Fault::Commit(self.state.note(&error)))?;
             let committed = epoch.txn.commit().await;
             committed.map_err(|error| Fault::Commit(self.state.note(&error)))?;
             if let Some(place) = epoch.rewriting {

@@ -84,6 +84,16 @@ impl<T, R> Line<T, R> {
         }
     }
 
+    /// Whether `number` has left the line, or was taken out of its head.
+    pub(crate) fn is_past(&self, number: u64) -> bool {
+        number < self.base
+    }
+
+    /// The number of the last one that left.
+    pub(crate) fn last_out(&self) -> u64 {
+        self.base.saturating_sub(1)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.held
     }

@@ -273,6 +273,15 @@ impl FunctionState {
         }
     }
 
+    /// Tells a successor of a transaction that has begun. The receipt says that it can know.
+    pub(crate) async fn announce(&self, txn: &Transaction) -> Result<Option<Receipt>, String> {
+        let Some(changelog) = &self.changelog else {
+            return Ok(None);
+        };
+        let sent = changelog.announce(txn).await;
+        sent.map(Some).map_err(|error| self.note(&error))
+    }
+
     /// Puts a record into a transaction that has none, so that it can not be committed by one who
     /// does not hold the state any more.
     pub(crate) async fn touch(&self, txn: &Transaction) -> Result<(), String> {

@@ -215,8 +215,25 @@ pub(super) fn function(
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: config.cleans_up_subscription(),
-        warnings: not_enforced(config.resources.as_ref(), true),
+        warnings: [
+            not_enforced(config.resources.as_ref(), true),
+            no_shared_state(config),
+        ]
+        .concat(),
     })
+}
+
+/// Effects of one instance are in its own transactions: another's state is not.
+fn no_shared_state(config: &FunctionConfig) -> Vec<String> {
+    let instances = config.parallelism();
+    let once = config.guarantees() == ProcessingGuarantees::EffectivelyOnce;
+    let warning = || {
+        format!(
+            "`parallelism: {instances}` with `processingGuarantees: EFFECTIVELY_ONCE`: instances share no \
+             state, and one that changes state stops with an error until `parallelism` is 1"
+        )
+    };
+    (once && instances > 1).then(warning).into_iter().collect()
 }
 
 /// Resources that are accepted, since every file for Kubernetes has them, and that nothing holds a

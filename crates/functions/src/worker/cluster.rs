@@ -1022,13 +1022,19 @@ impl Worker {
     async fn steward(&self) {
         let cluster = &self.inner.cluster;
         let mut held = false;
+        let mut shared = false;
         loop {
             let _ = tokio::time::timeout(cluster.beat_every(), cluster.work.notified()).await;
-            if cluster.leads()
-                && let Err(error) = self.tick().await
-            {
-                tracing::warn!(%error, "not scheduled");
-                cluster.dirty.store(true, Ordering::Release);
+            if cluster.leads() {
+                shared = false;
+                if let Err(error) = self.tick().await {
+                    tracing::warn!(%error, "not scheduled");
+                    cluster.dirty.store(true, Ordering::Release);
+                }
+            } else if !shared && cluster.has_others() {
+                // What it took in while it was alone and led, nobody else can share.
+                self.share_all().await;
+                shared = true;
             }
             let holds = self.inner.may_run();
             if holds != held {

@@ -33,7 +33,7 @@ use crate::plan::{Input, Output, Plan, Process};
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// An instance that ran so long has recovered: its next pause is the first again.
-const RECOVERED: Duration = Duration::from_secs(60);
+const RECOVERED: Duration = Duration::from_secs(10);
 
 /// How an instance is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -22,6 +22,8 @@ use geminga_storage::{EmbeddedConfig, ManagedConfig, Storage};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::stage::jar;
+
 const ROLE: &str = "GEMINGA_EXACTLY_ROLE";
 const WORDS: u64 = 40;
 const INPUT: &str = "persistent://public/default/words";
@@ -69,6 +71,22 @@ func process(ctx context.Context, in []byte) ([]byte, error) {
 }
 
 func main() { pf.Start(process) }
+"#;
+
+const JAVA: &str = r#"
+import org.apache.pulsar.client.api.Schema;
+import org.apache.pulsar.functions.api.*;
+
+public class Count implements Function<String, String> {
+    public String process(String word, Context context) throws Exception {
+        context.incrCounter(word, 1);
+        long n = context.getCounter(word);
+        if (n % 10 == 0) {
+            context.newOutputMessage("persistent://public/default/tenths", Schema.STRING).value(word + " " + n).sendAsync();
+        }
+        return word + " " + n;
+    }
+}
 "#;
 
 /// What is counted with: the file, its code, further settings, and what it keeps.
@@ -300,8 +318,11 @@ async fn count(counter: Counter) {
     );
     let mut random = Random::new(seed);
     let directory = tempfile::tempdir().expect("directory");
-    let code = directory.path().join(counter.file);
+    let mut code = directory.path().join(counter.file);
     std::fs::write(&code, counter.code).expect("written");
+    if counter.file.ends_with(".java") {
+        code = jar(&code).await;
+    }
     let mut config = json!({"name": "count", "inputs": [INPUT], "output": OUTPUT,
         "subscriptionPosition": "Earliest", "processingGuarantees": "EFFECTIVELY_ONCE"});
     for (field, value) in counter.fields.as_object().expect("fields") {
@@ -467,6 +488,18 @@ async fn go_counts_each_word_once() {
 }
 
 #[tokio::test]
+async fn java_counts_each_word_once() {
+    count(Counter {
+        file: "Count.java",
+        code: JAVA,
+        fields: json!({"jar": "CODE", "className": "Count"}),
+        has_state: true,
+        has_tenths: true,
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_tool_gets_each_word_once() {
     count(Counter {
         file: "cat.sh",
@@ -476,48 +509,4 @@ async fn a_tool_gets_each_word_once() {
         has_tenths: false,
     })
     .await;
-}
-
-/// What the guarantee costs: the same messages through the same tool with either guarantee.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "measures, and judges nothing"]
-async fn what_it_costs() {
-    let stage = crate::stage::Stage::new().await;
-    let messages = number("GEMINGA_EVENTS", 50_000);
-    for round in 0..3 {
-        for guarantee in ["ATLEAST_ONCE", "EFFECTIVELY_ONCE"] {
-            let name = format!("{round}-{guarantee}");
-            let (input, output) = (
-                stage.topic(&format!("in-{name}")),
-                stage.topic(&format!("out-{name}")),
-            );
-            let mut keep = stage.consumer(&output).await;
-            let fields = json!({"py": "def process(value):\n    return value\n", "inputs": [&input], "output": &output,
-                "retainOrdering": true, "processingGuarantees": guarantee});
-            let id = stage.function(&name, fields).await;
-            let producer = stage
-                .client
-                .producer(&input)
-                .build()
-                .await
-                .expect("producer");
-            let began = Instant::now();
-            for n in 0..messages {
-                producer
-                    .post(Message::new(format!("{n:0100}")))
-                    .await
-                    .expect("sent");
-            }
-            let mut got = 0;
-            while got < messages {
-                got += keep.recv_batch(1000).await.expect("open").len() as u64;
-            }
-            let rate = messages as f64 / began.elapsed().as_secs_f64();
-            let status = stage.worker.status(&id).expect("there");
-            let transactions = status.instances[0].status.num_transactions;
-            eprintln!("{guarantee}: {rate:.0} messages/s, {transactions:?} transactions");
-            stage.worker.delete(&id).await.expect("deleted");
-        }
-    }
-    stage.end().await;
 }

@@ -7,6 +7,7 @@ mod flaws;
 mod hosts;
 mod matrix;
 mod moves;
+mod once;
 mod operation;
 mod poison;
 mod stage;

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use geminga_model::{ConsumerConfig, FunctionConfig, ProducerConfig, TopicName};
 use serde::de::{DeserializeOwned, Deserializer, Visitor, value::Error as Nothing};
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, receive, texts};
+use crate::stage::{Stage, jar, receive, texts};
 
 /// The runtimes, each with a function that does the same: it answers with the payload, the user config's
 /// `greeting` and the secret `token`, logs what it saw, and fails for `bad`.
@@ -692,37 +692,6 @@ fn is_refused(case: &mut Case<'_>, field: &str) -> bool {
     let name = field.rsplit('.').next().unwrap_or(field);
     said.iter()
         .any(|reason| reason.contains(&format!("`{name}")) || reason.contains(&format!(".{name}")))
-}
-
-/// Compiles one file.
-async fn jar(source: &Path) -> PathBuf {
-    use geminga_functions::runtime::java::{api, tool};
-    let path = std::env::join_paths(api().await.expect("the functions API")).expect("a class path");
-    let (classes, made) = (
-        source.with_extension("classes"),
-        source.with_extension("jar"),
-    );
-    let mut compiling = Command::new(tool("javac"));
-    compiling
-        .args(["--release", "11", "-nowarn", "-proc:none", "-cp"])
-        .arg(path);
-    compiling.arg("-d").args([classes.as_path(), source]);
-    let mut packing = Command::new(tool("jar"));
-    packing
-        .arg("cf")
-        .arg(&made)
-        .arg("-C")
-        .arg(&classes)
-        .arg(".");
-    for mut command in [compiling, packing] {
-        let output = command.output().expect("a JDK is installed");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    made
 }
 
 async fn code(stage: &Stage, runtime: &str) -> (PathBuf, PathBuf) {

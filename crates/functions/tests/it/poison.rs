@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use geminga_client::{Batching, Message};
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, receive, texts};
+use crate::stage::{Stage, jar, receive, texts};
 
 async fn poisoned(code: Value, says_on_stderr: bool) {
     let kinds = [
@@ -16,6 +16,13 @@ async fn poisoned(code: Value, says_on_stderr: bool) {
         json!({"parallelism": 3}),
     ];
     let stage = Stage::new().await;
+    let mut code = code;
+    if let Some(text) = code["go"].as_str() {
+        code["go"] = json!(stage.file("main.go", text));
+    }
+    if let Some(text) = code["jar"].as_str() {
+        code["jar"] = json!(jar(&stage.file("Poison.java", text)).await);
+    }
     for (at, kind) in kinds.iter().enumerate() {
         let topic = |name: &str| stage.topic(&format!("{name}-{at}"));
         let (input, output, dead) = (topic("in"), topic("out"), topic("dead"));
@@ -123,4 +130,75 @@ def process(value):
     return value
 "#;
     poisoned(json!({"py": code}), true).await;
+}
+
+/// Go's function, which does `at_bad` when the message is bad.
+async fn poisoned_go(at_bad: &str) {
+    let code = GO.replace("AT_BAD", at_bad);
+    poisoned(json!({"go": code}), true).await;
+}
+
+const GO: &str = r#"package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/apache/pulsar/pulsar-function-go/pf"
+)
+
+func process(in []byte) ([]byte, error) {
+	if string(in) == "bad" {
+		fmt.Fprintln(os.Stderr, "no luck")
+		AT_BAD
+	}
+	return in, nil
+}
+
+func never() error { return errors.New("bad") }
+
+func main() { pf.Start(process) }
+"#;
+
+#[tokio::test]
+async fn of_go() {
+    poisoned_go("return nil, never()").await;
+}
+
+#[tokio::test]
+async fn of_go_that_panics() {
+    poisoned_go("panic(never())").await;
+}
+
+#[tokio::test]
+async fn of_go_that_dies() {
+    poisoned_go("os.Exit(3)").await;
+}
+
+async fn poisoned_java(at_bad: &str) {
+    let code = JAVA.replace("AT_BAD", at_bad);
+    poisoned(json!({"jar": code, "className": "Poison"}), true).await;
+}
+
+const JAVA: &str = r#"
+public class Poison implements java.util.function.Function<String, String> {
+    public String apply(String in) {
+        if (in.equals("bad")) {
+            System.err.println("no luck");
+            AT_BAD;
+        }
+        return in;
+    }
+}
+"#;
+
+#[tokio::test]
+async fn of_java() {
+    poisoned_java("throw new IllegalArgumentException(in)").await;
+}
+
+#[tokio::test]
+async fn of_java_that_dies() {
+    poisoned_java("Runtime.getRuntime().halt(3)").await;
 }

@@ -1,6 +1,7 @@
 //! A broker, a client, a worker, and short ways to use them.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,19 @@ impl Stage {
 
     /// A worker that rewrites its changelogs after so many records.
     pub(crate) async fn with_changelogs_of(records_max: u64) -> Self {
+        Self::with(records_max, BrokerConfig::default()).await
+    }
+
+    /// A broker that takes messages of this size.
+    pub(crate) async fn with_messages_of(max_message_size: usize) -> Self {
+        let config = BrokerConfig {
+            max_message_size,
+            ..BrokerConfig::default()
+        };
+        Self::with(10_000, config).await
+    }
+
+    async fn with(records_max: u64, config: BrokerConfig) -> Self {
         let unique = Random::from_entropy().name(8);
         let (client, server) = if let Ok(url) = std::env::var("GEMINGA_TEST_SERVICE_URL") {
             (Client::builder(url).build(), None)
@@ -42,9 +56,7 @@ impl Stage {
             let storage = Storage::memory(ManagedConfig::default(), Clock::system(), &tasks)
                 .await
                 .expect("storage");
-            let broker = Broker::start(BrokerConfig::default(), storage)
-                .await
-                .expect("broker");
+            let broker = Broker::start(config, storage).await.expect("broker");
             let pipe = broker.clone();
             let connector = move |_: &str| -> Connecting {
                 let io = Io::new(pipe.connect_in_process());
@@ -260,4 +272,35 @@ pub(crate) fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
 pub(crate) fn sorted(mut texts: Vec<String>) -> Vec<String> {
     texts.sort_by_key(|text| (text.len(), text.clone()));
     texts
+}
+
+/// Compiles one file of Java.
+pub(crate) async fn jar(source: &Path) -> PathBuf {
+    use geminga_functions::runtime::java::{api, tool};
+    let path = std::env::join_paths(api().await.expect("the functions API")).expect("a class path");
+    let (classes, made) = (
+        source.with_extension("classes"),
+        source.with_extension("jar"),
+    );
+    let mut compiling = Command::new(tool("javac"));
+    compiling
+        .args(["--release", "11", "-nowarn", "-proc:none", "-cp"])
+        .arg(path);
+    compiling.arg("-d").args([classes.as_path(), source]);
+    let mut packing = Command::new(tool("jar"));
+    packing
+        .arg("cf")
+        .arg(&made)
+        .arg("-C")
+        .arg(&classes)
+        .arg(".");
+    for mut command in [compiling, packing] {
+        let output = command.output().expect("a JDK is installed");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    made
 }

@@ -1,0 +1,113 @@
+//! An effectively-once function in the face of what is no crash of its own: a predecessor's open
+//! transaction, outputs that can not be written, instances beside it.
+
+use std::time::Duration;
+
+use geminga_client::Message;
+use serde_json::json;
+
+use crate::stage::{Stage, nothing_more, receive, texts};
+
+/// One that died left a transaction that would stand for an hour.
+#[tokio::test]
+async fn a_predecessors_open_transaction_is_aborted() {
+    let stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let mut consumer = stage.consumer(&output).await;
+    let name = stage.topic("f");
+    let state = format!("{name}-state-changelog");
+    let txn = stage.client.transaction(Duration::from_secs(3600)).await;
+    let txn = txn.expect("begun");
+    let dead = stage.client.producer(&state).build().await.expect("state");
+    let id = txn.id();
+    let announced =
+        Message::new("transaction").property("geminga.txn", format!("{}:{}", id.most, id.least));
+    dead.send(announced).await.expect("sent");
+    let value = Message::new("never").key("kept");
+    dead.enqueue_in(&txn, value)
+        .await
+        .expect("taken")
+        .await
+        .expect("sent");
+    let outputs = stage
+        .client
+        .producer(&output)
+        .build()
+        .await
+        .expect("output");
+    let lost = outputs.enqueue_in(&txn, Message::new("never")).await;
+    lost.expect("taken").await.expect("sent");
+    let code = r#"process() { state get kept; emit "$MSG $REPLY"; }"#;
+    let fields = json!({"sh": code, "inputs": [&input], "output": &output,
+        "processingGuarantees": "EFFECTIVELY_ONCE"});
+    stage.function("f", fields).await;
+    stage.send(&input, ["a"]).await;
+    assert_eq!(texts(&receive(&mut consumer, 1).await), ["a "]);
+    nothing_more(&mut consumer).await;
+    assert!(txn.commit().await.is_err(), "it was aborted");
+    stage.end().await;
+}
+
+/// The second of its three outputs is larger than the broker takes: it becomes a dead letter with
+/// nothing written of it, neither outputs nor state, and those before and after it see none of it.
+#[tokio::test]
+async fn a_message_with_an_output_that_is_too_large_is_given_up_whole() {
+    let stage = Stage::with_messages_of(100_000).await;
+    for (round, outputs) in [1, 3].into_iter().enumerate() {
+        let topic = |name: &str| stage.topic(&format!("{name}-{round}"));
+        let (input, output) = (topic("in"), topic("out"));
+        let mut out = stage.consumer(&output).await;
+        let code = format!(
+            r#"from pulsar import Function
+
+class Count(Function):
+    def process(self, word, context):
+        context.incr_counter("n", 1)
+        n = context.get_counter("n")
+        if word == "large":
+            for at in range({outputs}):
+                context.publish("{output}", b"x" if at != {outputs} // 2 else bytes(__import__("os").urandom(200_000)))
+            return None
+        return "%s %d" % (word, n)
+"#
+        );
+        let fields = json!({"py": code, "className": format!("f{round}.Count"), "inputs": [&input], "output": &output,
+            "processingGuarantees": "EFFECTIVELY_ONCE"});
+        let id = stage.function(&format!("f{round}"), fields).await;
+        let dead = format!("{input}-{}-DLQ", id.fqfn().replace('/', "-"));
+        let mut letters = stage.consumer(&dead).await;
+        stage.send(&input, ["a", "b", "large", "c", "d"]).await;
+        let got = texts(&receive(&mut out, 4).await);
+        assert_eq!(got, ["a 1", "b 2", "c 3", "d 4"], "{outputs} outputs");
+        let letter = receive(&mut letters, 1).await.remove(0);
+        assert_eq!(&letter.payload[..], b"large");
+        let reason = letter.property("geminga.reason").expect("a reason");
+        assert!(reason.contains("over the broker's limit"), "{reason}");
+        nothing_more(&mut out).await;
+        stage.worker.delete(&id).await.expect("deleted");
+        drop((out, letters));
+    }
+    stage.end().await;
+}
+
+/// Said at creation, and by the status of the one that breaks.
+#[tokio::test]
+async fn instances_beside_it_share_no_state() {
+    let stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let fields = json!({"sh": "process() { state incr n; }", "inputs": [&input], "output": &output,
+        "parallelism": 2, "processingGuarantees": "EFFECTIVELY_ONCE"});
+    let id = stage.function("f", fields).await;
+    let status = stage.worker.status(&id).expect("there");
+    let said = status.warnings.join(" ");
+    assert!(said.contains("`parallelism: 2`"), "{said}");
+    stage.send(&input, ["a"]).await;
+    stage
+        .until("degraded", |worker| {
+            let status = worker.status(&id).expect("there");
+            let said = format!("{:?}", status.instances);
+            said.contains("needs `parallelism: 1`")
+        })
+        .await;
+    stage.end().await;
+}
