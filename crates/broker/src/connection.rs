@@ -52,9 +52,12 @@ const READ_FIRST: usize = 8 << 10;
 const READ_MOST: usize = 256 << 10;
 /// Slices given to one vectored write.
 const SLICES_MAX: usize = 64;
-/// Bytes read before other tasks get their turn. A task that this one wakes can be run by no other
-/// worker as long as it goes on, and with a client that floods it would go on for seconds.
+/// Bytes read or written before other tasks get their turn. A task that this one wakes can be run by
+/// no other worker as long as it goes on, and with a client that floods, or takes what it catches up
+/// with as fast as it is written, it would go on for seconds.
 const TURN_BYTES: usize = 128 << 10;
+/// Bytes given to one write: a socket may take megabytes, and others wait meanwhile.
+const WRITE_MOST: usize = 256 << 10;
 /// Requests of one connection under way beside its task.
 const REQUESTS_MAX: usize = 512;
 
@@ -115,8 +118,8 @@ enum Event {
     Tick,
     /// The client's credentials are valid no longer.
     Expired,
-    /// Jobs were taken, or bytes written.
-    Progress,
+    /// Jobs were taken, or so many bytes written.
+    Progress(usize),
 }
 
 /// Serves a connection until it ends.
@@ -181,7 +184,7 @@ impl Connection {
             });
             match event.await {
                 Err(closed) => return closed,
-                Ok(Event::Progress) => {
+                Ok(Event::Progress(count)) => {
                     self.after_write();
                     if self.behind
                         && let Err(closed) = self.handle_input(&mut input, limit)
@@ -189,6 +192,7 @@ impl Connection {
                         self.flush_now(&mut stream, &mut output).await;
                         return closed;
                     }
+                    turn += count;
                 }
                 Ok(Event::Tick) => {
                     if !self.ready || (self.silent && !self.must_pause()) {
@@ -224,11 +228,11 @@ impl Connection {
                         return closed;
                     }
                     turn += count;
-                    if turn >= TURN_BYTES {
-                        turn = 0;
-                        tokio::task::yield_now().await;
-                    }
                 }
+            }
+            if turn >= TURN_BYTES {
+                turn = 0;
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -256,7 +260,7 @@ impl Connection {
             for job in taken.jobs {
                 job(self);
             }
-            return Poll::Ready(Ok(Event::Progress));
+            return Poll::Ready(Ok(Event::Progress(0)));
         }
         match output.poll_write(cx, stream) {
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
@@ -264,7 +268,7 @@ impl Connection {
             Poll::Ready(Ok(0)) => {}
             Poll::Ready(Ok(count)) => {
                 self.peer.outbox.written(count);
-                return Poll::Ready(Ok(Event::Progress));
+                return Poll::Ready(Ok(Event::Progress(count)));
             }
             Poll::Pending => {}
         }
@@ -495,10 +499,14 @@ impl Output {
             };
         }
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
-        let mut count = 0;
+        let (mut count, mut room) = (0, WRITE_MOST);
         for (slice, bytes) in slices.iter_mut().zip(&self.chain) {
-            *slice = IoSlice::new(bytes);
+            *slice = IoSlice::new(&bytes[..bytes.len().min(room)]);
             count += 1;
+            room -= slice.len();
+            if room == 0 {
+                break;
+            }
         }
         let written = match Pin::new(stream).poll_write_vectored(cx, &slices[..count]) {
             Poll::Ready(Ok(0)) => {

@@ -17,6 +17,9 @@ use std::sync::Arc;
 pub use aligned::{AlignedBuf, BLOCK_BYTES};
 pub use directory::DirectoryDisk;
 
+/// What a gentle read asks of the disk at a time: a quarter of a millisecond of a disk that reads 1 GB/s.
+pub const GENTLE_READ_BYTES: usize = 256 << 10;
+
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Open {
@@ -48,6 +51,11 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Fills `buf` from `offset`; an end of file before that is `UnexpectedEof`.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// As `read_at`, while somebody waits for syncs of this disk: little is asked of it at a time, and
+    /// nothing that was not asked for is read. A sync waits behind all that was asked for before it.
+    fn read_gently_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_at(buf, offset)
+    }
     /// Writes the whole of `buf`. Where the offset and the length are multiples of [`BLOCK_BYTES`]
     /// and the memory is aligned to it ([`AlignedBuf`]) it goes the fast way, past the page cache;
     /// reads do too.

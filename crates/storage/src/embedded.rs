@@ -21,6 +21,7 @@ mod recover;
 mod repair;
 mod sort;
 mod space;
+mod traffic;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -46,6 +47,7 @@ use directory::DirectoryLock;
 use files::SegmentFiles;
 use index::{Appender, LedgerIndex};
 use space::SpaceWatch;
+use traffic::Traffic;
 
 pub use crate::wal::recovery::Loss;
 pub use repair::{Remains, Repair, RepairHost};
@@ -112,6 +114,7 @@ struct Shared {
     pool: Pool,
     files: SegmentFiles,
     space: SpaceWatch,
+    traffic: Traffic,
     background: Arc<Background>,
     ids: Mutex<LedgerIds>,
 }
@@ -358,6 +361,10 @@ impl LedgerStore for EmbeddedStore {
     fn space(&self) -> Space {
         self.shared.space.measure()
     }
+
+    fn is_full(&self) -> bool {
+        self.shared.space.is_full_lately()
+    }
 }
 
 impl StateLog for EmbeddedStore {
@@ -385,6 +392,7 @@ impl LedgerWriter for EmbeddedWriter {
         if self.shared.space.is_full() {
             return Err(AppendError::Full);
         }
+        self.shared.traffic.note();
         let pushed = self.shared.queue.push_run(&self.appender.tail, entries);
         pushed
             .map(|(first, _)| first)

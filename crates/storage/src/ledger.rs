@@ -112,6 +112,11 @@ pub trait LedgerStore: Send + Sync + 'static {
     fn delete(&self, ledger: LedgerId) -> BoxFuture<'_, Result<(), StoreError>>;
 
     fn space(&self) -> Space;
+
+    /// Whether there is no room for entries. Cheaper, and what it says may be some milliseconds old.
+    fn is_full(&self) -> bool {
+        self.space().level == SpaceLevel::Full
+    }
 }
 
 /// The single writer of one ledger.

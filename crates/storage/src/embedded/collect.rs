@@ -55,13 +55,13 @@ impl Sorter {
             let Some((offset, length)) = segment.index.extent(*number) else {
                 continue;
             };
-            let records = segment.bytes_at(offset, length)?;
+            let records = segment.bytes_at(offset, length, true)?;
             let request = Request {
                 ledger: *ledger,
                 first: segment.index.ledgers[*number].first,
                 limits: ReadLimits::new(usize::MAX, usize::MAX),
             };
-            let mut collector = Collector::new(request);
+            let mut collector = Collector::new(request, true);
             collector
                 .take(&records, segment.salt, offset)
                 .map_err(|(offset, what)| corrupt(&segment.place, offset, what))?;

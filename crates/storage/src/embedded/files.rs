@@ -155,7 +155,8 @@ impl SegmentFiles {
         // Room for the headers and tables between the entries.
         let wanted = collector.rest().bytes_max;
         let bytes_max = wanted.saturating_add(wanted / 8).min(READ_BYTES_MAX);
-        let Some((bytes, offset)) = segment.read(ledger, first, bytes_max)? else {
+        let Some((bytes, offset)) = segment.read(ledger, first, bytes_max, collector.gently)?
+        else {
             let what = format!("entry `{ledger}:{first}` should be in it and is not");
             return Err(corrupt(&segment.place, 0, what));
         };

@@ -12,6 +12,7 @@ use super::completion::Completion;
 use super::directory::{DirectoryLock, check_format};
 use super::recover::{Recovered, recover};
 use super::space::SpaceWatch;
+use super::traffic::Traffic;
 use super::{Durability, EmbeddedConfig, EmbeddedStore, Host, LedgerIds, Shared};
 use crate::disk::Disk;
 use crate::wal::log_segment::{
@@ -79,6 +80,7 @@ pub(super) fn open(
         pool,
         files: recovered.files,
         space: SpaceWatch::new(disk.clone(), space.0, space.1, used_bytes),
+        traffic: Traffic::new(),
         background,
         ids: Mutex::new(LedgerIds {
             next: recovered.reserved,

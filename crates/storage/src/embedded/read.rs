@@ -30,8 +30,11 @@ pub(super) async fn read(
                 first,
                 limits,
             };
-            let reading = move || execute(&shared, plan, request);
-            match tokio::runtime::Handle::try_current() {
+            let turn = shared.traffic.turn().await;
+            let gently = turn.is_some();
+            let reader = shared.clone();
+            let reading = move || execute(&reader, plan, request, gently);
+            let read = match tokio::runtime::Handle::try_current() {
                 Ok(runtime) => {
                     let cancelled = |_| Err(StoreError::stopped("a read was cancelled"));
                     runtime
@@ -40,7 +43,9 @@ pub(super) async fn read(
                         .unwrap_or_else(cancelled)
                 }
                 Err(_) => reading(),
-            }
+            };
+            drop(turn);
+            read
         }
     }
 }
@@ -58,8 +63,9 @@ fn execute(
     shared: &Shared,
     mut plan: ReadPlan,
     request: Request,
+    gently: bool,
 ) -> Result<Vec<Entry>, StoreError> {
-    let mut collector = Collector::new(request);
+    let mut collector = Collector::new(request, gently);
     loop {
         let result = match &plan {
             // Deleted while it was read: what was found is still true.
@@ -99,14 +105,15 @@ pub(super) fn read_extents(
     let mut at = 0;
     for extent in extents {
         let part = &mut buf[at..at + extent.bytes];
-        extent
-            .segment
-            .file
-            .read_at(part, extent.offset)
-            .map_err(|error| {
-                let place = disk.describe(&extent.segment.name);
-                StoreError::io(format!("cannot read `{place}`"), error)
-            })?;
+        let file = &extent.segment.file;
+        let read = match collector.gently {
+            true => file.read_gently_at(part, extent.offset),
+            false => file.read_at(part, extent.offset),
+        };
+        read.map_err(|error| {
+            let place = disk.describe(&extent.segment.name);
+            StoreError::io(format!("cannot read `{place}`"), error)
+        })?;
         at += extent.bytes;
     }
     let buf = Bytes::from(buf);
@@ -127,16 +134,19 @@ pub(super) struct Collector {
     bytes: usize,
     pub(super) entries: Vec<Entry>,
     full: bool,
+    /// How the disk is to be read.
+    pub(super) gently: bool,
 }
 
 impl Collector {
-    pub(super) fn new(request: Request) -> Self {
+    pub(super) fn new(request: Request, gently: bool) -> Self {
         Self {
             request,
             next: request.first.0,
             bytes: 0,
             entries: Vec::new(),
             full: false,
+            gently,
         }
     }
 

@@ -229,11 +229,14 @@ impl Reading<'_> {
                 continue;
             }
             let limits = ReadLimits::new(usize::MAX, bytes_max);
-            let mut collector = Collector::new(Request {
-                ledger,
-                first,
-                limits,
-            });
+            let mut collector = Collector::new(
+                Request {
+                    ledger,
+                    first,
+                    limits,
+                },
+                false,
+            );
             let result = match index.plan(ledger, first, limits) {
                 ReadPlan::NoLedger | ReadPlan::Nothing => break,
                 ReadPlan::Log(extents) => read_extents(self.from, &extents, &mut collector),
@@ -290,7 +293,8 @@ impl Reading<'_> {
             return Ok(());
         };
         let (ledger, first) = (collector.ledger(), collector.next_entry());
-        let Some((records, offset)) = segment.read(ledger, first, collector.rest().bytes_max)?
+        let Some((records, offset)) =
+            segment.read(ledger, first, collector.rest().bytes_max, false)?
         else {
             return Ok(());
         };

@@ -68,18 +68,22 @@ impl SegmentFile {
         ledger: LedgerId,
         first: EntryId,
         bytes_max: usize,
+        gently: bool,
     ) -> Result<Option<(Bytes, u64)>, StoreError> {
         let Some((offset, bytes)) = self.index.find(ledger, first, bytes_max) else {
             return Ok(None);
         };
-        Ok(Some((self.bytes_at(offset, bytes)?, offset)))
+        Ok(Some((self.bytes_at(offset, bytes, gently)?, offset)))
     }
 
-    pub fn bytes_at(&self, offset: u64, bytes: usize) -> Result<Bytes, StoreError> {
+    /// `gently`: see [`DiskFile::read_gently_at`].
+    pub fn bytes_at(&self, offset: u64, bytes: usize, gently: bool) -> Result<Bytes, StoreError> {
         let mut buf = vec![0; bytes];
-        self.file
-            .read_at(&mut buf, offset)
-            .map_err(|error| StoreError::io(format!("cannot read `{}`", self.place), error))?;
+        let read = match gently {
+            true => self.file.read_gently_at(&mut buf, offset),
+            false => self.file.read_at(&mut buf, offset),
+        };
+        read.map_err(|error| StoreError::io(format!("cannot read `{}`", self.place), error))?;
         Ok(Bytes::from(buf))
     }
 }

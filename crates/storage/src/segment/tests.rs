@@ -97,7 +97,10 @@ fn what_is_written_is_found_again() {
         let file = SegmentFile::open(&disk, 7).unwrap();
         for (index, (ledger, entry, data)) in entries.iter().enumerate().step_by(7) {
             let bytes_max = 1 << (index % 20);
-            let (bytes, offset) = file.read(*ledger, *entry, bytes_max).unwrap().unwrap();
+            let (bytes, offset) = file
+                .read(*ledger, *entry, bytes_max, index % 2 == 0)
+                .unwrap()
+                .unwrap();
             // At least the two blocks around the entry.
             assert!(bytes.len() <= bytes_max.max(600_000), "seed {seed}");
             let found = entries_in(&bytes, &file, offset);
@@ -111,9 +114,13 @@ fn what_is_written_is_found_again() {
                     .take(found.len() - place))
             );
         }
-        assert_eq!(file.read(LedgerId(1), EntryId(0), 1000).unwrap(), None);
         assert_eq!(
-            file.read(LedgerId(0), EntryId(1 << 40), 1000).unwrap(),
+            file.read(LedgerId(1), EntryId(0), 1000, false).unwrap(),
+            None
+        );
+        assert_eq!(
+            file.read(LedgerId(0), EntryId(1 << 40), 1000, true)
+                .unwrap(),
             None
         );
     }
@@ -127,7 +134,7 @@ fn open_bytes(bytes: &[u8]) {
     if let Ok(file) = SegmentFile::open(&disk, 7) {
         for ledger in -1..4 {
             for first in [-1, 0, 5, i64::MAX] {
-                let _ = file.read(LedgerId(ledger), EntryId(first), 1 << 20);
+                let _ = file.read(LedgerId(ledger), EntryId(first), 1 << 20, true);
             }
         }
     }
@@ -193,5 +200,5 @@ fn a_disk_is_shared_by_reference() {
     let file = Arc::new(SegmentFile::open(&disk, 7).unwrap());
     disk.remove(&segment_file_name(7)).unwrap();
     let (ledger, entry, _) = &entries[0];
-    assert!(file.read(*ledger, *entry, 1).unwrap().is_some());
+    assert!(file.read(*ledger, *entry, 1, false).unwrap().is_some());
 }
