@@ -160,7 +160,7 @@ impl Broker {
     pub async fn policies(&self, namespace: &NamespaceName) -> Result<Policies, BrokerError> {
         let found = self.core.catalog.policies(namespace.as_str()).await?;
         found
-            .map(|(policies, _)| policies)
+            .map(|(policies, _)| Arc::unwrap_or_clone(policies))
             .ok_or_else(|| BrokerError::NamespaceNotFound(namespace.to_string()))
     }
 

@@ -120,9 +120,7 @@ impl Broker {
     ) -> Result<Broker, BrokerError> {
         config.check()?;
         let listeners = Listeners::new(&config)?;
-        let catalog = Catalog {
-            store: storage.metadata,
-        };
+        let catalog = Catalog::new(storage.metadata);
         catalog.create_builtins(&config.cluster_name).await?;
         let instance = catalog.next_instance().await?;
         let coordinators = match config.transaction_coordinator_enabled {
@@ -494,6 +492,15 @@ impl Broker {
     }
 }
 
+/// What a topic is wanted for.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    /// Make it when it does not exist.
+    create: bool,
+    /// For a producer.
+    publish: bool,
+}
+
 impl Core {
     pub(crate) fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
@@ -533,12 +540,36 @@ impl Core {
         name: &TopicName,
         create: bool,
     ) -> Result<Arc<Topic>, BrokerError> {
+        let found = Wanted {
+            create,
+            publish: false,
+        };
+        self.topic_as(name, found).await
+    }
+
+    /// The topic for a producer: a new one is made open for appends.
+    pub(crate) async fn topic_to_publish(
+        self: &Arc<Core>,
+        name: &TopicName,
+    ) -> Result<Arc<Topic>, BrokerError> {
+        let found = Wanted {
+            create: true,
+            publish: true,
+        };
+        self.topic_as(name, found).await
+    }
+
+    async fn topic_as(
+        self: &Arc<Core>,
+        name: &TopicName,
+        wanted: Wanted,
+    ) -> Result<Arc<Topic>, BrokerError> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(BrokerError::NotReady("the broker is stopping".to_owned()));
         }
         loop {
             let cell = self.topics.lock().entry(name.clone()).or_default().clone();
-            match cell.get_or_try_init(|| self.load(name, create)).await {
+            match cell.get_or_try_init(|| self.load(name, wanted)).await {
                 Ok(topic) => {
                     // Ours first: see `close_if_idle`.
                     let topic = topic.clone();
@@ -599,12 +630,12 @@ impl Core {
     async fn load(
         self: &Arc<Core>,
         name: &TopicName,
-        create: bool,
+        wanted: Wanted,
     ) -> Result<Arc<Topic>, BrokerError> {
         let result = {
             let _turn = self.loading.acquire().await;
             // Who waits for its turn takes little memory.
-            Box::pin(self.load_checked(name, create)).await
+            Box::pin(self.load_checked(name, wanted)).await
         };
         let counter = match &result {
             Ok(_) => &self.metrics.topic_loads,
@@ -617,9 +648,10 @@ impl Core {
     async fn load_checked(
         self: &Arc<Core>,
         name: &TopicName,
-        create: bool,
+        wanted: Wanted,
     ) -> Result<Arc<Topic>, BrokerError> {
         self.check_domain(name)?;
+        let Wanted { create, publish } = wanted;
         if !name.is_persistent() {
             return self.load_nonpersistent(name, create).await;
         }
@@ -638,6 +670,7 @@ impl Core {
         }
         let options = OpenOptions {
             create,
+            prepare: publish,
             ..OpenOptions::default()
         };
         let ledger = self.ledgers.open(&ledger_name, options).await?;

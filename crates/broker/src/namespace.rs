@@ -12,12 +12,13 @@
 //! | `/resource-groups/<encoded name>` | JSON, see `resource_group` |
 //! | `/failure-domains/<cluster>/<encoded name>`, `/isolation/...`, `/resource-quotas/...` | JSON, see `admin::placement` |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use geminga_model::{NamespaceName, TopicName};
 use geminga_storage::metadata::{Expected, MetadataStore, Version};
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -51,13 +52,26 @@ pub struct Partitioned {
     pub properties: BTreeMap<String, String>,
 }
 
+/// Policies of a namespace, and their version.
+type Known = (Arc<Policies>, Version);
+
 /// Typed access to the metadata store.
 #[derive(Clone)]
 pub(crate) struct Catalog {
     pub(crate) store: Arc<dyn MetadataStore>,
+    /// Policies of namespaces as they were read last: each topic that is made asks for them, and to
+    /// read a document takes longer than to find it.
+    policies: Arc<Mutex<HashMap<String, Known>>>,
 }
 
 impl Catalog {
+    pub(crate) fn new(store: Arc<dyn MetadataStore>) -> Catalog {
+        Catalog {
+            store,
+            policies: Arc::default(),
+        }
+    }
+
     pub(crate) async fn get<T: DeserializeOwned>(
         &self,
         key: &str,
@@ -65,9 +79,7 @@ impl Catalog {
         let Some(found) = self.store.get(key).await? else {
             return Ok(None);
         };
-        let value = serde_json::from_slice(&found.value)
-            .map_err(|error| BrokerError::Metadata(format!("`{key}` cannot be read: {error}")))?;
-        Ok(Some((value, found.version)))
+        Ok(Some((parse(key, &found.value)?, found.version)))
     }
 
     pub(crate) async fn put<T: Serialize>(
@@ -99,9 +111,7 @@ impl Catalog {
             let full = page.len() == PAGE;
             after = page.last().map(|(key, _)| key.clone());
             for (key, found) in page {
-                let value = serde_json::from_slice(&found.value).map_err(|error| {
-                    BrokerError::Metadata(format!("`{key}` cannot be read: {error}"))
-                })?;
+                let value = parse(&key, &found.value)?;
                 all.push((key, value));
             }
             if !full {
@@ -115,11 +125,22 @@ impl Catalog {
         Ok(found.map(|(partitioned, _)| partitioned.partitions))
     }
 
-    pub(crate) async fn policies(
-        &self,
-        namespace: &str,
-    ) -> Result<Option<(Policies, Version)>, BrokerError> {
-        self.get(&namespace_key(namespace)).await
+    pub(crate) async fn policies(&self, namespace: &str) -> Result<Option<Known>, BrokerError> {
+        let key = namespace_key(namespace);
+        let Some(found) = self.store.get(&key).await? else {
+            self.policies.lock().remove(namespace);
+            return Ok(None);
+        };
+        // Versions are never given twice, not after a deletion either.
+        if let Some((policies, version)) = self.policies.lock().get(namespace)
+            && *version == found.version
+        {
+            return Ok(Some((policies.clone(), *version)));
+        }
+        let policies: Arc<Policies> = Arc::new(parse(&key, &found.value)?);
+        let known = (policies.clone(), found.version);
+        self.policies.lock().insert(namespace.to_owned(), known);
+        Ok(Some((policies, found.version)))
     }
 
     /// What every broker has from the first start.
@@ -176,6 +197,11 @@ impl Catalog {
     }
 }
 
+fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, BrokerError> {
+    serde_json::from_slice(value)
+        .map_err(|error| BrokerError::Metadata(format!("`{key}` cannot be read: {error}")))
+}
+
 pub(crate) fn tenant_key(tenant: &str) -> String {
     format!("/tenants/{tenant}")
 }
@@ -189,22 +215,25 @@ pub(crate) fn partitioned_path(namespace: &NamespaceName) -> String {
 }
 
 pub(crate) fn partitioned_key(topic: &TopicName) -> String {
-    format!(
-        "/partitioned/{}/{}/{}",
-        topic.namespace_str(),
-        topic.domain(),
-        encode(topic.local())
-    )
+    topic_path("/partitioned/", topic)
 }
 
 /// The name of a topic's managed ledger.
 pub(crate) fn ledger_name(topic: &TopicName) -> String {
-    format!(
-        "{}/{}/{}",
-        topic.namespace_str(),
-        topic.domain(),
-        encode(topic.local())
-    )
+    topic_path("", topic)
+}
+
+/// `<prefix><tenant>/<namespace>/<domain>/<encoded topic>`.
+pub(crate) fn topic_path(prefix: &str, topic: &TopicName) -> String {
+    let bytes = prefix.len() + topic.as_str().len();
+    let mut path = String::with_capacity(bytes);
+    path.push_str(prefix);
+    path.push_str(topic.namespace_str());
+    path.push('/');
+    path.push_str(topic.domain().as_str());
+    path.push('/');
+    encode_into(topic.local(), &mut path);
+    path
 }
 
 /// The path below which the managed ledgers of a namespace's topics are.
@@ -223,6 +252,11 @@ pub fn stored_topic_name(path: &str) -> Option<String> {
 /// As in URLs (and as Pulsar's own paths are): letters, digits and `-_.*` stay.
 pub(crate) fn encode(local: &str) -> String {
     let mut out = String::with_capacity(local.len());
+    encode_into(local, &mut out);
+    out
+}
+
+fn encode_into(local: &str, out: &mut String) {
     for byte in local.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'*' => {
@@ -237,7 +271,6 @@ pub(crate) fn encode(local: &str) -> String {
             }
         }
     }
-    out
 }
 
 pub(crate) fn decode(encoded: &str) -> Option<String> {

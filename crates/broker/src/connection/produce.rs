@@ -14,7 +14,6 @@ use geminga_proto::pb::{
     ServerError,
 };
 use geminga_proto::send::Send;
-use geminga_storage::SpaceLevel;
 use geminga_storage::managed::Initial;
 use tokio::time::Instant;
 
@@ -501,7 +500,7 @@ async fn open_producer(
             "Producer metadata is larger than {METADATA_BYTES_MAX} bytes"
         )));
     }
-    let topic = core.topic(&name, true).await?;
+    let topic = core.topic_to_publish(&name).await?;
     let origin = match is_replicator(given) {
         true => Origin::Replicator {
             by_source: topic.is_persistent() && peer.by_source.load(Ordering::Relaxed),
@@ -550,7 +549,7 @@ async fn open_producer(
         topic.check_quota_for_producer().await?;
         // One that comes back because its messages were not taken would come again and again:
         // refused here it waits longer each time, and its messages run into their own time-out.
-        if core.ledgers.store().space().level == SpaceLevel::Full {
+        if core.ledgers.store().is_full() {
             let reason = "the disk is full: nothing is stored until there is room";
             return Err(BrokerError::Persistence(reason.to_owned()));
         }

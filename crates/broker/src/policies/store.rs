@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::{EffectivePolicies, Policies, effective};
 use crate::broker::{Broker, Core};
 use crate::error::BrokerError;
-use crate::namespace::{encode, namespace_key};
+use crate::namespace::{namespace_key, topic_path};
 use crate::topic::Topic;
 
 /// Tries of a change that others come in between of.
@@ -42,13 +42,7 @@ pub(crate) fn topic_policies_path(namespace: &NamespaceName) -> String {
 
 /// The same for all partitions.
 fn topic_policies_key(topic: &TopicName) -> String {
-    let parent = topic.parent();
-    format!(
-        "/topic-policies/{}/{}/{}",
-        parent.namespace_str(),
-        parent.domain(),
-        encode(parent.local())
-    )
+    topic_path("/topic-policies/", &topic.parent())
 }
 
 impl Core {
@@ -164,11 +158,11 @@ impl Broker {
         let key = namespace_key(namespace.as_str());
         for attempt in 1.. {
             let found = self.core.catalog.policies(namespace.as_str()).await?;
-            let (mut policies, version) =
+            let (before, version) =
                 found.ok_or_else(|| BrokerError::NamespaceNotFound(namespace.to_string()))?;
-            let before = policies.clone();
+            let mut policies = Policies::clone(&before);
             change(&mut policies)?;
-            let is_change = before != policies;
+            let is_change = *before != policies;
             let (core, key, namespace) = (self.core.clone(), key.clone(), namespace.clone());
             let put = self.core.uncancelled(async move {
                 let expected = Expected::Is(version);

@@ -221,7 +221,7 @@ impl Broker {
             ));
         }
         let policies = self.core.catalog.policies(namespace.as_str()).await?;
-        let allowed = policies.map(|(policies, _)| policies.allowed_clusters);
+        let allowed = policies.map(|(policies, _)| policies.allowed_clusters.clone());
         let allowed = allowed.filter(|allowed| !allowed.is_empty());
         if let Some(allowed) = allowed
             && let Some(other) = clusters.iter().find(|name| !allowed.contains(name))

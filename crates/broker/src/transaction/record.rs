@@ -72,7 +72,7 @@ pub(crate) fn record_key(txn: TxnId) -> String {
 }
 
 pub(crate) fn topic_path(topic: &TopicName) -> String {
-    format!("{TOPICS}/{}", ledger_name(topic))
+    [TOPICS, "/", &ledger_name(topic)].concat()
 }
 
 pub(crate) fn topic_key(topic: &TopicName, txn: TxnId) -> String {
@@ -80,7 +80,7 @@ pub(crate) fn topic_key(topic: &TopicName, txn: TxnId) -> String {
 }
 
 pub(crate) fn topic_acks_path(topic: &TopicName) -> String {
-    format!("{ACKS}/{}", ledger_name(topic))
+    [ACKS, "/", &ledger_name(topic)].concat()
 }
 
 pub(crate) fn subscription_path(topic: &TopicName, subscription: &str) -> String {

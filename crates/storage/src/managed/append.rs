@@ -7,7 +7,7 @@ use crate::ledger::{AppendObserver, LedgerWriter};
 use bytes::Bytes;
 use geminga_model::{EntryId, LedgerId, Position};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 /// Told what became of a topic's appends. Called in order, from the store's completion thread, with
 /// no lock of the topic held; must not block.
@@ -124,7 +124,7 @@ impl ManagedLedger {
         let bytes: usize = entries.iter().map(Bytes::len).sum();
         let (kept, charge) = Kept::new(entries, config.cache_copy_below_bytes);
         let budget = &self.shared.budget;
-        let is_over = budget.take(charge);
+        let is_over = budget.take(charge.bytes());
         let appended = {
             let mut guard = self.appender.lock();
             let appender = &mut *guard;
@@ -142,15 +142,17 @@ impl ManagedLedger {
                 appender.next = offset + entries.len() as u64;
                 appender.bytes += bytes as u64;
                 appender.bytes_unclosed += bytes as u64;
-                let is_new = appender.tail.push(offset, position, kept, charge);
+                let pushed = appender.tail.push(offset, position, kept, charge);
                 let is_full = appender.bytes >= config.ledger_bytes_max
                     || appender.next - appender.base >= config.ledger_entries_max;
                 let rolls = is_full && !std::mem::replace(&mut appender.is_rolling, is_full);
-                (position, is_new, rolls)
+                (position, pushed, rolls)
             })
         };
-        let (position, is_new, rolls) = appended.inspect_err(|_| budget.give_back(charge))?;
-        if is_new {
+        let (position, pushed, rolls) =
+            appended.inspect_err(|_| budget.give_back(charge.bytes()))?;
+        budget.give_back(pushed.shared);
+        if pushed.is_new {
             budget.enlist(self.this.clone());
         }
         if is_over {
@@ -165,9 +167,9 @@ impl ManagedLedger {
 }
 
 impl Evict for ManagedLedger {
-    fn evict(&self) -> Option<bool> {
+    fn evict(&self, bytes: usize) -> Option<bool> {
         let mut appender = self.appender.try_lock()?;
-        let bytes = appender.tail.drop_older_half();
+        let bytes = appender.tail.drop_oldest(bytes);
         let holds = !appender.tail.is_empty();
         appender.tail.is_enlisted = holds;
         drop(appender);
@@ -182,7 +184,7 @@ impl Evict for ManagedLedger {
 
 /// Carries one ledger's callbacks to its topic, if that is still loaded.
 pub(super) struct LedgerObserver {
-    topic: Weak<ManagedLedger>,
+    topic: OnceLock<Weak<ManagedLedger>>,
     generation: u64,
     /// Known before the first append.
     base: AtomicU64,
@@ -191,10 +193,28 @@ pub(super) struct LedgerObserver {
 impl LedgerObserver {
     pub(super) fn new(topic: Weak<ManagedLedger>, generation: u64, base: u64) -> Self {
         Self {
-            topic,
+            topic: topic.into(),
             generation,
             base: AtomicU64::new(base),
         }
+    }
+
+    /// For the first ledger of a topic that is not there yet.
+    pub(super) fn unbound() -> Self {
+        Self {
+            topic: OnceLock::new(),
+            generation: 0,
+            base: AtomicU64::new(0),
+        }
+    }
+
+    /// Before the first append.
+    pub(super) fn bind(&self, topic: Weak<ManagedLedger>) {
+        self.topic.get_or_init(|| topic);
+    }
+
+    fn topic(&self) -> Option<Arc<ManagedLedger>> {
+        self.topic.get()?.upgrade()
     }
 
     pub(super) fn set_base(&self, base: u64) {
@@ -204,7 +224,7 @@ impl LedgerObserver {
 
 impl AppendObserver for LedgerObserver {
     fn durable(&self, ledger: LedgerId, through: EntryId) {
-        let Some(topic) = self.topic.upgrade() else {
+        let Some(topic) = self.topic() else {
             return;
         };
         let base = self.base.load(Ordering::Acquire);
@@ -244,7 +264,7 @@ impl AppendObserver for LedgerObserver {
     }
 
     fn failed(&self, _: LedgerId, error: Arc<StoreError>) {
-        if let Some(topic) = self.topic.upgrade() {
+        if let Some(topic) = self.topic() {
             topic.fail(self.generation, error);
         }
     }

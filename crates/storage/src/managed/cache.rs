@@ -2,7 +2,8 @@
 //!
 //! Each topic holds its own runs, under its own lock; this module holds the budget over all topics
 //! and chooses who gives way. A slice pins the whole read buffer that it was cut from, so runs
-//! are charged with the buffers that they may pin, and small runs are copied instead.
+//! are charged with the buffers that they may pin, and small runs are copied instead. A buffer that
+//! several runs were cut from is charged once, with the oldest of them that is still here.
 
 use crate::ledger::{Entry, ReadLimits};
 use bytes::Bytes;
@@ -12,8 +13,9 @@ use std::collections::VecDeque;
 use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// What an entry costs beside its bytes.
-const ENTRY_OVERHEAD_BYTES: usize = 40;
+/// What an entry costs beside its bytes, as a slice and where it was copied.
+const SLICE_OVERHEAD_BYTES: usize = 40;
+const PACKED_OVERHEAD_BYTES: usize = size_of::<u32>();
 /// What a run costs beside its entries.
 const RUN_OVERHEAD_BYTES: usize = 96;
 /// The size of the buffers that connections read into; a slice may pin that much.
@@ -36,8 +38,9 @@ pub(crate) struct TailBudget {
 
 /// A topic that can give memory back.
 pub(crate) trait Evict: Send + Sync {
-    /// Drops the older half of its runs. None when it is busy now; else whether it still holds any.
-    fn evict(&self) -> Option<bool>;
+    /// Drops its oldest runs until it gave back so many bytes, or half of them. None when it is busy
+    /// now; else whether it still holds any.
+    fn evict(&self, bytes: usize) -> Option<bool>;
 }
 
 impl TailBudget {
@@ -78,12 +81,16 @@ impl TailBudget {
             return;
         };
         let mut turns = 2 * holders.len();
-        while self.used() > self.max - self.max / 16 && turns > 0 {
+        let most = self.max - self.max / 16;
+        while let over = self.used().saturating_sub(most)
+            && over > 0
+            && turns > 0
+        {
             turns -= 1;
             let Some(next) = holders.pop_front() else {
                 return;
             };
-            match next.upgrade().map(|holder| holder.evict()) {
+            match next.upgrade().map(|holder| holder.evict(over)) {
                 Some(Some(false)) | None => {}
                 Some(Some(true) | None) => holders.push_back(next),
             }
@@ -95,6 +102,8 @@ impl TailBudget {
 #[derive(Default)]
 pub(crate) struct Tail {
     runs: VecDeque<Run>,
+    /// Where in memory the last run ends, if it is a slice of what was read.
+    end: Option<usize>,
     /// True while the budget knows of this topic.
     pub(crate) is_enlisted: bool,
 }
@@ -104,7 +113,35 @@ struct Run {
     first: u64,
     position: Position,
     kept: Kept,
+    /// What it gives back.
     charge: usize,
+    /// What is charged for the buffer of its first entry, here or, with `shares`, with an older run.
+    buffer: usize,
+    shares: bool,
+}
+
+/// What a run costs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Charge {
+    own: usize,
+    /// What may be pinned beside it in the buffer of its first entry.
+    buffer: usize,
+}
+
+impl Charge {
+    /// All of it, as it is before anything is known of the runs before.
+    pub(crate) fn bytes(self) -> usize {
+        self.own + self.buffer
+    }
+}
+
+/// What became of a run.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Pushed {
+    /// The tail was empty, and unknown to the budget.
+    pub(crate) is_new: bool,
+    /// Bytes of its charge that an older run is charged with.
+    pub(crate) shared: usize,
 }
 
 /// The bytes of a run, made before the topic's lock is taken.
@@ -117,21 +154,28 @@ pub(crate) enum Kept {
 
 impl Kept {
     /// Runs below `copy_below` bytes are copied.
-    pub(crate) fn new(entries: &[Bytes], copy_below: usize) -> (Self, usize) {
+    pub(crate) fn new(entries: &[Bytes], copy_below: usize) -> (Self, Charge) {
         let bytes: usize = entries.iter().map(Bytes::len).sum();
-        let overhead = RUN_OVERHEAD_BYTES + entries.len() * ENTRY_OVERHEAD_BYTES;
         if bytes >= copy_below {
-            let charge = pinned(entries) + overhead;
+            let (pinned, buffer) = pinned(entries);
+            let charge = Charge {
+                own: pinned + RUN_OVERHEAD_BYTES + entries.len() * SLICE_OVERHEAD_BYTES,
+                buffer,
+            };
             let kept = match entries {
                 [one] => Self::One(one.clone()),
                 many => Self::Slices(many.into()),
             };
             return (kept, charge);
         }
+        let charge = Charge {
+            own: bytes + RUN_OVERHEAD_BYTES + entries.len() * PACKED_OVERHEAD_BYTES,
+            buffer: 0,
+        };
         let mut packed = Vec::with_capacity(bytes);
         if let [one] = entries {
             packed.extend_from_slice(one);
-            return (Self::One(packed.into()), bytes + overhead);
+            return (Self::One(packed.into()), charge);
         }
         let ends = entries
             .iter()
@@ -140,7 +184,18 @@ impl Kept {
                 packed.len() as u32
             })
             .collect();
-        (Self::Packed(packed.into(), ends), bytes + overhead)
+        (Self::Packed(packed.into(), ends), charge)
+    }
+
+    /// Where it begins and ends in memory, unless it was copied together.
+    fn place(&self) -> Option<(usize, usize)> {
+        let start = |entry: &Bytes| entry.as_ptr() as usize;
+        let (first, last) = match self {
+            Self::One(one) => (one, one),
+            Self::Packed(..) => return None,
+            Self::Slices(slices) => (slices.first()?, slices.last()?),
+        };
+        Some((start(first), start(last) + last.len()))
     }
 
     fn len(&self) -> usize {
@@ -165,38 +220,60 @@ impl Kept {
     }
 }
 
-/// What these slices may keep alive: their bytes, and one read buffer's rest for each buffer.
-fn pinned(entries: &[Bytes]) -> usize {
-    let mut charge = 0;
+/// What these slices may keep alive: their bytes and one read buffer's rest for each buffer, apart from
+/// the rest of the first one's.
+fn pinned(entries: &[Bytes]) -> (usize, usize) {
+    let (mut own, mut buffer) = (0, 0);
     let mut end_of_last = None;
     for entry in entries {
         let start = entry.as_ptr() as usize;
-        let gap = end_of_last.map_or(usize::MAX, |end: usize| start.wrapping_sub(end));
-        if gap > SAME_BUFFER_GAP_BYTES {
-            charge += READ_BUFFER_BYTES.saturating_sub(entry.len());
+        let rest = READ_BUFFER_BYTES.saturating_sub(entry.len());
+        match end_of_last {
+            None => buffer = rest,
+            Some(end) if is_same_buffer(end, start) => {}
+            Some(_) => own += rest,
         }
-        charge += entry.len();
+        own += entry.len();
         end_of_last = Some(start + entry.len());
     }
-    charge
+    (own, buffer)
+}
+
+fn is_same_buffer(end: usize, start: usize) -> bool {
+    start.wrapping_sub(end) <= SAME_BUFFER_GAP_BYTES
 }
 
 impl Tail {
-    /// Adds the newest run; returns true if the tail was empty and unknown to the budget.
+    /// Adds the newest run.
     pub(crate) fn push(
         &mut self,
         first: u64,
         position: Position,
         kept: Kept,
-        charge: usize,
-    ) -> bool {
+        charge: Charge,
+    ) -> Pushed {
+        let Charge { own, buffer } = charge;
+        let place = kept.place().filter(|_| buffer > 0);
+        // The last run is still here, so nothing else lies where it ends.
+        let shares = !self.runs.is_empty()
+            && self
+                .end
+                .zip(place)
+                .is_some_and(|(end, (start, _))| is_same_buffer(end, start));
+        self.end = place.map(|(_, end)| end);
+        let shared = if shares { buffer } else { 0 };
         self.runs.push_back(Run {
             first,
             position,
             kept,
-            charge,
+            charge: own + buffer - shared,
+            buffer,
+            shares,
         });
-        !std::mem::replace(&mut self.is_enlisted, true)
+        Pushed {
+            is_new: !std::mem::replace(&mut self.is_enlisted, true),
+            shared,
+        }
     }
 
     /// Entries from `from` to before `end`; none when `from` is not here.
@@ -229,10 +306,28 @@ impl Tail {
         Some(found)
     }
 
-    /// Drops the older half of the runs; returns the bytes given back.
-    pub(crate) fn drop_older_half(&mut self) -> usize {
-        let count = self.runs.len().div_ceil(2);
-        self.runs.drain(..count).map(|run| run.charge).sum()
+    /// Drops the oldest runs until so many bytes are given back, half of the runs at most; returns the
+    /// bytes given back.
+    pub(crate) fn drop_oldest(&mut self, bytes: usize) -> usize {
+        let mut given_back = 0;
+        for _ in 0..self.runs.len().div_ceil(2) {
+            if given_back >= bytes {
+                break;
+            }
+            let Some(run) = self.runs.pop_front() else {
+                break;
+            };
+            given_back += run.charge;
+            // The buffer lives as long as the last run that was cut from it.
+            if let Some(next) = self.runs.front_mut()
+                && std::mem::take(&mut next.shares)
+            {
+                let rest = next.buffer.min(given_back);
+                next.charge += rest;
+                given_back -= rest;
+            }
+        }
+        given_back
     }
 
     pub(crate) fn clear(&mut self) -> usize {
@@ -270,7 +365,8 @@ mod tests {
             let (kept, charge) = Kept::new(&run, 10_000);
             let position = Position::new(5, 100 + all.len() as i64);
             assert_eq!(
-                tail.push(50 + all.len() as u64, position, kept, charge),
+                tail.push(50 + all.len() as u64, position, kept, charge)
+                    .is_new,
                 i == 0
             );
             all.extend(run);
@@ -296,7 +392,7 @@ mod tests {
             }
         }
         assert_eq!(tail.read(51, 99, ReadLimits::new(9, 10)).unwrap().len(), 1);
-        assert!(tail.drop_older_half() > 20_000);
+        assert!(tail.drop_oldest(usize::MAX) > 20_000);
         assert!(tail.read(53, 99, ALL).is_none());
         assert_eq!(tail.read(54, 99, ALL).unwrap().len(), 6);
     }
@@ -307,12 +403,71 @@ mod tests {
         let near: Vec<Bytes> = (0..4)
             .map(|i| buffer.slice(i * 1000..i * 1000 + 900))
             .collect();
-        assert_eq!(pinned(&near[..1]), READ_BUFFER_BYTES);
-        assert_eq!(pinned(&near), READ_BUFFER_BYTES + 3 * 900);
+        let all = |entries: &[Bytes]| {
+            let (own, buffer) = pinned(entries);
+            own + buffer
+        };
+        assert_eq!(all(&near[..1]), READ_BUFFER_BYTES);
+        assert_eq!(all(&near), READ_BUFFER_BYTES + 3 * 900);
         let other = Bytes::from(vec![0; READ_BUFFER_BYTES]).slice(10..20);
         let both = [near[0].clone(), other];
-        assert_eq!(pinned(&both), 2 * READ_BUFFER_BYTES);
+        assert_eq!(all(&both), 2 * READ_BUFFER_BYTES);
         let (_, charge) = Kept::new(&near, usize::MAX);
-        assert!(charge < 4000, "a copy pins nothing else");
+        assert!(charge.bytes() < 4000, "a copy pins nothing else");
+    }
+
+    #[test]
+    fn a_buffer_is_charged_once_as_long_as_one_of_its_runs_is_here() {
+        let buffers: Vec<Bytes> = (0..3)
+            .map(|_| Bytes::from(vec![0; READ_BUFFER_BYTES]))
+            .collect();
+        // Three runs of each buffer, of four entries each.
+        let runs: Vec<Vec<Bytes>> = (0..9)
+            .map(|n| {
+                let entry = |i| {
+                    let at = (n % 3 * 4 + i) * 1000;
+                    buffers[n / 3].slice(at..at + 900)
+                };
+                (0..4).map(entry).collect()
+            })
+            .collect();
+        let own = 4 * (900 + SLICE_OVERHEAD_BYTES) + RUN_OVERHEAD_BYTES;
+        let rest = READ_BUFFER_BYTES - 900;
+        let mut tail = Tail::default();
+        let mut used = 0;
+        let push = |tail: &mut Tail, n: usize| {
+            let (kept, charge) = Kept::new(&runs[n], 0);
+            let position = Position::new(1, 4 * n as i64);
+            charge.bytes() - tail.push(4 * n as u64, position, kept, charge).shared
+        };
+        for n in 0..9 {
+            used += push(&mut tail, n);
+            assert_eq!(used, (n + 1) * own + (n / 3 + 1) * rest, "run {n}");
+        }
+        for left in (1..9).rev() {
+            used -= tail.drop_oldest(1);
+            let first = (9 - left) / 3;
+            assert_eq!(used, left * own + (3 - first) * rest, "{left} left");
+        }
+        assert_eq!(used - tail.drop_oldest(1), 0);
+        // What lies there now is not known to be the same buffer any more.
+        assert_eq!(push(&mut tail, 1), own + rest);
+        assert_eq!(tail.clear(), own + rest);
+    }
+
+    #[test]
+    fn no_more_is_dropped_than_is_asked_for_and_half_at_most() {
+        let mut tail = Tail::default();
+        let mut one = 0;
+        for n in 0..16_u64 {
+            let (kept, charge) = Kept::new(&entries(&[1000]), usize::MAX);
+            one = charge.bytes();
+            tail.push(n, Position::new(1, n as i64), kept, charge);
+        }
+        assert_eq!(tail.drop_oldest(0), 0);
+        assert_eq!(tail.drop_oldest(2 * one - 1), 2 * one);
+        assert!(tail.read(1, 16, ALL).is_none());
+        assert_eq!(tail.read(2, 16, ALL).unwrap().len(), 14);
+        assert_eq!(tail.drop_oldest(usize::MAX), 7 * one);
     }
 }

@@ -4,15 +4,15 @@
 //! first of them. Nothing runs for an idle topic.
 
 use super::ManagedLedger;
-use super::append::{Appender, ClosedFor};
+use super::append::{Appender, ClosedFor, LedgerObserver};
 use super::cache::TailBudget;
 use super::change::Stored;
 use super::cursor_table::{Cell, Properties};
-use super::ledger_list::LedgerList;
+use super::ledger_list::{Ledger, LedgerList};
 use crate::codec::Reader;
 use crate::config::ManagedConfig;
 use crate::error::{ManagedError, StoreError};
-use crate::ledger::{LedgerStore, StateLog, Ticket};
+use crate::ledger::{LedgerStore, LedgerWriter, StateLog, Ticket};
 use crate::metadata::{Expected, MetadataStore, Op};
 use crate::state::State;
 use geminga_model::LedgerId;
@@ -37,7 +37,7 @@ const GATES: usize = 1024;
 const ROLLS_MAX: usize = 1024;
 
 pub(super) fn key(name: &str) -> String {
-    format!("{TOPICS}/{name}")
+    [TOPICS, "/", name].concat()
 }
 
 /// What managed ledgers stand on.
@@ -57,6 +57,8 @@ pub struct OpenOptions {
     pub create: bool,
     /// Properties of a new one.
     pub properties: Properties,
+    /// A new one is open for appends: as with `prepare`, with one change of the metadata in all.
+    pub prepare: bool,
 }
 
 /// Counters since the start.
@@ -160,6 +162,7 @@ impl ManagedLedgers {
         let metadata = &self.shared.metadata;
         let name: Arc<str> = name.into();
         let key = key(&name);
+        let mut begun = None;
         let (list, version, created) = match metadata.get(&key).await? {
             Some(found) => {
                 let list = LedgerList::decode(&found.value)
@@ -168,8 +171,17 @@ impl ManagedLedgers {
             }
             None if !options.create => return Err(ManagedError::NotFound { name }),
             None => {
+                if options.prepare {
+                    begun = self.shared.begin().await;
+                }
+                let first = begun.as_ref().map(|(writer, _)| Ledger {
+                    id: writer.id(),
+                    base: 0,
+                    closed: None,
+                });
                 let list = LedgerList {
                     properties: options.properties,
+                    ledgers: first.into_iter().collect(),
                     ..LedgerList::default()
                 };
                 let value = list.encode().into();
@@ -188,9 +200,17 @@ impl ManagedLedgers {
             list: RwLock::new(list),
             stored: Arc::new(tokio::sync::Mutex::new(Stored { version })),
         });
-        let end = ledger.recover().await?;
-        self.shared.clamp_cursors(&ledger, end)?;
         let weak = Arc::downgrade(&ledger);
+        match begun {
+            Some((writer, observer)) => {
+                observer.bind(weak.clone());
+                ledger.appender.lock().begin(writer, 0);
+            }
+            None => {
+                let end = ledger.recover().await?;
+                self.shared.clamp_cursors(&ledger, end)?;
+            }
+        }
         self.shared.loaded.lock().insert(name, weak);
         Ok(ledger)
     }
@@ -301,6 +321,13 @@ impl Shared {
         self.tasks.spawn("topic change", OnError::Log, run);
         told.await
             .unwrap_or_else(|_| Err(StoreError::stopped("the process is ending").into()))
+    }
+
+    /// The first ledger of a topic to come. Where none can be had, `prepare` will say why.
+    async fn begin(&self) -> Option<(Arc<dyn LedgerWriter>, Arc<LedgerObserver>)> {
+        let observer = Arc::new(LedgerObserver::unbound());
+        let writer = self.store.create(observer.clone()).await.ok()?;
+        Some((writer, observer))
     }
 
     fn gate(&self, name: &str) -> &tokio::sync::Mutex<()> {

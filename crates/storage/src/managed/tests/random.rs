@@ -229,6 +229,7 @@ impl<M: Machine> World<M> {
     async fn load(&mut self, name: &'static str, crashed: bool) {
         let options = OpenOptions {
             create: true,
+            prepare: self.random.below(2) == 0,
             ..OpenOptions::default()
         };
         let topics = self.storage.as_ref().unwrap().topics.clone();

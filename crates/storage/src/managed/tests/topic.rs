@@ -568,3 +568,37 @@ async fn large_parts_of_batches_count_for_many_holes() {
     cursor.ack(&at[30..31]).unwrap();
     assert!(!cursor.ack_batch(at[31], &[1], 2).unwrap());
 }
+
+#[tokio::test]
+async fn a_topic_is_made_and_open_for_appends_with_one_change() {
+    let server = Server::start(MemoryImage::default(), small_ledgers()).await;
+    let options = OpenOptions {
+        create: true,
+        prepare: true,
+        ..OpenOptions::default()
+    };
+    let name = "p/d/persistent/made";
+    let topic = server.topics.open(name, options.clone()).await.unwrap();
+    assert!(topic.is_ready());
+    let stored = server
+        .topics
+        .metadata()
+        .get(&crate::managed::factory::key(name))
+        .await
+        .unwrap();
+    let stored = stored.unwrap();
+    assert_eq!(stored.created, stored.version, "it was written once");
+    let watch = Arc::new(Watch::default());
+    topic.set_observer(watch.clone());
+    let positions = fill(&topic, &watch, 0, 9).await;
+    assert_eq!(positions[0].entry.0, 0);
+    let before = texts(&topic, Position::EARLIEST).await;
+    assert_eq!(before.len(), 9);
+    drop(topic);
+
+    let image = server.crash(usize::MAX);
+    let server = Server::start(image, small_ledgers()).await;
+    let topic = server.topics.open(name, options).await.unwrap();
+    assert!(!topic.is_ready(), "it was there before");
+    assert_eq!(texts(&topic, Position::EARLIEST).await, before);
+}
