@@ -89,6 +89,11 @@ impl Language {
     /// Holds a process to so many bytes of memory, in the way that suits its runtime.
     fn limit_memory(self, bytes: u64, spec: &mut HostSpec) {
         let limits = &mut spec.options.limits;
+        // A JVM needs more than its heap.
+        spec.share.memory_bytes = Some(match self {
+            Self::Java => bytes.saturating_mul(2).saturating_add(256 << 20),
+            _ => bytes,
+        });
         match self {
             // Of a WASM function it is the linear memory.
             Self::Bash | Self::Python | Self::Exec | Self::Wasm => {

@@ -29,6 +29,7 @@ pub mod options;
 mod pipe;
 pub(crate) mod process;
 pub mod python;
+pub mod sandbox;
 pub(crate) mod sleeper;
 pub(crate) mod stderr;
 pub(crate) mod toolchain;
@@ -307,6 +308,8 @@ pub struct HostSpec {
     pub log_topic: Option<String>,
     pub manual_ack: bool,
     pub options: Options,
+    /// What all its processes may use together.
+    pub share: sandbox::Share,
     /// Java: the type names that the configuration gives, which must be those of the class.
     pub input_type: Option<String>,
     pub output_type: Option<String>,

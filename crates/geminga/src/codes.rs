@@ -228,9 +228,9 @@ const CODES: &[Code] = &[
     (
         "G0315",
         "a resource is not enforced",
-        "`resources` of a file for Kubernetes name shares of CPU, memory and disk. On one machine the memory of a \
-         function is a limit of each of its processes; CPU and disk are accepted and not enforced, and neither is \
-         anything of a built-in connector, which runs in the worker. `functions status` lists what is not.",
+        "`resources` of a file for Kubernetes name shares of CPU, memory and disk. A built-in connector runs in the \
+         worker, and nothing holds it to them on one machine. A function's processes are held where the kernel \
+         allows it; `functions status` lists what is not.",
     ),
     (
         "G0400",

@@ -67,17 +67,18 @@ fn check_rules(component: &Component, found: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Resources that every file for Kubernetes has, and that no process is held to on one machine.
+/// Resources that every file for Kubernetes has, and that nothing holds a connector to on one machine.
 fn check_resources(component: &Component, found: &mut Vec<Diagnostic>) {
-    let (resources, has_processes) = match &component.config {
-        Config::Source(config) => (&config.resources, false),
-        Config::Function(config) => (&config.resources, true),
-        Config::Sink(config) => (&config.resources, false),
+    let resources = match &component.config {
+        Config::Source(config) => &config.resources,
+        Config::Sink(config) => &config.resources,
+        // What holds its processes depends on the machine: status says it.
+        Config::Function(_) => return,
     };
     let Some(resources) = resources else { return };
     let given = [
         ("cpu", resources.cpu.is_some()),
-        ("memory", resources.ram.is_some() && !has_processes),
+        ("memory", resources.ram.is_some()),
         ("disk", resources.disk.is_some()),
     ];
     let names: Vec<&str> = given
@@ -94,10 +95,7 @@ fn check_resources(component: &Component, found: &mut Vec<Diagnostic>) {
         component.name(),
         names.join(" and ")
     );
-    let help = match has_processes {
-        true => "memory is a limit of each process; on Kubernetes all of them hold",
-        false => "a built-in connector runs in the worker; on Kubernetes they hold",
-    };
+    let help = "a built-in connector runs in the worker; on Kubernetes they hold";
     let warning = Diagnostic::warning("G0315", message).help(help);
     found.push(component.origin.place(warning, &["resources"]));
 }

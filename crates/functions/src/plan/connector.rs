@@ -204,7 +204,7 @@ fn guarantee(wanted: ProcessingGuarantees, refused: &mut Refused) -> ProcessingG
 
 /// What is accepted, since it is common, and has no effect.
 fn unused(resources: Option<&Resources>, has_log_topic: bool) -> Vec<String> {
-    let mut warnings = not_enforced(resources, false);
+    let mut warnings = not_enforced(resources);
     if has_log_topic {
         warnings
             .push("`logTopic` stays empty: a built-in connector logs with the worker".to_owned());

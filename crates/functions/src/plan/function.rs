@@ -13,6 +13,7 @@ use super::{
     Input, Language, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused,
     Subscription, full_name,
 };
+use crate::runtime::sandbox::{self, Abilities};
 use crate::runtime::{Code, HostSpec, Options};
 
 pub(super) fn function(
@@ -177,6 +178,7 @@ pub(super) fn function(
     if let Some(ram) = ram.and_then(|ram| u64::try_from(ram).ok()) {
         language.limit_memory(ram, &mut spec);
     }
+    let warnings = hold(language, config.resources.as_ref(), &mut spec);
     // Effects happen once in the order of the messages: one consumer a partition.
     let ordered =
         config.retain_ordering == Some(true) || guarantee == ProcessingGuarantees::EffectivelyOnce;
@@ -215,11 +217,7 @@ pub(super) fn function(
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: config.cleans_up_subscription(),
-        warnings: [
-            not_enforced(config.resources.as_ref(), true),
-            no_shared_state(config),
-        ]
-        .concat(),
+        warnings: [warnings, no_shared_state(config)].concat(),
     })
 }
 
@@ -236,34 +234,45 @@ fn no_shared_state(config: &FunctionConfig) -> Vec<String> {
     (once && instances > 1).then(warning).into_iter().collect()
 }
 
-/// Resources that are accepted, since every file for Kubernetes has them, and that nothing holds a
-/// component to here. `ram` of a function is a limit of its processes.
-pub(super) fn not_enforced(resources: Option<&Resources>, has_processes: bool) -> Vec<String> {
+/// Gives the processes their share, and says what nothing holds them to here.
+fn hold(language: Language, resources: Option<&Resources>, spec: &mut HostSpec) -> Vec<String> {
+    spec.share.cpu = resources.and_then(|r| r.cpu).filter(|cpu| *cpu > 0.0);
+    spec.share.disk_bytes = resources
+        .and_then(|r| r.disk)
+        .and_then(|disk| u64::try_from(disk).ok());
+    if language == Language::Wasm {
+        return spec.share.cpu.map_or(Vec::new(), |cpu| {
+            vec![format!(
+                "`resources.cpu: {cpu}` is not enforced: WASM functions share their threads evenly"
+            )]
+        });
+    }
+    sandbox::not_enforced(
+        &spec.share,
+        spec.options.limits.processes,
+        &spec.options.sandbox,
+        Abilities::of_this_machine(),
+    )
+}
+
+/// Resources that are accepted, since every file for Kubernetes has them, and that nothing holds a built-in
+/// connector to.
+pub(super) fn not_enforced(resources: Option<&Resources>) -> Vec<String> {
     let Some(resources) = resources else {
         return Vec::new();
     };
-    let mut warnings = Vec::new();
-    if let Some(cpu) = resources.cpu {
-        warnings.push(format!(
-            "`resources.cpu: {cpu}` is not enforced on this machine: a process may use more"
-        ));
-    }
-    if let Some(ram) = resources.ram.filter(|_| !has_processes) {
-        warnings.push(format!(
-            "`resources.ram: {ram}` is not enforced: a built-in connector shares the worker's memory"
-        ));
-    }
-    if let Some(disk) = resources.disk {
-        let instead = if has_processes {
-            "; `limits.fileBytes` of `customRuntimeOptions` bounds each file"
-        } else {
-            ""
-        };
-        warnings.push(format!(
-            "`resources.disk: {disk}` is not enforced on this machine{instead}"
-        ));
-    }
-    warnings
+    let given = [
+        ("cpu", resources.cpu.map(|cpu| cpu.to_string())),
+        ("ram", resources.ram.map(|ram| ram.to_string())),
+        ("disk", resources.disk.map(|disk| disk.to_string())),
+    ];
+    let names = given.into_iter().filter_map(|(name, value)| {
+        Some(format!(
+            "`resources.{name}: {}` is not enforced: a built-in connector shares the worker's process",
+            value?
+        ))
+    });
+    names.collect()
 }
 
 fn output_schema(config: &FunctionConfig, refused: &mut Refused) -> Option<String> {

@@ -5,6 +5,7 @@ use geminga_model::{FunctionConfig, SinkConfig};
 
 use super::function::split_flags;
 use super::*;
+use crate::runtime::sandbox::{Abilities, Share};
 
 fn planned(text: &str) -> Result<Plan, Refused> {
     let config: FunctionConfig = serde_json::from_str(text).expect(text);
@@ -99,18 +100,25 @@ fn resources_are_enforced_or_said_not_to_be() {
         ))
         .expect("accepted")
     };
-    assert!(of(r#"{"ram":1000}"#).warnings.is_empty());
-    let Process::Host(_, spec) = of(r#"{"ram":1000}"#).process else {
+    let plan_of = of(r#"{"ram":1000,"cpu":0.5,"disk":7}"#);
+    let Process::Host(_, spec) = plan_of.process else {
         panic!()
     };
     assert_eq!(spec.options.limits.memory_bytes, Some(1000));
-    let said = of(r#"{"cpu":0.5,"disk":7}"#).warnings.join("; ");
+    let share = Share {
+        cpu: Some(0.5),
+        memory_bytes: Some(1000),
+        disk_bytes: Some(7),
+    };
+    assert_eq!(spec.share, share);
+    // What this machine can not do is in status: the words have a test of their own.
+    let can = Abilities::of_this_machine();
+    let missing = usize::from(!can.cpu) + usize::from(!can.memory);
+    assert_eq!(plan_of.warnings.len(), missing, "{:?}", plan_of.warnings);
+    let wasm = planned(r#"{"name":"f","wasm":"f.wasm","inputs":["in"],"resources":{"cpu":1}}"#);
+    let said = wasm.expect("accepted").warnings.join("; ");
     assert!(
-        said.contains("`resources.cpu: 0.5` is not enforced"),
-        "{said}"
-    );
-    assert!(
-        said.contains("`resources.disk: 7` is not enforced"),
+        said.contains("`resources.cpu: 1` is not enforced"),
         "{said}"
     );
     let sink: SinkConfig = serde_json::from_str(

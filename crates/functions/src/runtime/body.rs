@@ -48,12 +48,24 @@ pub trait Body: Send {
 
 impl Body for Process {
     fn wait(&mut self) -> BoxFuture<'_, Option<Exit>> {
-        Box::pin(async { Process::wait(self).await.ok().map(Exit::from) })
+        Box::pin(async {
+            let exit = Process::wait(self).await.ok().map(Exit::from);
+            exit.map(|exit| with_cause(exit, self))
+        })
     }
 
     fn kill(&mut self, grace: Duration) -> BoxFuture<'_, Option<Exit>> {
-        Box::pin(async move { Process::kill(self, grace).await.map(Exit::from) })
+        Box::pin(async move {
+            let exit = Process::kill(self, grace).await.map(Exit::from);
+            exit.map(|exit| with_cause(exit, self))
+        })
     }
+}
+
+/// The limit that a process ran into, when it did not end well.
+fn with_cause(exit: Exit, process: &Process) -> Exit {
+    let cause = (exit.code != Some(0)).then(|| process.cause()).flatten();
+    Exit { cause, ..exit }
 }
 
 /// How a kind of warm code is started.

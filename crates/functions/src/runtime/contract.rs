@@ -18,6 +18,7 @@ mod flaws;
 mod harness;
 mod java_only;
 mod python_only;
+mod sandboxed;
 mod typed;
 
 pub(crate) use self::harness::*;
@@ -110,10 +111,20 @@ fn jar(source: &std::path::Path, text: &str) -> PathBuf {
 pub(crate) async fn start_spec(
     kind: Kind,
     directory: tempfile::TempDir,
+    spec: HostSpec,
+) -> Result<Started, Broken> {
+    let processes = Processes::start(Some(directory.path())).expect("guard");
+    start_among(processes, kind, directory, spec).await
+}
+
+/// The same, held by what these processes are held by.
+pub(crate) async fn start_among(
+    processes: Processes,
+    kind: Kind,
+    directory: tempfile::TempDir,
     mut spec: HostSpec,
 ) -> Result<Started, Broken> {
     let tasks = Tasks::new();
-    let processes = Processes::start(Some(directory.path())).expect("guard");
     let seen = Arc::new(Seen::default());
     let runtime: Box<dyn Runtime> = match kind {
         Kind::Bash | Kind::BashPlain => Box::new(Bash::new(processes, tasks.clone())),

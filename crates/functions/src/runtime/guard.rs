@@ -4,10 +4,11 @@
 //! group is written down with the guard while it lives. The guard holds the reading end of a pipe
 //! whose only writer is the worker: when the worker ends, by `kill -9` too, the pipe closes, and
 //! the guard kills every group still on its list, every process that carries the worker's mark in
-//! its environment (those that made a session of their own), and removes the private directory.
+//! its environment (those that made a session of their own), removes the private directory, and the
+//! worker's control groups with all that is in them.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use std::os::unix::process::CommandExt;
@@ -27,7 +28,19 @@ for group in $groups; do kill -KILL -- "-$group" 2>/dev/null; done
 for file in $(grep -l -s -F -- "GMG_SCOPE=$1." /proc/[0-9]*/environ 2>/dev/null); do
   pid=${file#/proc/}; kill -KILL "${pid%/environ}" 2>/dev/null
 done
+scope=$1
 rm -rf -- "$2"
+shift 2
+for parent do
+  for group in "$parent/geminga-$scope-"*; do
+    [ -d "$group" ] || continue
+    for try in 1 2 3 4 5; do
+      while read -r pid; do kill -KILL "$pid" 2>/dev/null; done <"$group/cgroup.procs"
+      rmdir -- "$group" 2>/dev/null && break
+      sleep 0.05
+    done
+  done
+done
 "#;
 
 /// The running guard. It ends with this value, or with the process.
@@ -37,14 +50,16 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// Starts the guard for processes marked `scope` and the directory `private`.
-    pub(crate) fn start(scope: &str, private: &Path) -> io::Result<Self> {
+    /// Starts the guard for processes marked `scope`, the directory `private`, and control groups of that name
+    /// in `parents`.
+    pub(crate) fn start(scope: &str, private: &Path, parents: &[PathBuf]) -> io::Result<Self> {
         let child = Command::new("/bin/sh")
             .arg("-c")
             .arg(SCRIPT)
             .arg("geminga-guard")
             .arg(scope)
             .arg(private)
+            .args(parents)
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .current_dir("/")

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::sandbox::Walls;
+
 /// How processes and messages meet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -134,6 +136,8 @@ pub struct Options {
     pub limits: Limits,
     /// `uid` or `uid:gid` to run as; needs root.
     pub run_as: Option<String>,
+    /// Walls around files and the network.
+    pub sandbox: Walls,
 }
 
 impl Default for Options {
@@ -160,6 +164,7 @@ impl Default for Options {
             spread: false,
             limits: Limits::default(),
             run_as: None,
+            sandbox: Walls::default(),
         }
     }
 }
@@ -198,6 +203,7 @@ impl Options {
         let limits = &self.limits;
         let given = [
             ("runAs", self.run_as.is_some()),
+            ("sandbox", self.sandbox != Walls::default()),
             ("limits.cpuSeconds", limits.cpu_seconds.is_some()),
             ("limits.dataBytes", limits.data_bytes.is_some()),
             ("limits.processes", limits.processes.is_some()),

@@ -2,8 +2,8 @@
 //!
 //! Owns the guard and the private directory of this worker. Every process gets its own process
 //! group, a cleared environment and a private temporary directory; dropping a [`Process`] kills
-//! its group. Nothing here needs unsafe code: limits are put on the child by `prlimit` right after
-//! it starts and before it is given a message.
+//! its group. Nothing here needs unsafe code: limits of one process are put on it by `prlimit` right after
+//! it starts and before it is given a message; those of all together, and the walls, are the sandbox's.
 
 use std::ffi::OsString;
 use std::io;
@@ -18,7 +18,10 @@ use tokio::process::{Child, Command};
 
 use super::guard::Guard;
 use super::options::{Limits, Options};
-use super::{Broken, HostSpec};
+use super::sandbox::cgroup::{Cgroups, Group};
+use super::sandbox::watch::{Watch, Watched};
+use super::sandbox::{self, PROCESSES, Share, Verdict, Walls};
+use super::{Broken, FailureKind, HostSpec};
 
 /// The worker's processes. Cheap to clone; the last clone takes the guard and the directory along.
 #[derive(Debug, Clone)]
@@ -33,6 +36,8 @@ struct Inner {
     scope: String,
     private: PathBuf,
     next: AtomicU64,
+    cgroups: Cgroups,
+    watch: Watch,
 }
 
 impl Processes {
@@ -42,17 +47,24 @@ impl Processes {
     /// # Errors
     /// When the directory can not be made or `/bin/sh` does not start.
     pub fn start(parent: Option<&Path>) -> io::Result<Self> {
+        Self::start_with(parent, Cgroups::find())
+    }
+
+    /// The same, with the control groups that are given: none of them is for tests.
+    pub(crate) fn start_with(parent: Option<&Path>, cgroups: Cgroups) -> io::Result<Self> {
         let scope = geminga_stdx::Random::from_entropy().name(20);
         let parent = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
         let private = parent.join(format!("geminga-{scope}"));
         make_private(&private)?;
-        let guard = Guard::start(&scope, &private)?;
+        let guard = Guard::start(&scope, &private, &cgroups.parents())?;
         Ok(Self {
             inner: Arc::new(Inner {
                 guard,
                 scope,
                 private,
                 next: AtomicU64::new(0),
+                cgroups,
+                watch: Watch::default(),
             }),
         })
     }
@@ -74,10 +86,21 @@ impl Processes {
             set_mode(&self.inner.private, 0o711)?;
         }
         put_secrets(&directory, spec)?;
+        let name = format!("geminga-{}-{number}", self.inner.scope);
+        let processes = spec.options.limits.processes;
+        let group = self.inner.cgroups.group(&name, &spec.share, processes);
         Ok(Scope {
             processes: self.clone(),
             token,
             directory,
+            share: spec.share,
+            walls: Walled {
+                walls: spec.options.sandbox.clone(),
+                code: spec.code.path.clone(),
+                changes_user: spec.options.run_as.is_some(),
+            },
+            group: group.map(Arc::new),
+            next: AtomicU64::new(0),
         })
     }
 }
@@ -136,6 +159,19 @@ pub(crate) struct Scope {
     processes: Processes,
     token: String,
     directory: PathBuf,
+    share: Share,
+    walls: Walled,
+    group: Option<Arc<Group>>,
+    next: AtomicU64,
+}
+
+/// The walls of a host, and the code that it must see inside.
+#[derive(Debug)]
+pub(crate) struct Walled {
+    pub(crate) walls: Walls,
+    pub(crate) code: PathBuf,
+    /// It runs as another user than the worker's.
+    pub(crate) changes_user: bool,
 }
 
 impl Scope {
@@ -157,7 +193,6 @@ impl Scope {
             .envs(base_environment(spec))
             .env("TMPDIR", &self.directory)
             .env("GMG_TMP", &self.directory)
-            .env("GMG_SCOPE", &self.token)
             .envs((!spec.secrets.is_empty()).then(|| ("GMG_SECRETS", self.directory.join(SECRETS))))
             .envs(&spec.options.env)
             .stdin(Stdio::null())
@@ -173,7 +208,11 @@ impl Scope {
 
     /// Starts `command`, puts the limits on it, and tells the guard.
     pub(crate) fn spawn(&self, command: &mut Command, limits: &Limits) -> io::Result<Process> {
-        let child = command.spawn()?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let token = format!("{}{number}.", self.token);
+        command.env("GMG_SCOPE", &token);
+        let group = self.group.as_deref();
+        let child = sandbox::spawn(command, &self.walls, group, &self.directory)?;
         let pid = child
             .id()
             .and_then(|id| i32::try_from(id).ok())
@@ -183,41 +222,67 @@ impl Scope {
             child,
             group: pid,
             processes: self.processes.clone(),
+            held: self.group.clone(),
+            verdict: Verdict::default(),
+            token,
         };
-        put_limits(pid, limits);
+        let share = &self.share;
+        let (memory, count) = group.map_or((false, false), Group::holds);
+        put_limits(pid, limits, share.disk_bytes, count);
+        // Where memory is short, the kernel takes a function before the worker.
+        let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
+        // What the kernel does not hold is looked at.
+        if !memory || !count || share.disk_bytes.is_some() {
+            let watched = Watched {
+                private: self.directory.clone(),
+                token: process.token.clone(),
+                memory: (!memory).then(|| share.memory()),
+                processes: (!count).then(|| limits.processes.unwrap_or(PROCESSES)),
+                disk: share.disk_bytes,
+                verdict: process.verdict.clone(),
+            };
+            self.processes.inner.watch.add(pid, watched);
+        }
         Ok(process)
     }
 
-    /// Kills every process that carries this host's mark, in whatever session it hides.
+    /// Kills every process of this host, in whatever session it hides.
     pub(crate) fn sweep(&self) {
-        let mark = format!("GMG_SCOPE={}", self.token);
-        let Ok(entries) = std::fs::read_dir("/proc") else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|n| n.parse::<i32>().ok())
-            else {
-                continue;
-            };
-            let Ok(environment) = std::fs::read(entry.path().join("environ")) else {
-                continue;
-            };
-            if environment
-                .split(|&b| b == 0)
-                .any(|line| line == mark.as_bytes())
-                && let Some(pid) = Pid::from_raw(pid)
-            {
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
-            }
+        if let Some(group) = &self.group {
+            group.kill();
         }
+        sweep(&self.token);
     }
+}
+
+/// Kills every process whose mark begins like this: marks end in a dot.
+pub(crate) fn sweep(token: &str) {
+    for pid in marked(token) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+/// The processes whose mark begins like this.
+pub(crate) fn marked(token: &str) -> Vec<Pid> {
+    let mark = format!("GMG_SCOPE={token}");
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_marked = |environment: &[u8]| {
+        let mut lines = environment.split(|&b| b == 0);
+        lines.any(|line| line.starts_with(mark.as_bytes()))
+    };
+    entries
+        .filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let environment = std::fs::read(entry.path().join("environ")).ok()?;
+            Pid::from_raw(pid).filter(|_| is_marked(&environment))
+        })
+        .collect()
 }
 
 /// The folder of secrets in a host's private directory.
 const SECRETS: &str = "secrets";
+/// How gladly the kernel kills a process for want of memory: from -1000 to 1000.
+const OOM_SCORE: &str = "500";
 
 impl Drop for Scope {
     fn drop(&mut self) {
@@ -286,7 +351,7 @@ pub(crate) fn variable(name: &str) -> String {
         .collect()
 }
 
-fn put_limits(pid: i32, limits: &Limits) {
+fn put_limits(pid: i32, limits: &Limits, disk_bytes: Option<u64>, counted: bool) {
     let Some(pid) = Pid::from_raw(pid) else {
         return;
     };
@@ -294,9 +359,10 @@ fn put_limits(pid: i32, limits: &Limits) {
         (Resource::Cpu, limits.cpu_seconds),
         (Resource::As, limits.memory_bytes),
         (Resource::Data, limits.data_bytes),
-        (Resource::Nproc, limits.processes),
+        // It counts all processes of the user: where the function's own are counted, those alone are meant.
+        (Resource::Nproc, limits.processes.filter(|_| !counted)),
         (Resource::Nofile, limits.open_files),
-        (Resource::Fsize, limits.file_bytes),
+        (Resource::Fsize, limits.file_bytes.or(disk_bytes)),
     ] {
         if let Some(value) = value {
             let limit = Rlimit {
@@ -322,9 +388,24 @@ pub(crate) struct Process {
     pub(crate) child: Child,
     group: i32,
     processes: Processes,
+    held: Option<Arc<Group>>,
+    verdict: Verdict,
+    token: String,
 }
 
 impl Process {
+    /// The limit of all processes together that ended it, or kept it from its work.
+    pub(crate) fn cause(&self) -> Option<(FailureKind, String)> {
+        let why = self.verdict.take();
+        let why = why.or_else(|| self.held.as_ref()?.hit())?;
+        Some((FailureKind::Limit, why))
+    }
+
+    /// Kills what it started, in whatever session it hides.
+    pub(crate) fn sweep(&self) {
+        sweep(&self.token);
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         if let Some(group) = Pid::from_raw(self.group) {
             let _ = rustix::process::kill_process_group(group, signal);
@@ -353,6 +434,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
+        self.processes.inner.watch.remove(self.group);
         self.processes.inner.guard.remove(self.group);
     }
 }

@@ -47,6 +47,7 @@ pub(crate) struct Rate {
     left: u64,
     since: Instant,
     dropped: u64,
+    dropped_in_all: u64,
 }
 
 impl Rate {
@@ -56,7 +57,13 @@ impl Rate {
             left: limit,
             since: Instant::now(),
             dropped: 0,
+            dropped_in_all: 0,
         }
+    }
+
+    /// Bytes that were too many, since the start.
+    pub(crate) fn dropped_in_all(&self) -> u64 {
+        self.dropped_in_all
     }
 
     /// True when `bytes` fit. The second value is what was dropped before, once it is known.
@@ -73,6 +80,7 @@ impl Rate {
             (true, told)
         } else {
             self.dropped += bytes;
+            self.dropped_in_all += bytes;
             (false, told)
         }
     }

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::body::{Body, Exit, Launcher, Scoped};
 use super::handle::{Ends, Handle};
 use super::process::Scope;
+use super::sandbox::not_done;
 use super::stderr::{Rate, Tail, pump};
 use super::wire::{Codec, FromHost, PROTOCOL, WireError, verdict_of_status};
 use super::{
@@ -110,6 +111,7 @@ pub(super) async fn start_any(
         ever_done: false,
         deaths: 0,
         rate: Arc::new(Mutex::new(Rate::new(bytes_per_second))),
+        dropped_before: 0,
     };
     let running = warm.launch_ready().await?;
     tasks.spawn("function host", OnError::Log, async move {
@@ -152,6 +154,8 @@ struct Warm {
     ever_done: bool,
     deaths: u32,
     rate: Arc<Mutex<Rate>>,
+    /// What was dropped of the output when the message in hand began, about.
+    dropped_before: u64,
 }
 
 struct Running {
@@ -503,6 +507,7 @@ impl Warm {
                 let _ = tokio::time::timeout(FAILURE_WORDS, running.heard.notified()).await;
                 failure.stderr_tail = running.tail.take();
             }
+            self.spec.options.sandbox.explain(failure);
             Vec::new()
         } else {
             self.ever_done = true;
@@ -579,7 +584,9 @@ impl Warm {
         self.pending_bytes.clear();
         let leaving = running.leaving && matches!(end, End::Closed);
         let precise = running.codec.precise();
-        let failure = death(&end, exit, &self.spec, stderr_tail);
+        let dropped_in_all = self.rate.lock().dropped_in_all();
+        let dropped = dropped_in_all - std::mem::replace(&mut self.dropped_before, dropped_in_all);
+        let failure = death(&end, exit, &self.spec, stderr_tail, dropped);
         drop(running);
         if !leaving {
             self.deaths += 1;
@@ -747,12 +754,18 @@ async fn last_words(running: &mut Running) -> String {
 }
 
 /// What a death says of the message that was in hand.
-fn death(end: &End, exit: Option<Exit>, spec: &HostSpec, stderr_tail: String) -> Failure {
+fn death(
+    end: &End,
+    exit: Option<Exit>,
+    spec: &HostSpec,
+    stderr_tail: String,
+    dropped: u64,
+) -> Failure {
     let exit = exit.unwrap_or_default();
     let (kind, reason, exit_code) = match end {
         End::TimedOut => (
             FailureKind::Timeout,
-            format!("not done after {} ms", spec.options.timeout_ms),
+            not_done(spec.options.timeout_ms, exit.cause, dropped),
             None,
         ),
         End::Misbehaved(error @ (WireError::TooLarge(_) | WireError::TooMuchState(_))) => {
@@ -764,12 +777,14 @@ fn death(end: &End, exit: Option<Exit>, spec: &HostSpec, stderr_tail: String) ->
             None => super::exec::describe_death(exit.code, exit.signal),
         },
     };
-    Failure {
+    let mut failure = Failure {
         kind,
         reason,
         exit_code,
         stderr_tail,
-    }
+    };
+    spec.options.sandbox.explain(&mut failure);
+    failure
 }
 
 /// What a change takes in memory, about.

@@ -4,6 +4,7 @@ mod changelog;
 mod earthquakes;
 mod exactly_once;
 mod flaws;
+mod hostile;
 mod hosts;
 mod matrix;
 mod moves;

@@ -324,7 +324,15 @@ async fn a_worker_that_is_gone_takes_its_processes_along() {
     let directory = tempfile::tempdir().expect("temporary");
     let private = directory.path().join("private");
     std::fs::create_dir(&private).expect("made");
-    let guard = crate::runtime::guard::Guard::start("scope-of-a-test", &private).expect("guard");
+    // A directory stands for a control group of the worker's, and one for somebody else's.
+    let parent = directory.path().join("groups");
+    let own = parent.join("geminga-scope-of-a-test-0");
+    let others = parent.join("geminga-scope-of-another-0");
+    for group in [&own, &others] {
+        std::fs::create_dir_all(group).expect("made");
+    }
+    let guard =
+        crate::runtime::guard::Guard::start("scope-of-a-test", &private, &[parent]).expect("guard");
     let sleeper = |group: bool| {
         let mut command = std::process::Command::new("sleep");
         command.arg("600").env("GMG_SCOPE", "scope-of-a-test.0.");
@@ -342,6 +350,7 @@ async fn a_worker_that_is_gone_takes_its_processes_along() {
     assert!(!listed.wait().expect("ended").success());
     assert!(!hidden.wait().expect("ended").success());
     assert!(!private.exists());
+    assert!(!own.exists() && others.exists());
     let _ = removed.kill();
     let _ = removed.wait();
 }

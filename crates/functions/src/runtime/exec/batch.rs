@@ -323,6 +323,7 @@ fn judge(
             .unwrap_or_else(|| (whole.clone(), Vec::new()));
         if let Verdict::Failed(failure) = &mut verdict {
             failure.stderr_tail.clone_from(&ran.stderr_tail);
+            options.sandbox.explain(failure);
         }
         results.insert(index, (verdict, outputs));
     }

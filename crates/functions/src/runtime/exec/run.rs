@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::describe_death;
 use crate::runtime::process::{Process, Scope, start_error};
+use crate::runtime::sandbox::not_done;
 use crate::runtime::stderr::{Rate, Tail, pump};
 use crate::runtime::{Broken, Failure, FailureKind, HostSpec, Services};
 
@@ -54,6 +55,7 @@ pub(super) async fn run(
         Err(error) => return Err(start_error(&program, &error)),
     };
     drop(command);
+    let dropped_before = rate.lock().dropped_in_all();
     let tail = Tail::default();
     let mut printed = Vec::new();
     let max = spec.options.max_output_bytes;
@@ -89,11 +91,22 @@ pub(super) async fn run(
         wait(&mut process, spec, write, read, log).await
     };
     let status = match end {
-        End::Exited(status) => exit_code(status),
+        // What it says for itself counts.
+        End::Exited(Some(status)) if says(status, spec.options.drop_exit_code) => {
+            exit_code(Some(status))
+        }
+        End::Exited(status) => match process.cause() {
+            Some((kind, reason)) => {
+                process.sweep();
+                Err(Failure::new(kind, reason))
+            }
+            None => exit_code(status),
+        },
         End::TimedOut => {
             process.kill(spec.options.kill_grace()).await;
-            scope.sweep();
-            let reason = format!("not done after {} ms", spec.options.timeout_ms);
+            process.sweep();
+            let dropped = rate.lock().dropped_in_all() - dropped_before;
+            let reason = not_done(spec.options.timeout_ms, process.cause(), dropped);
             Err(Failure::new(FailureKind::Timeout, reason))
         }
         End::TooLarge => {
@@ -107,6 +120,13 @@ pub(super) async fn run(
         stderr_tail: tail.take(),
         status,
     })
+}
+
+/// Whether a status is one by which a process tells what shall become of its message.
+fn says(status: ExitStatus, drop_exit_code: i32) -> bool {
+    status
+        .code()
+        .is_some_and(|code| code == drop_exit_code || matches!(code, 0 | 64..=78))
 }
 
 fn refused(reason: &str) -> Ran {

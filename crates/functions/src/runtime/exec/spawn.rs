@@ -277,6 +277,7 @@ impl Lane {
         };
         if let Verdict::Failed(failure) = &mut verdict {
             failure.stderr_tail = stderr_tail;
+            self.spec.options.sandbox.explain(failure);
             outputs.clear();
             state.clear();
         } else {

@@ -1,0 +1,371 @@
+//! What user code does when it means no good, and what holds it: each ends within seconds, by name, and the next message
+//! is processed. What the kernel holds is tried once more without it, by the worker's own eyes. Nothing here can hurt the
+//! machine when the sandbox fails: a bomb counts its own sparks, and they go out by themselves.
+
+use super::super::sandbox::cgroup::Cgroups;
+use super::super::sandbox::{Abilities, Files, Network};
+use super::*;
+
+/// The layer is there, or the test says that it was not run.
+fn has(layer: &str, it: bool) -> bool {
+    if !it {
+        println!("not run: this machine has no {layer}");
+    }
+    it
+}
+
+/// What holds processes here: control groups where they may be made, and nothing but the watch.
+fn layers() -> Vec<(&'static str, Cgroups)> {
+    let mut all = vec![("watch", Cgroups::default())];
+    let kernel = Cgroups::find();
+    if has("cgroup", kernel.has("pids") && kernel.has("memory")) {
+        all.push(("cgroup", kernel));
+    }
+    all
+}
+
+async fn start(
+    cgroups: Cgroups,
+    kind: Kind,
+    code: &str,
+    change: impl Fn(&mut HostSpec),
+) -> Started {
+    let (directory, mut spec) = function(code, "f.sh");
+    spec.options.timeout_ms = 10_000;
+    spec.options.kill_grace_ms = 50;
+    change(&mut spec);
+    let processes = Processes::start_with(Some(directory.path()), cgroups).expect("guard");
+    start_among(processes, kind, directory, spec)
+        .await
+        .expect("starts")
+}
+
+fn limit<'a>(outcome: &'a Outcome, named: &str) -> &'a Failure {
+    let failure = failure(outcome);
+    assert_eq!(failure.kind, FailureKind::Limit, "{failure:?}");
+    assert!(failure.reason.contains(named), "{failure:?}");
+    failure
+}
+
+#[tokio::test]
+async fn a_fork_bomb_meets_its_limit() {
+    // Two hundred sparks at most, and none burns for longer than twenty seconds.
+    let code = "read -r m; [[ $m == x ]] || { echo \"$m\"; exit; }\n\
+                for i in {1..200}; do sleep 20 & done; wait";
+    for (layer, cgroups) in layers() {
+        for kind in [Kind::Spawn, Kind::BashPlain] {
+            let mut f = start(cgroups.clone(), kind, code, |spec| {
+                // The shell tries again for some seconds when it can not fork.
+                spec.options.timeout_ms = 3_000;
+                spec.options.limits.processes = Some(40);
+            })
+            .await;
+            let bomb = f.ask(b"x").await;
+            let failure = failure(&bomb);
+            assert!(
+                failure.reason.contains("limits.processes"),
+                "{layer} {kind:?}: {failure:?}"
+            );
+            assert_eq!(
+                payloads(&f.ask(b"next").await),
+                [b"next"],
+                "{layer} {kind:?}"
+            );
+            f.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn sparks_in_sessions_of_their_own_are_found() {
+    let code = "read -r m; [[ $m == x ]] || { echo \"$m\"; exit; }\n\
+                for i in {1..60}; do setsid sleep 20 & done; wait";
+    let mut f = start(Cgroups::default(), Kind::Spawn, code, |spec| {
+        spec.options.limits.processes = Some(40);
+    })
+    .await;
+    limit(&f.ask(b"x").await, "limits.processes");
+    assert_eq!(payloads(&f.ask(b"next").await), [b"next"]);
+    f.stop().await;
+}
+
+#[tokio::test]
+async fn memory_of_all_processes_together_is_held() {
+    let code = "read -r m; [[ $m == x ]] || { echo \"$m\"; exit; }\n\
+                for i in 1 2 3 4; do python3 -c 'import time; x = bytearray(60 << 20); time.sleep(20)' & done\n\
+                for i in 1 2 3 4; do wait -n || exit 1; done";
+    for (layer, cgroups) in layers() {
+        for kind in [Kind::Spawn, Kind::BashPlain] {
+            let mut f = start(cgroups.clone(), kind, code, |spec| {
+                spec.share.memory_bytes = Some(120 << 20);
+            })
+            .await;
+            let bomb = f.ask(b"x").await;
+            let failure = failure(&bomb);
+            // A warm shell lives on when the kernel kills what it started: the function says that it failed.
+            if layer == "watch" || kind == Kind::Spawn {
+                limit(&bomb, "resources.ram");
+            }
+            assert!(!failure.reason.is_empty(), "{layer} {kind:?}: {failure:?}");
+            assert_eq!(
+                payloads(&f.ask(b"next").await),
+                [b"next"],
+                "{layer} {kind:?}"
+            );
+            f.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_warm_process_that_grows_is_ended_by_name() {
+    let code = "def process(input):\n\
+                \x20   if input == 'x':\n\
+                \x20       import time; hoard = [bytearray(10 << 20) for _ in range(20)]; time.sleep(20)\n\
+                \x20   return input\n";
+    for (layer, cgroups) in layers() {
+        let (directory, mut spec) = function(code, "f.py");
+        spec.share.memory_bytes = Some(100 << 20);
+        let processes = Processes::start_with(Some(directory.path()), cgroups).expect("guard");
+        let started = start_among(processes, Kind::Python, directory, spec).await;
+        let mut f = started.expect("starts");
+        let bomb = f.ask(b"x").await;
+        let failure = limit(&bomb, "resources.ram");
+        assert!(failure.reason.starts_with("killed"), "{layer}: {failure:?}");
+        assert_eq!(payloads(&f.ask(b"next").await), [b"next"], "{layer}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_private_directory_does_not_outgrow_its_disk() {
+    let many = "read -r m; [[ $m == x ]] || { echo \"$m\"; exit; }\n\
+                for i in {1..20}; do head -c 1000000 /dev/zero >\"$GMG_TMP/$i\"; done; sleep 20";
+    let one = "read -r m; [[ $m == x ]] || { echo \"$m\"; exit; }\n\
+               exec head -c 20000000 /dev/zero >\"$GMG_TMP/one\"";
+    for (code, named) in [(many, "resources.disk"), (one, "larger file than allowed")] {
+        let mut f = start(Cgroups::find(), Kind::Spawn, code, |spec| {
+            spec.share.disk_bytes = Some(5_000_000);
+        })
+        .await;
+        limit(&f.ask(b"x").await, named);
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn cores_are_a_quota_of_the_group() {
+    if !has("cpu cgroup", Abilities::of_this_machine().cpu) {
+        return;
+    }
+    let code = "cat >/dev/null\n\
+                place=$(grep -E '^[0-9]+:cpu:|^0::' /proc/self/cgroup | grep geminga | head -1 | cut -d: -f3)\n\
+                cat /sys/fs/cgroup/cpu/$place/cpu.cfs_quota_us /sys/fs/cgroup/$place/cpu.max 2>/dev/null; true";
+    let mut f = start(Cgroups::find(), Kind::Spawn, code, |spec| {
+        spec.share.cpu = Some(0.25);
+    })
+    .await;
+    let outcome = f.ask(b"x").await;
+    let said = String::from_utf8_lossy(payloads(&outcome)[0]).into_owned();
+    assert!(said.starts_with("25000"), "{said}");
+    f.stop().await;
+}
+
+#[tokio::test]
+async fn a_flood_that_never_ends_is_cut_and_counted() {
+    let bash = "process() { [[ $MSG == x ]] && while :; do echo flood >&2; done; emit \"$MSG\"; }";
+    let spawned = "read -r m; [[ $m == x ]] || { echo \"$m\"; exit; }; yes flood >&2";
+    for (kind, code) in [(Kind::Bash, bash), (Kind::Spawn, spawned)] {
+        let mut f = start(Cgroups::find(), kind, code, |spec| {
+            spec.options.timeout_ms = 1_000;
+            spec.options.max_stderr_bytes = 10_000;
+        })
+        .await;
+        let flood = f.ask(b"x").await;
+        let failure = failure(&flood);
+        assert_eq!(failure.kind, FailureKind::Timeout, "{kind:?}: {failure:?}");
+        assert!(
+            failure.reason.contains("bytes were too many"),
+            "{kind:?}: {failure:?}"
+        );
+        let logged: usize = f.seen.logs.lock().iter().map(|line| line.text.len()).sum();
+        assert!(logged < 60_000, "{kind:?}: {logged} bytes of logs");
+        assert_eq!(payloads(&f.ask(b"next").await), [b"next"], "{kind:?}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_output_is_cut_at_its_limit() {
+    let bash = "process() { [[ $MSG == x ]] && exec yes; emit \"$MSG\"; }";
+    let spawned = "read -r m; [[ $m == x ]] && exec yes; echo \"$m\"";
+    for (kind, code) in [(Kind::Bash, bash), (Kind::Spawn, spawned)] {
+        let mut f = start(Cgroups::find(), kind, code, |_| {}).await;
+        limit(&f.ask(b"x").await, "bytes of output for one message");
+        assert_eq!(payloads(&f.ask(b"next").await), [b"next"], "{kind:?}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn files_outside_are_out_of_reach_and_its_own_are_not() {
+    if !has("Landlock", Abilities::of_this_machine().files) {
+        return;
+    }
+    let outside = tempfile::tempdir().expect("temporary");
+    let secret = outside.path().join("secret");
+    std::fs::write(&secret, "treasure").expect("written");
+    let granted = tempfile::tempdir().expect("temporary");
+    std::fs::write(granted.path().join("given"), "granted").expect("written");
+    let code = format!(
+        "cat >/dev/null\ncat {0} /etc/shadow /proc/{3}/environ /proc/{3}/root{0} 2>&1; echo x >{1}/new; ln -s / \"$GMG_TMP/r\"\n\
+         cat \"$GMG_TMP/r\"{0} 2>&1; cat {2}/given; echo; echo no >{2}/given\n\
+         echo mine >\"$GMG_TMP/f\" && cat \"$GMG_TMP/f\"; kill -0 {3} 2>&1; true",
+        secret.display(),
+        outside.path().display(),
+        granted.path().display(),
+        std::process::id(),
+    );
+    for kind in [Kind::Spawn, Kind::BashPlain] {
+        let mut f = start(Cgroups::find(), kind, &code, |spec| {
+            spec.options.sandbox.files = Files::Private;
+            spec.options.sandbox.required = true;
+            spec.options.sandbox.read = vec![granted.path().to_path_buf()];
+        })
+        .await;
+        let outcome = f.ask(b"x").await;
+        let said = String::from_utf8_lossy(payloads(&outcome)[0]).into_owned();
+        let refused = said.matches("Permission denied").count();
+        assert!(
+            !said.contains("treasure") && !said.contains("root:") && refused >= 5,
+            "{kind:?}: {said}"
+        );
+        assert!(said.contains("granted\nmine"), "{kind:?}: {said}");
+        assert!(!outside.path().join("new").exists());
+        let given = std::fs::read_to_string(granted.path().join("given")).expect("read");
+        assert_eq!(given, "granted", "what may be read may not be written");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn functions_of_every_language_live_behind_walls_and_a_refusal_names_them() {
+    let can = Abilities::of_this_machine();
+    if !has("Landlock and seccomp", can.files && can.network) {
+        return;
+    }
+    let outside = tempfile::tempdir().expect("temporary");
+    let secret = outside.path().join("secret");
+    std::fs::write(&secret, "treasure").expect("written");
+    let secret = secret.display();
+    let bash = format!(
+        "process() {{ [[ $MSG == x ]] && {{ cat {secret} || return 1; }}; emit \"$MSG\"; }}"
+    );
+    let python = format!(
+        "import json, ssl\ndef process(input):\n    return open('{secret}').read() if input == 'x' else input\n"
+    );
+    let java = format!(
+        "import java.nio.file.*;\npublic class F implements java.util.function.Function<String, String> {{\n\
+         public String apply(String input) {{\n\
+         try {{ return input.equals(\"x\") ? Files.readString(Path.of(\"{secret}\")) : input; }}\n\
+         catch (java.io.IOException e) {{ throw new RuntimeException(e); }} }} }}"
+    );
+    for (kind, code, name) in [
+        (Kind::Bash, bash, "f.sh"),
+        (Kind::Python, python, "f.py"),
+        (Kind::Java, java, "F.java"),
+    ] {
+        let (directory, mut spec) = function(&code, name);
+        spec.options.sandbox.files = Files::Private;
+        spec.options.sandbox.network = Network::None;
+        spec.options.sandbox.required = true;
+        let mut f = start_spec(kind, directory, spec).await.expect("starts");
+        assert_eq!(payloads(&f.ask(b"before").await), [b"before"], "{kind:?}");
+        let refused = f.ask(b"x").await;
+        let failure = failure(&refused);
+        let named = "the function is behind `sandbox.files: private` and `sandbox.network: none`";
+        assert!(failure.reason.contains(named), "{kind:?}: {failure:?}");
+        assert_eq!(payloads(&f.ask(b"next").await), [b"next"], "{kind:?}");
+        f.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn no_socket_of_the_network_is_made_and_pairs_are() {
+    if !has("seccomp", Abilities::of_this_machine().network) {
+        return;
+    }
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    let port = listener.local_addr().expect("bound").port();
+    let code = format!(
+        "import socket, subprocess\n\
+         def process(input):\n\
+         \x20   said = []\n\
+         \x20   for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):\n\
+         \x20       for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):\n\
+         \x20           try:\n\
+         \x20               socket.socket(family, kind).connect(('127.0.0.1', {port}))\n\
+         \x20               said.append('open')\n\
+         \x20           except PermissionError:\n\
+         \x20               said.append('denied')\n\
+         \x20   child = subprocess.run(['bash', '-c', 'echo > /dev/tcp/127.0.0.1/{port}'], stderr=subprocess.PIPE)\n\
+         \x20   said.append(str(child.returncode))\n\
+         \x20   a, b = socket.socketpair()\n\
+         \x20   a.send(b'within'); said.append(b.recv(10).decode())\n\
+         \x20   return ' '.join(said)\n"
+    );
+    let (directory, mut spec) = function(&code, "f.py");
+    spec.options.sandbox.network = Network::None;
+    spec.options.sandbox.required = true;
+    let mut f = start_spec(Kind::Python, directory, spec)
+        .await
+        .expect("starts");
+    assert_eq!(
+        payloads(&f.ask(b"x").await),
+        [b"denied denied denied denied denied denied 1 within"]
+    );
+    listener.set_nonblocking(true).expect("set");
+    assert!(listener.accept().is_err(), "somebody came through");
+    f.stop().await;
+}
+
+#[tokio::test]
+async fn groups_are_gone_when_their_host_is() {
+    let cgroups = Cgroups::find();
+    if !has("cgroup", cgroups.has("pids")) {
+        return;
+    }
+    let code =
+        "cat >/dev/null; setsid sleep 60 & cut -d: -f3 /proc/self/cgroup | grep geminga | sort -u";
+    let mut f = start(cgroups.clone(), Kind::Spawn, code, |_| {}).await;
+    let outcome = f.ask(b"x").await;
+    let name = String::from_utf8_lossy(payloads(&outcome)[0]).into_owned();
+    let name = name.trim().rsplit('/').next().expect("a name").to_owned();
+    assert!(name.starts_with("geminga-"), "{name}");
+    let places: Vec<_> = cgroups.parents().iter().map(|up| up.join(&name)).collect();
+    assert!(places.iter().any(|place| place.exists()));
+    f.stop().await;
+    until("the groups are gone", || {
+        !places.iter().any(|place| place.exists())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_hangs_takes_only_its_own_processes_along() {
+    let code = "read -r m; [[ $m == x ]] && { setsid sleep 30; }; sleep 0.6; echo \"$m\"";
+    let mut f = start(Cgroups::find(), Kind::Spawn, code, |spec| {
+        spec.options.timeout_ms = 1_000;
+        spec.options.concurrency = Some(4);
+    })
+    .await;
+    for payload in [b"x", b"1", b"2", b"3", b"4", b"5"] {
+        f.send(text(payload)).await;
+    }
+    let outcomes = f.outcomes(6).await;
+    assert_eq!(failure(&outcomes[0]).kind, FailureKind::Timeout);
+    for outcome in &outcomes[1..] {
+        assert_eq!(payloads(outcome).len(), 1, "{outcome:?}");
+    }
+    f.stop().await;
+}
