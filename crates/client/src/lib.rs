@@ -45,6 +45,7 @@ mod client;
 mod connection;
 mod consumer;
 mod error;
+mod link;
 mod lookup;
 mod message;
 mod producer;

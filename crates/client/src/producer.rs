@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::client::{Shared, topic_name};
 use crate::error::{Error, Result};
+use crate::link;
 use crate::message::Message;
 use crate::routing::{HashingScheme, Router, Routing};
 use crate::transaction::Transaction;
@@ -261,7 +262,7 @@ impl ProducerBuilder {
             let (opened, opens) = oneshot::channel();
             self.shared
                 .tasks
-                .spawn_cancellable("producer", driver::drive(core.clone(), opened));
+                .spawn_cancellable("producer", link::drive(core.clone(), opened));
             producer.cores.push(core);
             opening.push(opens);
         }

@@ -1,92 +1,63 @@
-//! The task beside each topic of a consumer: it finds the broker, subscribes, subscribes again
-//! when the link breaks, and looks at the clock for acks and redeliveries.
+//! How the link of a consumer's topic to its broker is opened.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use geminga_proto::{Command, command, pb};
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::settings::{InitialPosition, KeyShared, Options, SubType};
 use super::topic::{Link, Topic};
+use crate::client::Shared;
 use crate::connection::Connection;
 use crate::error::{Error, Result};
+use crate::link::Linked;
 use crate::lookup::Broker;
 
-/// Runs until the consumer is over. `opened` gets the outcome of the first subscription.
-pub(super) async fn drive(topic: Arc<Topic>, opened: oneshot::Sender<Result<()>>) {
-    tokio::select! {
-        () = keep_link(&topic, opened) => {}
-        () = watch_clock(&topic) => {}
-        () = topic.shared.tasks.cancelled() => {
-            topic.over(Error::Closed);
-            topic.inbox.end(Error::Closed);
+impl Linked for Topic {
+    const WHAT: &'static str = "consumer";
+
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    fn topic(&self) -> &(dyn Display + Sync) {
+        &self.name
+    }
+
+    fn changed(&self) -> &Notify {
+        &self.changed
+    }
+
+    fn timing(&self) -> &Notify {
+        &self.timing
+    }
+
+    fn tick(&self) -> Option<Instant> {
+        self.tick()
+    }
+
+    fn wants_link(&self) -> Result<bool> {
+        let state = self.state.lock();
+        match &state.link {
+            Link::Connecting => Ok(!state.seeking),
+            Link::Open(_) => Ok(false),
+            Link::Over(error) => Err(error.clone()),
         }
     }
-}
 
-async fn keep_link(topic: &Arc<Topic>, opened: oneshot::Sender<Result<()>>) {
-    let mut opened = Some(opened);
-    let mut backoff = topic.shared.new_backoff();
-    let mut deadline = Some(Instant::now() + topic.shared.operation_timeout);
-    loop {
-        match open_link(topic).await {
-            Ok(()) => {
-                backoff.reset();
-                deadline = None;
-                if let Some(opened) = opened.take() {
-                    // The builder may have been dropped; then its consumer is too.
-                    _ = opened.send(Ok(()));
-                }
-                if unlinked(topic).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                let delay = backoff.next_delay();
-                let goes_on = match deadline {
-                    Some(deadline) => error.is_retriable() && Instant::now() + delay < deadline,
-                    None => error.is_retriable_after_open(),
-                };
-                if !goes_on || topic.is_over() {
-                    topic.over(error.clone());
-                    match opened.take() {
-                        Some(opened) => _ = opened.send(Err(error)),
-                        None => {
-                            tracing::warn!(topic = %topic.name, %error, "consumer is over");
-                            topic.inbox.end(error);
-                        }
-                    }
-                    return;
-                }
-                tracing::debug!(topic = %topic.name, %error, ?delay, "consumer tries again");
-                tokio::select! {
-                    () = tokio::time::sleep(delay) => {}
-                    () = over(topic) => return,
-                }
-            }
-        }
+    async fn open(self: &Arc<Self>) -> Result<()> {
+        open_link(self).await
     }
-}
 
-/// Resolves when the link is to be opened again; an error when the consumer is over.
-async fn unlinked(topic: &Topic) -> Result<()> {
-    loop {
-        {
-            let state = topic.state.lock();
-            match &state.link {
-                Link::Connecting if !state.seeking => return Ok(()),
-                Link::Open(_) | Link::Connecting => {}
-                Link::Over(error) => return Err(error.clone()),
-            }
-        }
-        topic.changed.notified().await;
+    fn over(&self, error: Error) {
+        self.over(error);
     }
-}
 
-async fn over(topic: &Topic) {
-    while !topic.is_over() {
-        topic.changed.notified().await;
+    fn end(&self, error: Error) {
+        self.over(error.clone());
+        self.inbox.end(error);
     }
 }
 
@@ -193,18 +164,4 @@ pub(super) fn close_command(consumer_id: u64, request_id: u64) -> Command {
         ..Default::default()
     }
     .into()
-}
-
-async fn watch_clock(topic: &Topic) {
-    loop {
-        match topic.tick() {
-            Some(next) => {
-                tokio::select! {
-                    () = tokio::time::sleep_until(next) => {}
-                    () = topic.timing.notified() => {}
-                }
-            }
-            None => topic.timing.notified().await,
-        }
-    }
 }

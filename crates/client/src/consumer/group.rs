@@ -7,13 +7,13 @@ use geminga_model::name::TopicName;
 use parking_lot::RwLock;
 use tokio::sync::oneshot;
 
-use super::driver;
 use super::handle::Target;
 use super::inbox::Inbox;
 use super::settings::Options;
 use super::topic::Topic;
 use crate::client::Shared;
 use crate::error::{Error, Result};
+use crate::link;
 
 /// Messages that wait in all topics of a consumer together.
 const QUEUE_TOTAL_MAX: usize = 50_000;
@@ -65,7 +65,7 @@ impl Group {
                 let (opened, opens) = oneshot::channel();
                 self.shared
                     .tasks
-                    .spawn_cancellable("consumer", driver::drive(topic.clone(), opened));
+                    .spawn_cancellable("consumer", link::drive(topic.clone(), opened));
                 topics.push(topic);
                 opening.push(opens);
             }

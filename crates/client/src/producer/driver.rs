@@ -1,89 +1,57 @@
-//! The task beside each producer: it finds the broker, opens the link, opens it again when it
-//! breaks, and looks at the clock for messages that wait too long.
+//! How a producer's link to its broker is opened.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use geminga_proto::{Command, command, pb};
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::state::{Core, Link};
+use crate::client::Shared;
 use crate::connection::Connection;
 use crate::error::{Error, Result};
+use crate::link::Linked;
 use crate::lookup::Broker;
 
-/// Runs until the producer is over. `opened` gets the outcome of the first opening.
-pub(super) async fn drive(core: Arc<Core>, opened: oneshot::Sender<Result<()>>) {
-    tokio::select! {
-        () = keep_link(&core, opened) => {}
-        () = watch_clock(&core) => {}
-        () = core.shared.tasks.cancelled() => {
-            core.over(Error::Closed);
+impl Linked for Core {
+    const WHAT: &'static str = "producer";
+
+    fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    fn topic(&self) -> &(dyn Display + Sync) {
+        &self.topic
+    }
+
+    fn changed(&self) -> &Notify {
+        &self.changed
+    }
+
+    fn timing(&self) -> &Notify {
+        &self.timing
+    }
+
+    fn tick(&self) -> Option<Instant> {
+        self.tick()
+    }
+
+    fn wants_link(&self) -> Result<bool> {
+        match &self.state.lock().link {
+            Link::Open(_) => Ok(false),
+            Link::Connecting => Ok(true),
+            Link::Over(error) => Err(error.clone()),
         }
     }
-}
 
-async fn keep_link(core: &Arc<Core>, opened: oneshot::Sender<Result<()>>) {
-    let mut opened = Some(opened);
-    let mut backoff = core.shared.new_backoff();
-    let mut deadline = Some(Instant::now() + core.shared.operation_timeout);
-    loop {
-        match open_link(core).await {
-            Ok(()) => {
-                backoff.reset();
-                deadline = None;
-                if let Some(opened) = opened.take() {
-                    // The builder may have been dropped; then its producer is too.
-                    _ = opened.send(Ok(()));
-                }
-                if unlinked(core).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                let delay = backoff.next_delay();
-                let goes_on = match deadline {
-                    Some(deadline) => error.is_retriable() && Instant::now() + delay < deadline,
-                    None => error.is_retriable_after_open(),
-                };
-                if !goes_on || core.is_over() {
-                    if opened.is_none() {
-                        tracing::warn!(topic = %core.topic, %error, "producer is over");
-                    }
-                    core.over(error.clone());
-                    if let Some(opened) = opened.take() {
-                        _ = opened.send(Err(error));
-                    }
-                    return;
-                }
-                tracing::debug!(topic = %core.topic, %error, ?delay, "producer tries again");
-                tokio::select! {
-                    () = tokio::time::sleep(delay) => {}
-                    () = over(core) => return,
-                }
-            }
-        }
+    async fn open(self: &Arc<Self>) -> Result<()> {
+        open_link(self).await
     }
-}
 
-/// Resolves when the link is to be opened again; an error when the producer is over.
-async fn unlinked(core: &Core) -> Result<()> {
-    loop {
-        match &core.state.lock().link {
-            Link::Open(_) => {}
-            Link::Connecting => return Ok(()),
-            Link::Over(error) => return Err(error.clone()),
-        }
-        core.changed.notified().await;
+    fn over(&self, error: Error) {
+        self.over(error);
     }
-}
-
-async fn over(core: &Core) {
-    while !core.is_over() {
-        core.changed.notified().await;
-    }
-    // For whoever looks next.
-    core.changed.notify_one();
 }
 
 async fn open_link(core: &Arc<Core>) -> Result<()> {
@@ -164,18 +132,4 @@ pub(super) fn close_command(producer_id: u64, request_id: u64) -> Command {
         ..Default::default()
     }
     .into()
-}
-
-async fn watch_clock(core: &Core) {
-    loop {
-        match core.tick() {
-            Some(next) => {
-                tokio::select! {
-                    () = tokio::time::sleep_until(next) => {}
-                    () = core.timing.notified() => {}
-                }
-            }
-            None => core.timing.notified().await,
-        }
-    }
 }

@@ -316,10 +316,6 @@ impl Core {
         next
     }
 
-    pub(super) fn is_over(&self) -> bool {
-        matches!(self.state.lock().link, Link::Over(_))
-    }
-
     pub(super) fn is_connected(&self) -> bool {
         matches!(self.state.lock().link, Link::Open(_))
     }
