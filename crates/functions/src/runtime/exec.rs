@@ -15,6 +15,7 @@ use super::wire::plain::Plain;
 use super::{BoxFuture, Broken, FailureKind, Host, HostSpec, Runtime, Services};
 
 mod batch;
+mod lanes;
 mod message;
 mod run;
 mod spawn;

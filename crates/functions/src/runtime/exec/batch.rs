@@ -7,15 +7,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::BytesMut;
 use geminga_stdx::Tasks;
-use geminga_stdx::tasks::OnError;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::lanes::{Lane, Lanes};
 use super::{Program, run};
 use crate::runtime::options::{Framing, Options};
 use crate::runtime::process::Scope;
@@ -23,8 +22,7 @@ use crate::runtime::stderr::Rate;
 use crate::runtime::wire::plain::{Plain, from_json};
 use crate::runtime::wire::{FromHost, WireError, verdict_of_status};
 use crate::runtime::{
-    BoxFuture, Broken, Delivery, Failure, FailureKind, Host, HostSpec, Outcome, Output, Services,
-    Verdict,
+    Broken, Delivery, Failure, FailureKind, Host, HostSpec, Outcome, Output, Services, Verdict,
 };
 
 const BATCH: usize = 500;
@@ -38,119 +36,28 @@ pub(super) fn start(
 ) -> Result<Box<dyn Host>, Broken> {
     let size = spec.options.batch.unwrap_or(BATCH).max(1);
     let window = spec.options.window.unwrap_or(2 * size).max(1);
-    let (deliver, deliveries) = mpsc::channel(window);
-    let (outcomes_in, outcomes) = mpsc::channel(window + 1);
-    let broken = Arc::new(Mutex::new(None));
-    let rate = Arc::new(Mutex::new(Rate::new(spec.options.max_stderr_bytes)));
-    let group = tasks.child();
+    let scope = Arc::new(scope);
     let batches = Batches {
         program,
-        scope,
+        scope: scope.clone(),
+        rate: Arc::new(Mutex::new(Rate::new(spec.options.max_stderr_bytes))),
         spec,
         services,
-        rate,
         size,
         ever_done: false,
     };
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let why = broken.clone();
-    tasks.spawn("function batches", OnError::Log, async move {
-        batches.serve(deliveries, outcomes_in, why, stopped).await;
-        drop(group);
-        Ok::<(), std::convert::Infallible>(())
-    });
-    Ok(Box::new(BatchHost {
+    Ok(Lanes::start(
+        "function batches",
+        [batches],
         window,
-        in_flight: 0,
-        deliver: Some(deliver),
-        outcomes,
-        held: Vec::new(),
-        broken,
-        stop,
-    }))
-}
-
-struct BatchHost {
-    window: usize,
-    in_flight: usize,
-    deliver: Option<mpsc::Sender<Delivery>>,
-    outcomes: mpsc::Receiver<Vec<Outcome>>,
-    held: Vec<Outcome>,
-    broken: Arc<Mutex<Option<Broken>>>,
-    stop: tokio::sync::watch::Sender<bool>,
-}
-
-impl BatchHost {
-    fn why(&self) -> Broken {
-        self.broken.lock().clone().unwrap_or(Broken::Stopped)
-    }
-
-    async fn more(&mut self) -> Result<(), Broken> {
-        match self.outcomes.recv().await {
-            Some(outcomes) => {
-                self.in_flight -= outcomes.len();
-                self.held.extend(outcomes);
-                Ok(())
-            }
-            None => Err(self.why()),
-        }
-    }
-}
-
-impl Host for BatchHost {
-    fn window(&self) -> usize {
-        self.window
-    }
-
-    fn deliver(&mut self, batch: Vec<Delivery>) -> BoxFuture<'_, Result<(), Broken>> {
-        Box::pin(async move {
-            for delivery in batch {
-                while self.in_flight >= self.window {
-                    self.more().await?;
-                }
-                let sent = match &self.deliver {
-                    Some(deliver) => deliver.send(delivery).await.is_ok(),
-                    None => false,
-                };
-                if !sent {
-                    return Err(self.why());
-                }
-                self.in_flight += 1;
-            }
-            Ok(())
-        })
-    }
-
-    fn outcomes(&mut self) -> BoxFuture<'_, Result<Vec<Outcome>, Broken>> {
-        Box::pin(async move {
-            if self.held.is_empty() {
-                self.more().await?;
-            }
-            Ok(std::mem::take(&mut self.held))
-        })
-    }
-
-    fn stop(&mut self, grace: Duration) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            let until = Instant::now() + grace;
-            self.deliver = None;
-            while self.in_flight > 0 {
-                if !matches!(
-                    tokio::time::timeout_at(until, self.more()).await,
-                    Ok(Ok(()))
-                ) {
-                    break;
-                }
-            }
-            let _ = self.stop.send(true);
-            while self.more().await.is_ok() {}
-        })
-    }
+        scope,
+        tasks,
+    ))
 }
 
 struct Batches {
     program: Program,
-    scope: Scope,
+    scope: Arc<Scope>,
     spec: Arc<HostSpec>,
     services: Arc<dyn Services>,
     rate: Arc<Mutex<Rate>>,
@@ -158,42 +65,20 @@ struct Batches {
     ever_done: bool,
 }
 
-impl Batches {
-    async fn serve(
-        mut self,
-        mut deliveries: mpsc::Receiver<Delivery>,
-        outcomes: mpsc::Sender<Vec<Outcome>>,
-        broken: Arc<Mutex<Option<Broken>>>,
-        mut stopped: tokio::sync::watch::Receiver<bool>,
-    ) {
+impl Lane for Batches {
+    async fn turn(
+        &mut self,
+        deliveries: &mut mpsc::Receiver<Delivery>,
+    ) -> Option<Result<Vec<Outcome>, Broken>> {
         let mut batch = Vec::new();
-        loop {
-            let work = async {
-                batch.clear();
-                if deliveries.recv_many(&mut batch, self.size).await == 0 {
-                    return None;
-                }
-                Some(self.one(&batch).await)
-            };
-            let done = tokio::select! {
-                _ = stopped.wait_for(|stop| *stop) => return,
-                done = work => done,
-            };
-            match done {
-                None => return,
-                Some(Ok(done)) => {
-                    if outcomes.send(done).await.is_err() {
-                        return;
-                    }
-                }
-                Some(Err(why)) => {
-                    *broken.lock() = Some(why);
-                    return;
-                }
-            }
+        if deliveries.recv_many(&mut batch, self.size).await == 0 {
+            return None;
         }
+        Some(self.one(&batch).await)
     }
+}
 
+impl Batches {
     async fn one(&mut self, batch: &[Delivery]) -> Result<Vec<Outcome>, Broken> {
         let started = Instant::now();
         let options = &self.spec.options;
