@@ -177,10 +177,6 @@ impl Source for LineSource {
     fn dead_letter_topic(&self, _message: &Message) -> Option<String> {
         Some("stderr".to_owned())
     }
-
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async {})
-    }
 }
 
 /// Whether a whole line is in the buffer already.
@@ -241,9 +237,5 @@ impl Sink for LineSink {
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
         // The report counts it, and holds the failure.
         Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async {})
     }
 }

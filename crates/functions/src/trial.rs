@@ -206,10 +206,6 @@ impl Source for Given {
     fn dead_letter_topic(&self, _message: &Message) -> Option<String> {
         Some("given up".to_owned())
     }
-
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async {})
-    }
 }
 
 /// The number of a message of [`Given`]; a window has that of its last message.
@@ -246,10 +242,6 @@ impl Sink for Kept {
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
         // Its failure was seen where it came from.
         Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async {})
     }
 }
 

@@ -132,10 +132,6 @@ impl Sink for FileEnd {
     fn syncer(&self) -> Option<Arc<dyn Syncer>> {
         Some(self.file.clone())
     }
-
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async {})
-    }
 }
 
 impl Syncer for Lines {

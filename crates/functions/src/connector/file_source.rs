@@ -272,10 +272,6 @@ impl Source for FileStart {
     fn dead_letter_topic(&self, _message: &Message) -> Option<String> {
         None
     }
-
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async {})
-    }
 }
 
 impl Shared {

@@ -140,10 +140,6 @@ impl Sink for TableEnd {
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
         Box::pin(async move { Err(format!("a table can not write to `{topic}`")) })
     }
-
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async {})
-    }
 }
 
 #[cfg(test)]

@@ -50,7 +50,10 @@ pub(crate) trait Sink: Send {
         None
     }
 
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
+    /// Lets go of what it has; most have nothing.
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
 }
 
 /// Makes everything written so far durable.

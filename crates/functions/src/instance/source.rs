@@ -54,7 +54,10 @@ pub(crate) trait Source: Send {
     /// Where a message goes that is given up, when the configuration does not say.
     fn dead_letter_topic(&self, message: &Message) -> Option<String>;
 
-    fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
+    /// Lets go of what it has; most have nothing.
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async {})
+    }
 }
 
 /// Acknowledges messages of a source.
