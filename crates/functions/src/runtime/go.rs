@@ -51,18 +51,12 @@ const SDK: &[(&str, &str)] = sdk![
 pub struct Go {
     processes: Processes,
     tasks: Tasks,
-    /// One build at a time: instances of a function want the same.
-    building: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Go {
     #[must_use]
     pub fn new(processes: Processes, tasks: Tasks) -> Self {
-        Self {
-            processes,
-            tasks,
-            building: Arc::default(),
-        }
+        Self { processes, tasks }
     }
 }
 
@@ -78,7 +72,6 @@ impl Runtime for Go {
     ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
         Box::pin(async move {
             let program = if is_source(&spec.code.path) {
-                let _one = self.building.lock().await;
                 build(&spec.code.path).await?
             } else {
                 executable(&spec.code.path)?
@@ -171,14 +164,9 @@ async fn build_for(source: &Path, target: Target) -> Result<PathBuf, Broken> {
         true => source.display().to_string(),
         false => String::new(),
     };
-    let names: Vec<String> = files
-        .iter()
-        .map(|(name, _)| name.display().to_string())
-        .collect();
     let parts = files
         .iter()
-        .zip(&names)
-        .flat_map(|((_, text), name)| [name.as_bytes(), &b"\0"[..], text, &b"\0"[..]]);
+        .flat_map(|(name, text)| [name.as_os_str().as_encoded_bytes(), text]);
     let key = content_key(parts.chain([where_from.as_bytes(), &sdk_key.to_le_bytes()[..]]));
     let kind = match target {
         Target::Machine => "go",

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use geminga_stdx::Tasks;
 use tokio::process::Command;
+use tokio::sync::OnceCell;
 
 use super::process::{Processes, Scope};
 use super::python::on_socket;
@@ -48,21 +49,15 @@ const API: &[(&str, &str, &str)] = &[
 pub struct Java {
     processes: Processes,
     tasks: Tasks,
-    preparing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Java {
     #[must_use]
     pub fn new(processes: Processes, tasks: Tasks) -> Self {
-        Self {
-            processes,
-            tasks,
-            preparing: Arc::default(),
-        }
+        Self { processes, tasks }
     }
 
-    async fn prepare(&self, jar: &Path) -> Result<Machines, Broken> {
-        let _one = self.preparing.lock().await;
+    async fn prepare(jar: &Path) -> Result<Machines, Broken> {
         let bytes = std::fs::read(jar)
             .map_err(|_| deployment(format!("`{}` does not exist", jar.display()), ""))?;
         let jar = std::fs::canonicalize(jar).unwrap_or_else(|_| jar.to_path_buf());
@@ -111,7 +106,7 @@ impl Runtime for Java {
             } else {
                 spec.code.path.clone()
             };
-            let machines = Arc::new(self.prepare(&jar).await?);
+            let machines = Arc::new(Self::prepare(&jar).await?);
             let scope = self
                 .processes
                 .scope(&spec)
@@ -166,11 +161,11 @@ pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
     } else {
         Vec::new()
     };
-    let parts = files.iter().chain(&resources).flat_map(|(name, text)| {
-        let name = name.as_os_str().as_encoded_bytes();
-        [name, &b"\0"[..], text, &b"\0"[..]]
-    });
-    let place = cache().join(format!("java-{:032x}", content_key(parts)));
+    let compiler = compiler().await;
+    let named = files.iter().chain(&resources);
+    let parts = named.flat_map(|(name, text)| [name.as_os_str().as_encoded_bytes(), text]);
+    let key = content_key(parts.chain([compiler.as_bytes()]));
+    let place = cache().join(format!("java-{key:032x}"));
     once(&place, |into| async move {
         let missing = "install a JDK of version 11 or later, or set `JAVA_HOME`";
         let classes = into.join("classes");
@@ -209,6 +204,23 @@ pub fn tool(name: &str) -> PathBuf {
         .map(|home| PathBuf::from(home).join("bin").join(name))
         .filter(|path| path.exists())
         .unwrap_or_else(|| PathBuf::from(name))
+}
+
+/// Which compiler there is: what it makes runs on its own JVM and later ones, and not on an earlier one.
+async fn compiler() -> &'static str {
+    static COMPILER: OnceCell<String> = OnceCell::const_new();
+    let asked = COMPILER.get_or_init(|| async {
+        let javac = tool("javac");
+        let said = Command::new(&javac).arg("-version").output().await;
+        // When there is none, the compiling says so.
+        let said = said.map_or_else(|_| Vec::new(), |said| [said.stdout, said.stderr].concat());
+        format!(
+            "{}: {}",
+            javac.display(),
+            String::from_utf8_lossy(&said).trim()
+        )
+    });
+    asked.await
 }
 
 /// The folder of the host's classes.

@@ -12,7 +12,7 @@ use geminga_stdx::Tasks;
 use tokio::sync::OnceCell;
 
 use super::process::{Processes, Scope, start_error};
-use super::toolchain::{cache, content_key, deployment, once, run, sources, write};
+use super::toolchain::{cache, content_key, deployment, once, run, write};
 use super::warm::{self, Launch, Launched};
 use super::wire::packed::Packed;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
@@ -26,8 +26,6 @@ pub struct Python {
     processes: Processes,
     tasks: Tasks,
     interpreter: Arc<OnceCell<PathBuf>>,
-    /// One environment at a time: instances of a function want the same.
-    preparing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Python {
@@ -37,39 +35,36 @@ impl Python {
             processes,
             tasks,
             interpreter: Arc::new(OnceCell::new()),
-            preparing: Arc::default(),
         }
     }
 
     /// The folders of a package, made ready once for the same package and interpreter; none for a plain
     /// module. A folder is used where it is, and only what its lock names is made.
-    async fn folders(&self, code: &Path, interpreter: &Path) -> Result<Option<OsString>, Broken> {
+    async fn folders(code: &Path, interpreter: &Path) -> Result<Option<OsString>, Broken> {
         let is_archive = code
             .extension()
             .is_some_and(|ending| ending == "zip" || ending == "whl");
         if !is_archive && !code.is_dir() {
             return Ok(None);
         }
-        let _one = self.preparing.lock().await;
         let shown = code.display().to_string();
-        let mut parts = vec![PACKAGE.as_bytes().to_vec()];
-        parts.push(interpreter.as_os_str().as_encoded_bytes().to_vec());
-        if is_archive {
-            let bytes = std::fs::read(code)
-                .map_err(|_| deployment(format!("`{shown}` does not exist"), ""))?;
-            parts.push(bytes);
-        } else {
-            parts.push(shown.clone().into_bytes());
-            let wanted = ["requirements.lock", "requirements.txt"];
-            for (name, text) in sources(code)? {
-                let is_wanted = wanted.iter().any(|wanted| name.ends_with(wanted));
-                if is_wanted || name.extension().is_some_and(|ending| ending == "whl") {
-                    parts.push(name.as_os_str().as_encoded_bytes().to_vec());
-                    parts.push(text);
-                }
-            }
-        }
-        let key = content_key(parts.iter().map(|part| &part[..]));
+        let path = code.to_path_buf();
+        // A package may be large, and a folder on a slow disk.
+        let read = tokio::task::spawn_blocking(move || match is_archive {
+            true => std::fs::read(path).map(|bytes| vec![bytes]),
+            false => parts_of_folder(&path),
+        });
+        let failed = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => deployment(format!("`{shown}` does not exist"), ""),
+            _ => deployment(format!("`{shown}`: {error}"), ""),
+        };
+        let parts = read.await.map_err(|error| failed(error.into()))?;
+        let parts = parts.map_err(failed)?;
+        let first = [
+            PACKAGE.as_bytes(),
+            interpreter.as_os_str().as_encoded_bytes(),
+        ];
+        let key = content_key(first.into_iter().chain(parts.iter().map(|part| &part[..])));
         let place = cache().join(format!("python-{key:032x}"));
         once(&place, |into| async move {
             write(&into, &[("package.py", PACKAGE)])?;
@@ -123,6 +118,59 @@ impl Python {
     }
 }
 
+/// What `package.py` makes of a folder depends on these: where it is, which folders of modules it has, and
+/// what is to be installed. Its other files are used where they are, and are not looked at.
+fn parts_of_folder(folder: &Path) -> std::io::Result<Vec<Vec<u8>>> {
+    let mut parts = vec![folder.as_os_str().as_encoded_bytes().to_vec()];
+    let mut roots = vec![folder.to_path_buf()];
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            roots.push(path);
+        }
+    }
+    roots.sort();
+    for root in roots {
+        let mut note = |path: &Path, what: Vec<u8>| {
+            parts.push(path.as_os_str().as_encoded_bytes().to_vec());
+            parts.push(what);
+        };
+        for name in ["requirements.lock", "requirements.txt"] {
+            let path = root.join(name);
+            if path.is_file() {
+                note(&path, std::fs::read(&path)?);
+            }
+        }
+        let (modules, wheels) = (root.join("src"), root.join("deps"));
+        if modules.is_dir() {
+            note(&modules, Vec::new());
+        }
+        if !wheels.is_dir() {
+            continue;
+        }
+        note(&wheels, Vec::new());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&wheels)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == "whl") {
+                found.push(path);
+            }
+        }
+        found.sort();
+        for path in found {
+            // Some are hundreds of megabytes: one that changes has another length or time.
+            let about = std::fs::metadata(&path)?;
+            let changed = about.modified()?.duration_since(std::time::UNIX_EPOCH);
+            let changed = changed.unwrap_or_default().as_nanos();
+            note(
+                &path,
+                [u128::from(about.len()).to_le_bytes(), changed.to_le_bytes()].concat(),
+            );
+        }
+    }
+    Ok(parts)
+}
+
 impl Runtime for Python {
     fn name(&self) -> &'static str {
         "python"
@@ -135,7 +183,7 @@ impl Runtime for Python {
     ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
         Box::pin(async move {
             let interpreter = self.interpreter().await?;
-            let folders = self.folders(&spec.code.path, &interpreter).await?;
+            let folders = Self::folders(&spec.code.path, &interpreter).await?;
             let scope = self
                 .processes
                 .scope(&spec)
@@ -212,4 +260,39 @@ pub(super) fn on_socket(
         logs: vec![Box::new(stdout), Box::new(stderr)],
         codec: Box::new(Packed::new(spec.options.max_output_bytes)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_known_by_what_is_made_of_it_and_not_by_its_size() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| folder.path().join(name);
+        let key = || parts_of_folder(folder.path()).expect("read");
+        std::fs::write(at("f.py"), "def process(value): return value").expect("written");
+        let plain = key();
+        // A model of a hundred gigabytes, as far as anybody looks.
+        std::fs::create_dir(at("model")).expect("made");
+        let model = std::fs::File::create(at("model/weights")).expect("made");
+        model.set_len(100 << 30).expect("sparse");
+        std::fs::write(at("f.py"), "def process(value): return value + 1").expect("written");
+        assert_eq!(key(), plain);
+        let mut seen = vec![plain];
+        for make in [
+            |at: PathBuf| std::fs::create_dir_all(at.join("src")),
+            |at: PathBuf| std::fs::create_dir_all(at.join("model/src")),
+            |at: PathBuf| std::fs::create_dir_all(at.join("deps")),
+            |at: PathBuf| std::fs::write(at.join("deps/a.whl"), "a"),
+            |at: PathBuf| std::fs::write(at.join("deps/a.whl"), "ab"),
+            |at: PathBuf| std::fs::write(at.join("requirements.lock"), "a==1"),
+            |at: PathBuf| std::fs::write(at.join("model/requirements.txt"), "a==1"),
+        ] {
+            make(folder.path().to_path_buf()).expect("made");
+            let now = key();
+            assert!(!seen.contains(&now), "{seen:?}");
+            seen.push(now);
+        }
+    }
 }

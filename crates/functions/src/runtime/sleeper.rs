@@ -76,6 +76,11 @@ impl Keeper {
             tokio::select! {
                 batch = self.deliveries.recv() => match batch {
                     Some(batch) => {
+                        if self.host.is_none()
+                            && let Err(broken) = self.wake(&mut stop).await
+                        {
+                            return broken;
+                        }
                         if let Err(broken) = self.deliver(batch).await {
                             return broken;
                         }
@@ -103,11 +108,17 @@ impl Keeper {
         }
     }
 
-    async fn deliver(&mut self, batch: Vec<Delivery>) -> Result<(), Broken> {
-        if self.host.is_none() {
-            let (spec, services) = (self.spec.clone(), self.services.clone());
-            self.host = Some(self.runtime.start(spec, services).await?);
+    /// Starts the host again. A stop does not wait for that: nothing is in hand.
+    async fn wake(&mut self, stop: &mut oneshot::Receiver<Duration>) -> Result<(), Broken> {
+        let starting = self.runtime.start(self.spec.clone(), self.services.clone());
+        tokio::select! {
+            host = starting => self.host = Some(host?),
+            _ = stop => return Err(Broken::Stopped),
         }
+        Ok(())
+    }
+
+    async fn deliver(&mut self, batch: Vec<Delivery>) -> Result<(), Broken> {
         let Some(host) = &mut self.host else {
             return Err(Broken::Stopped);
         };
@@ -141,5 +152,96 @@ async fn next(host: &mut Option<Box<dyn Host>>) -> Result<Vec<Outcome>, Broken> 
     match host {
         Some(host) => host.outcomes().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::instance::context::Context;
+    use crate::runtime::{BoxFuture, Message};
+
+    /// Starts once, then never again.
+    #[derive(Default)]
+    struct Once {
+        asleep: Arc<Notify>,
+        started: AtomicBool,
+        again: Notify,
+    }
+
+    impl Runtime for Once {
+        fn name(&self) -> &'static str {
+            "once"
+        }
+
+        fn start(
+            &self,
+            _spec: Arc<HostSpec>,
+            _services: Arc<dyn Services>,
+        ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
+            Box::pin(async {
+                if !self.started.swap(true, Ordering::Relaxed) {
+                    return Ok::<Box<dyn Host>, Broken>(Box::new(Silent(self.asleep.clone())));
+                }
+                self.again.notify_one();
+                std::future::pending().await
+            })
+        }
+    }
+
+    struct Silent(Arc<Notify>);
+
+    impl Host for Silent {
+        fn window(&self) -> usize {
+            1
+        }
+
+        fn deliver(&mut self, _batch: Vec<Delivery>) -> BoxFuture<'_, Result<(), Broken>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn outcomes(&mut self) -> BoxFuture<'_, Result<Vec<Outcome>, Broken>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn stop(&mut self, _grace: Duration) -> BoxFuture<'_, ()> {
+            self.0.notify_one();
+            Box::pin(async {})
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_for_a_host_that_wakes() {
+        let (tasks, runtime) = (Tasks::new(), Arc::new(Once::default()));
+        let services = Arc::new(Context::new(Arc::default(), None, None));
+        let started = start(
+            runtime.clone(),
+            Duration::ZERO,
+            Arc::default(),
+            services,
+            &tasks,
+        );
+        let mut host = started.await.expect("starts");
+        let asleep_and_called = async {
+            runtime.asleep.notified().await;
+            let delivery = Delivery {
+                ticket: 0,
+                message: Arc::new(Message::default()),
+            };
+            host.deliver(vec![delivery]).await.expect("taken");
+            runtime.again.notified().await;
+        };
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, asleep_and_called)
+            .await
+            .expect("woken");
+        tokio::time::timeout(limit, host.stop(Duration::from_secs(60)))
+            .await
+            .expect("stops at once");
+        assert!(tasks.join(limit).await);
     }
 }

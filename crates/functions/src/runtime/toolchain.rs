@@ -1,14 +1,18 @@
 //! Other people's compilers: what they make of a function is kept in the user's cache directory by what
 //! it was made of, so that it is made once on a machine.
 //!
-//! What must hold: a thing in the cache is whole, since it is made elsewhere and renamed; a compiler
-//! that is missing or fails is an error of the deployment, with what it said.
+//! What must hold: a thing in the cache is whole, since it is made elsewhere and renamed; in one process
+//! nothing is made twice at a time, and nothing waits for what it does not need; a compiler that is missing
+//! or fails is an error of the deployment, with what it said.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
@@ -35,10 +39,11 @@ pub(crate) fn cache() -> PathBuf {
 }
 
 /// Names content: the first half of its SHA-256. Whoever uploads something must not be able to make
-/// it look like what somebody else will upload or build.
+/// it look like what somebody else will upload or build, so nothing moves between the parts either.
 pub(crate) fn content_key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u128 {
     let mut hash = Sha256::new();
     for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
     let digest = hash.finalize();
@@ -53,8 +58,32 @@ pub(crate) fn deployment(reason: impl Into<String>, said: impl Into<String>) -> 
     }
 }
 
-/// Makes `place` in the cache, when it is not there, by `fill`ing a directory.
+/// Places that are being made, each with the lock of whoever makes it.
+static MAKING: LazyLock<Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>> =
+    LazyLock::new(Mutex::default);
+
+/// Makes `place` in the cache, when it is not there, by `fill`ing a directory. Who wants the same place
+/// meanwhile waits.
 pub(crate) async fn once<F>(place: &Path, fill: impl FnOnce(PathBuf) -> F) -> Result<(), Broken>
+where
+    F: Future<Output = Result<(), Broken>>,
+{
+    if place.exists() {
+        return Ok(());
+    }
+    let lock = MAKING.lock().entry(place.to_owned()).or_default().clone();
+    let one = lock.lock().await;
+    let made = make(place, fill).await;
+    drop(one);
+    // With this one and the map's, two: nobody else waits.
+    let mut making = MAKING.lock();
+    if Arc::strong_count(&lock) <= 2 {
+        making.remove(place);
+    }
+    made
+}
+
+async fn make<F>(place: &Path, fill: impl FnOnce(PathBuf) -> F) -> Result<(), Broken>
 where
     F: Future<Output = Result<(), Broken>>,
 {
@@ -173,4 +202,46 @@ pub(crate) fn write(into: &Path, files: &[(&str, &str)]) -> Result<(), Broken> {
         written.map_err(|error| deployment(format!("`{}`: {error}", path.display()), ""))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_moves_between_the_parts_of_a_key() {
+        let key = |parts: &[&str]| content_key(parts.iter().map(|part| part.as_bytes()));
+        assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
+        assert_ne!(key(&["a", "", "b"]), key(&["a", "b", ""]));
+        assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
+    }
+
+    #[tokio::test]
+    async fn a_place_is_made_once_and_others_do_not_wait_for_it() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let (slow, quick) = (folder.path().join("slow"), folder.path().join("quick"));
+        let gate = tokio::sync::Notify::new();
+        let first = once(&slow, |into| {
+            let gate = &gate;
+            async move {
+                gate.notified().await;
+                std::fs::write(into.join("by"), "first").expect("written");
+                Ok(())
+            }
+        });
+        let second = once(&slow, |_| async { panic!("made twice") });
+        let other = async {
+            let made = once(&quick, |_| async { Ok(()) }).await;
+            gate.notify_one();
+            made
+        };
+        let (first, second, other) = tokio::join!(first, second, other);
+        assert!(first.is_ok() && second.is_ok() && other.is_ok());
+        assert_eq!(
+            std::fs::read_to_string(slow.join("by")).ok().as_deref(),
+            Some("first")
+        );
+        let making = MAKING.lock();
+        assert!(!making.contains_key(&slow) && !making.contains_key(&quick));
+    }
 }
