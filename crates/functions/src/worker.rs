@@ -34,6 +34,7 @@ pub(crate) mod runtimes;
 pub(crate) mod schedule;
 pub(crate) mod supervisor;
 mod trigger;
+mod warming;
 
 pub use self::change::Version;
 pub use self::cluster::{DrainStatus, MemberInfo, Owner};
@@ -142,6 +143,8 @@ pub(crate) struct Inner {
     components: Mutex<BTreeMap<ComponentId, Arc<Entry>>>,
     /// Packages that other workers can fetch.
     shared: Mutex<BTreeSet<String>>,
+    /// New versions that are about to be ready.
+    warming: Mutex<BTreeMap<ComponentId, warming::Warming>>,
     /// Packages that are on their way from other workers.
     fetching: Mutex<BTreeSet<String>>,
     /// One change at a time.
@@ -220,6 +223,7 @@ impl Worker {
                 packages,
                 components: Mutex::default(),
                 shared: Mutex::default(),
+                warming: Mutex::default(),
                 fetching: Mutex::default(),
                 changing: tokio::sync::Mutex::new(()),
                 settling: tokio::sync::Mutex::new(()),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use geminga_client::{Client, Message};
 use geminga_stdx::Tasks;
+use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
 use super::Gauge;
@@ -26,7 +27,8 @@ pub(crate) type OnLog = Arc<dyn Fn(&LogLine) + Send + Sync>;
 /// The services of one instance.
 pub(crate) struct Context {
     pub(crate) gauge: Arc<Gauge>,
-    pub(crate) state: Option<Arc<FunctionState>>,
+    /// It may be another one once: a host that warmed up beside its predecessor takes its place.
+    state: RwLock<Option<Arc<FunctionState>>>,
     pub(crate) on_log: Option<OnLog>,
     logs: Option<mpsc::Sender<LogLine>>,
     publications: Option<mpsc::Sender<Output>>,
@@ -40,11 +42,16 @@ impl Context {
     ) -> Self {
         Self {
             gauge,
-            state,
+            state: RwLock::new(state),
             on_log,
             logs: None,
             publications: None,
         }
+    }
+
+    /// From now on this is the function's state.
+    pub(crate) fn set_state(&self, state: Option<Arc<FunctionState>>) {
+        *self.state.write() = state;
     }
 
     /// Sends log lines to a topic: the text, with level, instance and function as properties.
@@ -146,11 +153,12 @@ impl Services for Context {
     }
 
     fn state_get(&self, key: &str) -> Option<Bytes> {
-        self.state.as_ref()?.get(key).map(|entry| entry.value)
+        let state = self.state.read();
+        state.as_ref()?.get(key).map(|entry| entry.value)
     }
 
     fn state_apply(&self, changes: &[StateChange]) {
-        if let Some(state) = &self.state {
+        if let Some(state) = &*self.state.read() {
             state.apply(changes);
         }
     }

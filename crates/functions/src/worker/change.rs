@@ -10,9 +10,11 @@ use std::time::Duration;
 use geminga_stdx::tasks::OnError;
 
 use super::catalog::{Key, Record};
+use super::membership::Judged;
 use super::package::{self, Upload};
 use super::rights::{Limits, Registrant};
 use super::supervisor::{Crew, Health};
+use super::warming::Beginning;
 use super::{Entry, STOP_GRACE, SUBSCRIBE_WAIT, Worker};
 use crate::component::{Component, ComponentId};
 use crate::error::WorkerError;
@@ -20,6 +22,9 @@ use crate::plan::{Plan, Process};
 
 /// How long an update that may be undone gets to start.
 const PROVE_WAIT: Duration = Duration::from_secs(60);
+/// New versions that one worker speaks of in a beat, and how much of why one did not start.
+const JUDGED_MAX: usize = 100;
+const WHY_CHARS_MAX: usize = 2000;
 /// Tries to remove a subscription that another worker may still use.
 const UNSUBSCRIBE_TRIES: u32 = 40;
 
@@ -113,6 +118,11 @@ impl Worker {
         }
         self.assign(id, &plan).await?;
         self.settle(Some(&BTreeSet::from([id.clone()]))).await;
+        let limit = match undoes(&plan) {
+            true => PROVE_WAIT,
+            false => SUBSCRIBE_WAIT,
+        };
+        self.updated(id, limit).await;
         let entry = self.entry(id)?;
         let instances = 0..entry.crew.len();
         if instances.into_iter().any(|n| !self.inner.is_mine(id, n)) {
@@ -172,7 +182,7 @@ impl Worker {
         let plan = self.plan(&next)?;
         let entry = self.store(id, next).await?;
         if undoes(&plan)
-            && let Some(why) = failed_to_start(&entry.crew).await
+            && let Some(why) = self.failed_to_start(id, &entry).await
         {
             let (version, restored) = (entry.record.version, record.version);
             let now = self.record(id)?;
@@ -403,6 +413,7 @@ impl Worker {
         let known = inner.components.lock().get(id).cloned();
         let Some(record) = record else {
             if let Some(entry) = known {
+                drop(inner.warming.lock().remove(id));
                 entry.crew.stop_all(STOP_GRACE).await;
                 inner.components.lock().remove(id);
             }
@@ -429,18 +440,35 @@ impl Worker {
                         return;
                     }
                 };
-                if let Some(old) = known {
-                    old.crew.stop_all(STOP_GRACE).await;
-                    old.crew.forget_state().await;
-                }
                 let parallelism = record.component.parallelism();
                 let rights = inner.config.rights.as_ref();
                 let limits = Limits::of(rights, id, &record, &plan);
                 let crew = Crew::new(id.clone(), record.version, plan, parallelism, limits);
+                let mine =
+                    |n: &u32| may_run && inner.is_mine(id, *n) && !record.stopped.contains(n);
+                let here = (0..parallelism).filter(mine).collect();
+                let crew = match self.begin(id, &record, crew, known.as_deref(), here) {
+                    Beginning::Now(crew) => crew,
+                    Beginning::Later => {
+                        if let Some(old) = known {
+                            // What is not to run here at all does not wait.
+                            let (run, rest): (Vec<u32>, Vec<u32>) =
+                                (0..old.crew.len()).partition(mine);
+                            old.crew.stop_these(&rest, STOP_GRACE).await;
+                            inner.released(id, &run);
+                        }
+                        return;
+                    }
+                };
+                if let Some(old) = known {
+                    old.crew.stop_all(STOP_GRACE).await;
+                    old.crew.forget_state().await;
+                }
                 Arc::new(Entry { record, crew })
             }
         };
         inner.components.lock().insert(id.clone(), entry.clone());
+        drop(inner.warming.lock().remove(id));
         let mine = |number: u32| {
             may_run && inner.is_mine(id, number) && !entry.record.stopped.contains(&number)
         };
@@ -508,29 +536,82 @@ fn undoes(plan: &Plan) -> bool {
     }
 }
 
-/// Why an instance did not start; `None` when all run, or can not be judged from here.
-async fn failed_to_start(crew: &Crew) -> Option<String> {
-    let judged = async {
-        loop {
-            let mut waits = false;
-            for seat in crew.instances() {
-                match seat.health() {
-                    Health::Degraded(why) => return Some(why),
-                    Health::Starting => waits = true,
-                    Health::Running | Health::Finished | Health::Stopped => {}
-                }
-            }
-            if !waits {
+/// How a version does on one worker: `None` while it is not known.
+fn judge(crew: &Crew, numbers: impl Iterator<Item = u32>) -> Option<Result<(), String>> {
+    let mut known = true;
+    for number in numbers {
+        match crew.instances()[number as usize].health() {
+            Health::Degraded(why) => return Some(Err(why)),
+            Health::Starting | Health::Stopped => known = false,
+            Health::Running | Health::Finished => {}
+        }
+    }
+    known.then_some(Ok(()))
+}
+
+impl Worker {
+    /// What this worker says of new versions that run here and are undone when they do not start.
+    pub(crate) fn judge_new(&self) -> Vec<Judged> {
+        let entries: Vec<(ComponentId, Arc<Entry>)> = {
+            let components = self.inner.components.lock();
+            let is_new = |(_, entry): &(&ComponentId, &Arc<Entry>)| {
+                undoes(&entry.crew.plan) && entry.crew.made.elapsed() < PROVE_WAIT * 2
+            };
+            let new = components.iter().filter(is_new).take(JUDGED_MAX);
+            new.map(|(id, entry)| (id.clone(), entry.clone())).collect()
+        };
+        let judged = entries.into_iter().filter_map(|(id, entry)| {
+            let is_own = |n: &u32| self.inner.is_mine(&id, *n) && !entry.record.stopped.contains(n);
+            let own: Vec<u32> = (0..entry.crew.len()).filter(is_own).collect();
+            if own.is_empty() {
                 return None;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            let why = judge(&entry.crew, own.into_iter())?.err();
+            Some(Judged {
+                id: id.to_string(),
+                version: entry.record.version,
+                why: why.map(|why| why.chars().take(WHY_CHARS_MAX).collect()),
+            })
+        });
+        judged.collect()
+    }
+
+    /// Why an instance of a new version did not start, on whatever worker; `None` when all run.
+    async fn failed_to_start(&self, id: &ComponentId, entry: &Entry) -> Option<String> {
+        let own = &self.inner.cluster.identity;
+        let version = entry.record.version;
+        let judged = async {
+            loop {
+                let mut waits = false;
+                for number in 0..entry.crew.len() {
+                    if entry.record.stopped.contains(&number) {
+                        continue;
+                    }
+                    let judged = match self.runner(id, number) {
+                        Some(runner) if runner == *own => {
+                            judge(&entry.crew, std::iter::once(number))
+                        }
+                        Some(runner) => self.judged_by(&runner, id, version),
+                        None => None,
+                    };
+                    match judged {
+                        Some(Err(why)) => return Some(why),
+                        Some(Ok(())) => {}
+                        None => waits = true,
+                    }
+                }
+                if !waits {
+                    return None;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        match tokio::time::timeout(PROVE_WAIT, judged).await {
+            Ok(judged) => judged,
+            Err(_) => Some(format!(
+                "it did not start within {} s",
+                PROVE_WAIT.as_secs()
+            )),
         }
-    };
-    match tokio::time::timeout(PROVE_WAIT, judged).await {
-        Ok(judged) => judged,
-        Err(_) => Some(format!(
-            "it did not start within {} s",
-            PROVE_WAIT.as_secs()
-        )),
     }
 }

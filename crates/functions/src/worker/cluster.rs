@@ -647,6 +647,32 @@ impl Worker {
         }
     }
 
+    /// The identity of who is to run an instance now; none while it moves.
+    pub(crate) fn runner(&self, id: &ComponentId, instance: u32) -> Option<String> {
+        let cluster = &self.inner.cluster;
+        if cluster.alone {
+            return Some(cluster.identity.clone());
+        }
+        self.inner.catalog.read(|view| {
+            let known = assignment(view, id, instance).filter(|a| a.to.is_none());
+            known.map(|a| a.owner.clone())
+        })
+    }
+
+    /// What another worker says of a version: `None` when it has not said yet.
+    pub(crate) fn judged_by(
+        &self,
+        identity: &str,
+        id: &ComponentId,
+        version: u64,
+    ) -> Option<Result<(), String>> {
+        let id = id.to_string();
+        let members = self.inner.cluster.members.lock();
+        let judged = &members.get(identity)?.beat.judged;
+        let found = judged.iter().find(|j| j.id == id && j.version == version)?;
+        Some(found.why.clone().map_or(Ok(()), Err))
+    }
+
     /// What each worker runs, as `tenant/namespace/name:instance`.
     #[must_use]
     pub fn assignments(&self) -> BTreeMap<String, Vec<String>> {
@@ -1073,6 +1099,7 @@ impl Worker {
                 BTreeMap::new()
             },
             released: released.iter().map(ToString::to_string).collect(),
+            judged: self.judge_new(),
             leaves,
         }
     }

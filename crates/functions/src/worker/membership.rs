@@ -29,9 +29,23 @@ pub(crate) struct Beat {
     /// Units that it has let go of and that the catalogue still calls its own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) released: Vec<String>,
+    /// How new versions did that are undone when they do not start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) judged: Vec<Judged>,
     /// It stops: nobody need wait for its lease.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) leaves: bool,
+}
+
+/// Whether a version of a component started on a worker.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Judged {
+    pub(crate) id: String,
+    pub(crate) version: u64,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<String>,
 }
 
 /// Another worker, or this one.

@@ -28,7 +28,10 @@ use crate::instance::source::{Source, Taken, TopicSource};
 use crate::instance::state::{self, FunctionState, Taking};
 use crate::instance::{Gauge, Instance};
 use crate::plan::{Input, Output, Plan, Process};
+use crate::runtime::Host;
 
+/// How long a new version may take to start beside the one that runs.
+const WARM_UP_MAX: Duration = Duration::from_secs(600);
 /// Pauses between two starts of an instance that breaks.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -56,8 +59,26 @@ pub(crate) struct Seat {
     /// Whether it has subscribed, or failed to, once.
     subscribed: watch::Sender<bool>,
     running: Mutex<Option<Run>>,
+    /// What the next run begins with.
+    warm: Mutex<Option<Warm>>,
     /// Another worker has taken the instance's state: it waits in line for it.
     fenced: AtomicBool,
+}
+
+/// A host that has started and waits for its first message, while another version still runs.
+struct Warm {
+    host: Box<dyn Host>,
+    context: Arc<Context>,
+    tasks: Tasks,
+}
+
+/// Ends a group of tasks.
+struct CancelOnDrop(Tasks);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 struct Run {
@@ -87,6 +108,7 @@ pub(crate) struct Crew {
     pub(crate) taken: Arc<Taken>,
     pub(crate) table: Option<TableView>,
     version: u64,
+    pub(crate) made: Instant,
     /// What it may reach, where somebody is asked.
     limits: Option<Limits>,
     seats: Arc<Vec<Arc<Seat>>>,
@@ -113,6 +135,7 @@ impl Crew {
                 started: Mutex::new(Instant::now()),
                 subscribed: watch::Sender::new(false),
                 running: Mutex::new(None),
+                warm: Mutex::new(None),
                 fenced: AtomicBool::new(false),
             })
         });
@@ -122,6 +145,7 @@ impl Crew {
             taken: Arc::default(),
             table,
             version,
+            made: Instant::now(),
             limits,
             seats: Arc::new(seats.collect()),
             state: Arc::default(),
@@ -219,6 +243,91 @@ impl Crew {
         Ok(Some(Once::new(client.clone(), state)))
     }
 
+    /// Whether any instance runs.
+    pub(crate) fn runs(&self) -> bool {
+        self.seats.iter().any(|seat| seat.running.lock().is_some())
+    }
+
+    /// Whether its code can be started before it is to run: not what sleeps until a message comes, nor
+    /// what may not start at all.
+    pub(crate) fn can_warm_up(&self) -> bool {
+        let may = self.limits.as_ref().is_none_or(|l| l.may_start().is_ok());
+        may && matches!(&self.plan.process, Process::Host(_, spec) if spec.idle.is_none())
+    }
+
+    /// Starts the hosts of these instances beside `old`, which runs on meanwhile: the code is loaded
+    /// and ready when the old one is stopped. They read the state that the old one has. A host that
+    /// does not start is said, and started once more in its place, as without this.
+    pub(crate) async fn warm_up(&self, inner: &Arc<Inner>, numbers: &[u32], old: &Crew) {
+        let state = old.state.lock().await.clone();
+        let starters = Tasks::new();
+        for number in numbers {
+            let (crew, inner, state) = (self.clone(), inner.clone(), state.clone());
+            let number = *number;
+            starters.spawn_cancellable("function warms up", async move {
+                let seat = &crew.seats[number as usize];
+                let tasks = inner.tasks.child();
+                match crew.start_host(&inner, seat, number, state, &tasks).await {
+                    Ok((host, context)) => {
+                        *seat.warm.lock() = Some(Warm {
+                            host,
+                            context,
+                            tasks,
+                        });
+                    }
+                    Err(why) => {
+                        tracing::warn!(component = %crew.id, number, why, "it does not warm up");
+                        tasks.cancel();
+                    }
+                }
+            });
+        }
+        // Dropped with this: a version that is not wanted any more.
+        let _ends = CancelOnDrop(starters.clone());
+        if !starters.join(WARM_UP_MAX).await {
+            tracing::warn!(component = %self.id, "it does not warm up in time: it starts cold");
+        }
+    }
+
+    /// Starts the code of an instance, with what it may ask for.
+    async fn start_host(
+        &self,
+        inner: &Arc<Inner>,
+        seat: &Seat,
+        number: u32,
+        state: Option<Arc<FunctionState>>,
+        tasks: &Tasks,
+    ) -> Result<(Box<dyn Host>, Arc<Context>), String> {
+        let plan = &self.plan;
+        let Process::Host(language, spec) = &plan.process else {
+            return Err("it has no code".to_owned());
+        };
+        let client = &inner.config.client;
+        let on_log = inner.config.on_log.clone().map(|on_log| {
+            let id = self.id.clone();
+            let call: crate::instance::context::OnLog =
+                Arc::new(move |line| on_log(&id, number, line));
+            call
+        });
+        let mut context = Context::new(seat.gauge.clone(), state, on_log);
+        if let Some(topic) = &plan.log_topic {
+            context.log_to(client.clone(), topic.clone(), self.id.fqfn(), number, tasks);
+        }
+        context.publish_by(client.clone(), self.limits.clone(), tasks);
+        let mut spec = (**spec).clone();
+        spec.instance = number;
+        spec.cluster.clone_from(&inner.config.cluster);
+        spec.version = self.version.to_string();
+        spec.function_id = format!("{:016x}", Random::from_entropy().next_u64());
+        let context = Arc::new(context);
+        let host = inner
+            .runtimes
+            .start(*language, Arc::new(spec), context.clone())
+            .await;
+        let host = host.map_err(|broken| super::broken_text(&broken))?;
+        Ok((host, context))
+    }
+
     /// Starts an instance that does not run.
     pub(crate) fn start(&self, inner: &Arc<Inner>, number: u32) {
         let seat = self.seats[number as usize].clone();
@@ -252,6 +361,9 @@ impl Crew {
             .iter()
             .filter_map(|seat| Some((seat, seat.running.lock().take()?)))
             .collect();
+        for seat in self.seats.iter() {
+            drop(seat.warm.lock().take());
+        }
         let until = Instant::now() + limit;
         for (_, run) in &runs {
             let _ = run.stop.send(Some(Duration::ZERO));
@@ -275,6 +387,8 @@ impl Crew {
     pub(crate) async fn stop(&self, number: u32, grace: Duration) {
         let seat = &self.seats[number as usize];
         let Some(run) = seat.running.lock().take() else {
+            // What was ready to run is not to.
+            drop(seat.warm.lock().take());
             return;
         };
         let _ = run.stop.send(Some(grace));
@@ -368,9 +482,13 @@ impl Crew {
             let began = Instant::now();
             *seat.started.lock() = began;
             // A task group of its own: what an instance started ends with it.
-            let tasks = group.child();
+            let warm = seat.warm.lock().take();
+            let tasks = match &warm {
+                Some(warm) => warm.tasks.clone(),
+                None => group.child(),
+            };
             let result = self
-                .run_once(inner, seat, number, fresh, &stop, &tasks)
+                .run_once(inner, seat, number, fresh, &stop, &tasks, warm)
                 .await;
             fresh = false;
             *seat.consumer.lock() = None;
@@ -416,9 +534,10 @@ impl Crew {
         fresh: bool,
         stop: &watch::Receiver<Option<Duration>>,
         tasks: &Tasks,
+        warm: Option<Warm>,
     ) -> Result<(), String> {
         let mut stopping = stop.clone();
-        let building = self.build(inner, seat, number, fresh, tasks);
+        let building = self.build(inner, seat, number, fresh, tasks, warm);
         let instance = tokio::select! {
             instance = building => instance?,
             _ = stopping.wait_for(Option::is_some) => return Ok(()),
@@ -442,6 +561,7 @@ impl Crew {
         number: u32,
         fresh: bool,
         tasks: &Tasks,
+        warm: Option<Warm>,
     ) -> Result<Instance, String> {
         if let Some(limits) = &self.limits {
             limits.may_start()?;
@@ -529,30 +649,15 @@ impl Crew {
         // subscription on is not missed, whatever else fails.
         let (source, sink, state) = tokio::join!(source, sink, state);
         let (source, sink, state) = (source?, sink?, state?);
-        let host = match &plan.process {
-            Process::Identity => None,
-            Process::Host(language, spec) => {
-                let on_log = inner.config.on_log.clone().map(|on_log| {
-                    let id = self.id.clone();
-                    let call: crate::instance::context::OnLog =
-                        Arc::new(move |line| on_log(&id, number, line));
-                    call
-                });
-                let mut context = Context::new(seat.gauge.clone(), state.clone(), on_log);
-                if let Some(topic) = &plan.log_topic {
-                    context.log_to(client.clone(), topic.clone(), self.id.fqfn(), number, tasks);
-                }
-                context.publish_by(client.clone(), self.limits.clone(), tasks);
-                let mut spec = (**spec).clone();
-                spec.instance = number;
-                spec.cluster.clone_from(&inner.config.cluster);
-                spec.version = self.version.to_string();
-                spec.function_id = format!("{:016x}", Random::from_entropy().next_u64());
-                let host = inner
-                    .runtimes
-                    .start(*language, Arc::new(spec), Arc::new(context))
-                    .await;
-                Some(host.map_err(|broken| super::broken_text(&broken))?)
+        let host = match (&plan.process, warm) {
+            (Process::Identity, _) => None,
+            (Process::Host(..), Some(warm)) => {
+                warm.context.set_state(state.clone());
+                Some(warm.host)
+            }
+            (Process::Host(..), None) => {
+                let started = self.start_host(inner, seat, number, state.clone(), tasks);
+                Some(started.await?.0)
             }
         };
         seat.subscribed.send_replace(true);

@@ -1,7 +1,7 @@
 //! What must hold when functions go from one worker to another and come back: their state, their
 //! instances, and who owns them while nobody hears anybody.
 
-use geminga_functions::{ComponentId, Owner, Upload, Worker};
+use geminga_functions::{ComponentId, Owner, Upload, Worker, WorkerError};
 use geminga_model::FunctionConfig;
 use serde_json::{Value, json};
 
@@ -148,5 +148,133 @@ async fn an_outage_of_the_broker_moves_nothing() {
         stage.send(input, ["x"]).await;
         assert_eq!(texts(&receive(&mut consumer, 1).await), ["X"]);
     }
+    end(stage, [second, first]).await;
+}
+
+/// The new version starts while the old one works; then each message is with one of them, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_loses_and_doubles_nothing_and_waits_for_the_new_code() {
+    let stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let id = make(
+        &stage.worker,
+        "process() { state incr n; emit \"one $MSG\"; }",
+        json!({
+            "name": "f", "inputs": [&input], "output": &output, "parallelism": 2,
+            "customRuntimeOptions": "{\"startTimeoutMs\":30000}",
+        }),
+    )
+    .await;
+    let gate = stage.directory.path().join("gate");
+    std::fs::create_dir(&gate).expect("made");
+    let wait = |word: &str| {
+        format!(
+            "while [ ! -e {}/{word} ]; do sleep 0.02; done",
+            gate.display()
+        )
+    };
+    let code = format!(
+        "{}\nprocess() {{ state incr n; emit \"two $MSG\"; }}",
+        wait("go")
+    );
+    let mut consumer = stage.consumer(&output).await;
+    let worker = stage.worker.clone();
+    let of = id.clone();
+    let updating = geminga_stdx::Tasks::new();
+    updating.spawn("update", geminga_stdx::tasks::OnError::Log, async move {
+        let unchanged = FunctionConfig::default().into();
+        worker
+            .update(&of, unchanged, Some(Upload::new("f.sh", code)))
+            .await
+    });
+    until("the update is known", || {
+        stage.worker.versions(&id).is_ok_and(|v| v[0].version == 2)
+    })
+    .await;
+    // The new code waits: the old one answers.
+    let mut sent = 0;
+    let mut seen = Vec::new();
+    while sent < 200 {
+        stage.send(&input, numbers(sent..sent + 20)).await;
+        sent += 20;
+        seen.extend(texts(&receive(&mut consumer, 20).await));
+    }
+    assert!(seen.iter().all(|text| text.starts_with("one ")), "{seen:?}");
+    // Messages flow while the one takes the place of the other.
+    std::fs::write(gate.join("go"), "").expect("written");
+    while !seen.iter().any(|text| text.starts_with("two ")) {
+        stage.send(&input, numbers(sent..sent + 20)).await;
+        sent += 20;
+        seen.extend(texts(&receive(&mut consumer, 20).await));
+    }
+    assert!(updating.join(PATIENCE).await, "the update answers");
+    stage.send(&input, numbers(sent..sent + 20)).await;
+    seen.extend(texts(&receive(&mut consumer, 20).await));
+    crate::stage::nothing_more(&mut consumer).await;
+    sent += 20;
+    let mut got: Vec<usize> = seen
+        .iter()
+        .map(|text| text[4..].parse().expect("a number"))
+        .collect();
+    got.sort_unstable();
+    assert_eq!(got, (0..sent).collect::<Vec<_>>(), "each once");
+    counted(&stage.worker, &id, sent as i64).await;
+    assert!(
+        seen[seen.len() - 20..]
+            .iter()
+            .all(|t| t.starts_with("two "))
+    );
+    stage.end().await;
+}
+
+/// A version that does not start is undone wherever it runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_that_does_not_start_elsewhere_is_undone() {
+    let stage = empty_stage().await;
+    let first = another(&stage, "a").await;
+    uppercase(&stage, &first.worker, "a").await;
+    let second = another(&stage, "b").await;
+    until("both know both", || first.worker.members().len() == 2).await;
+    // The lighter worker gets it.
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let id = make(
+        &first.worker,
+        "process() { emit \"one $MSG\"; }",
+        json!({
+            "name": "z", "inputs": [&input], "output": &output,
+            "customRuntimeOptions": "{\"onFailedUpdate\":\"rollback\"}",
+        }),
+    )
+    .await;
+    until("the second runs it", || {
+        here(&[&second], std::slice::from_ref(&id)) == [1]
+    })
+    .await;
+    let update = |code: &str| {
+        let code = Upload::new("f.sh", code.to_owned());
+        first
+            .worker
+            .update(&id, FunctionConfig::default().into(), Some(code))
+    };
+    let undone = update("process() {").await.expect_err("it does not start");
+    assert!(
+        matches!(
+            &undone,
+            WorkerError::RolledBack {
+                version: 2,
+                restored: 1,
+                ..
+            }
+        ),
+        "{undone}"
+    );
+    let mut consumer = stage.consumer(&output).await;
+    stage.send(&input, ["a"]).await;
+    assert_eq!(texts(&receive(&mut consumer, 1).await), ["one a"]);
+    update("process() { emit \"two $MSG\"; }")
+        .await
+        .expect("it starts");
+    stage.send(&input, ["b"]).await;
+    assert_eq!(texts(&receive(&mut consumer, 1).await), ["two b"]);
     end(stage, [second, first]).await;
 }
