@@ -13,7 +13,11 @@ from server import OutsideServer, Server, binary, is_outside, quiet_ports
 from support import Admin
 
 _names = itertools.count()
-_seed = os.environ.get("CONFORMANCE_SEED") or str(int.from_bytes(os.urandom(4), "big"))
+# told to the worker processes too, where there are any
+_seed = os.environ.setdefault("CONFORMANCE_SEED", str(int.from_bytes(os.urandom(4), "big")))
+# Files are spread over the workers whole, in this order: those that take longest come first.
+_LONGEST = ["test_expiry", "test_bad_commands", "test_security", "test_replication", "test_data_directory", "test_storms",
+            "test_cut_network", "test_wasm", "test_policies", "test_functions"]
 
 
 def pytest_report_header():
@@ -23,6 +27,10 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(items):
+    def turn(item):
+        name = item.path.stem
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+    items.sort(key=turn)
     outside = is_outside()
     for item in items:
         if outside and item.get_closest_marker("own_server"):

@@ -2,6 +2,7 @@
 
 Against Geminga in the ordinary run; `tests/pulsar/run` runs the same against Apache Pulsar."""
 
+import random
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pulsar
 import pytest
 
 from server import ROOT, binary
-from support import data, eventually, receive, send_numbers
+from support import assert_nothing, data, eventually, receive, send_numbers
 
 READY_SECONDS = 20
 
@@ -55,8 +56,8 @@ def local(server, topic):
     """Runs a function from `topic` to `topic`-out; `local(flag, file, *more)`."""
     running = []
 
-    def run(*arguments, name=topic):
-        each = Local(server, "--name", name, "--inputs", topic, "--output-topic", f"{topic}-out", "--subs-position", "Earliest",
+    def run(*arguments, name=topic, inputs=("--inputs", topic)):
+        each = Local(server, "--name", name, *inputs, "--output-topic", f"{topic}-out", "--subs-position", "Earliest",
                      *arguments)
         running.append(each)
         return each
@@ -170,6 +171,70 @@ def test_nothing_is_missing_after_kill_9_of_the_worker(client, local, topic, tmp
     local("--py", code)
     while len(seen) < 5000:
         seen.add(int(receive(consumer, 1)[0].data()))
+
+
+COUNT = """from pulsar import Function
+
+class Count(Function):
+    def process(self, input, context):
+        key = 'k%d' % (int(input) % 7)
+        context.incr_counter(key, 1)
+        return '%s %d' % (input, context.get_counter(key))
+"""
+
+
+def test_state_goes_on_in_the_next_run(client, admin, local, topic, tmp_path):
+    code = ("--py", write(tmp_path, "f.py", COUNT), "--classname", "f.Count")
+    consumer = output_of(client, topic)
+    producer = client.create_producer(topic)
+    for run, end in enumerate(["stop", "kill", "stop"]):
+        running = local(*code)
+        producer.send(b"3")
+        assert data(receive(consumer, 1)) == [b"3 %d" % (run + 1)]
+        # State is on the broker before its message is acknowledged.
+        eventually(lambda: admin.backlog(topic, f"public/default/{topic}") == 0)
+        getattr(running, end)()
+
+
+def test_effectively_once_over_kills(client, local, topic, tmp_path, seed):
+    """Each output once and in order, and every counter as of one undisturbed run."""
+    chance = random.Random(seed)
+    code = ("--py", write(tmp_path, "f.py", COUNT), "--classname", "f.Count", "--processing-guarantees", "EFFECTIVELY_ONCE")
+    consumer = output_of(client, topic)
+    count = 1_500
+    send_numbers(client.create_producer(topic, batching_enabled=True, max_pending_messages=2000), count)
+    expected = [b"%d %d" % (n, n // 7 + 1) for n in range(count)]
+    seen = []
+    for kill in range(4):
+        running = local(*code)
+        wanted = chance.randrange(1, 250)
+        seen += data(receive(consumer, min(wanted, count - len(seen)), timeout=40_000))
+        assert seen == expected[:len(seen)], f"before kill {kill}"
+        running.kill()
+    local(*code)
+    seen += data(receive(consumer, count - len(seen), timeout=40_000))
+    assert seen == expected
+    assert_nothing(consumer, 1_000)
+
+
+def test_a_pattern_reads_every_topic_that_fits(client, local, topic, tmp_path):
+    producers = [client.create_producer(f"{topic}-{name}") for name in ("in-0", "in-1", "other")]
+    consumer = output_of(client, topic)
+    for number, producer in enumerate(producers):
+        producer.send(b"%d" % number)
+    local("--py", write(tmp_path, "f.py", "def process(input):\n    return input\n"),
+          inputs=("--topics-pattern", f"persistent://public/default/{topic}-in-.*"))
+    assert sorted(data(receive(consumer, 2))) == [b"0", b"1"]
+    assert_nothing(consumer)
+
+
+def test_a_typed_output_has_its_schema(client, local, topic, tmp_path):
+    consumer = client.subscribe(f"{topic}-out", "probe", schema=pulsar.schema.StringSchema())
+    local("--py", write(tmp_path, "f.py", "def process(input):\n    return input.upper()\n"), "--schema-type", "STRING")
+    client.create_producer(topic, schema=pulsar.schema.StringSchema()).send("words")
+    message = consumer.receive(15_000)
+    assert message.value() == "WORDS"
+    consumer.acknowledge(message)
 
 
 def test_logs_of_the_function_are_shown(client, local, topic, tmp_path):

@@ -1,5 +1,6 @@
 """Tokens, certificates, TLS and what each role may do, on a server of our own."""
 
+import base64
 import json
 import os
 import ssl
@@ -10,6 +11,7 @@ import urllib.request
 
 import pulsar
 import pytest
+import websocket
 
 from server import Server, binary
 from support import eventually
@@ -123,15 +125,17 @@ def test_a_right_that_is_taken_back_counts_at_once(house, new_client, topic):
 
 @pytest.mark.parametrize("how", ["nothing", "forged", "expired"])
 def test_nobody_else_comes_in(house, new_client, topic, how):
+    # the client asks again until its own time is over
+    seconds = {"operation_timeout_seconds": 3}
     if how == "nothing":
-        client = new_client(house.server.service_url)
+        client = new_client(house.server.service_url, **seconds)
     else:
         key = house.at("other.key")
         if not os.path.exists(key):
             geminga("tokens", "create-secret-key", "--file", key)
         token = geminga("tokens", "create", "--secret-key", key, "--subject", "root") if how == "forged" \
             else house.token("root", "--expiry-time", "0s")
-        client = new_client(house.server.service_url, authentication=pulsar.AuthenticationToken(token))
+        client = new_client(house.server.service_url, authentication=pulsar.AuthenticationToken(token), **seconds)
     with pytest.raises(pulsar.PulsarException):
         client.create_producer(topic)
 
@@ -161,6 +165,42 @@ def test_tls(house, new_client, topic):
                        tls_trust_certs_file_path=house.at("forged.pem"), operation_timeout_seconds=3)
     with pytest.raises(pulsar.PulsarException):
         other.create_producer(topic)
+
+
+def test_a_websocket_ends_with_its_token(house, topic):
+    """Whoever came with a token that ends, and nobody else; what was sent in time is stored."""
+    made = []
+
+    def session(path, role, *options):
+        header = "Authorization: Bearer " + house.token(role, *options)
+        url = house.server.admin_url.replace("http", "ws", 1) + f"/ws/v2/{path}"
+        made.append(websocket.create_connection(url, timeout=20, header=[header]))
+        return made[-1]
+    name = f"persistent/public/default/{topic}"
+    send = {"payload": base64.b64encode(b"x").decode()}
+    try:
+        reading = session(f"consumer/{name}/s", "reader")
+        ending = [session(f"producer/{name}", "maker", "--expiry-time", "3s"),
+                  session(f"consumer/{name}/other", "reader", "--expiry-time", "3s"),
+                  session(f"reader/{name}", "reader", "--expiry-time", "3s")]
+        lasting = session(f"producer/{name}", "maker")
+        ending[0].send(json.dumps(send))
+        assert json.loads(ending[0].recv())["result"] == "ok"
+        for socket in ending:
+            kind, content = websocket.ABNF.OPCODE_TEXT, b""
+            while kind != websocket.ABNF.OPCODE_CLOSE:
+                kind, content = socket.recv_data()       # what was delivered in time comes before the end
+            assert (int.from_bytes(content[:2], "big"), content[2:]) == (1008, b"the token has expired")
+        lasting.send(json.dumps(send))
+        assert json.loads(lasting.recv())["result"] == "ok"
+        for _ in range(2):
+            assert base64.b64decode(json.loads(reading.recv())["payload"]) == b"x"
+        with pytest.raises(websocket.WebSocketBadStatusException) as refused:
+            session(f"producer/{name}", "maker", "--expiry-time", "0s")
+        assert refused.value.status_code == 401
+    finally:
+        for socket in made:
+            socket.close()
 
 
 def test_client_certificates(house, new_client, topic):

@@ -21,6 +21,15 @@ fn idle_limit(configured: u64, loaded: usize) -> u64 {
     configured * KEPT_IN_FULL as u64 / loaded.max(KEPT_IN_FULL) as u64
 }
 
+/// How long to sleep between two looks, in milliseconds: so long that none of the intervals (0 = never)
+/// is missed, nor a topic that has been idle for long enough.
+fn shortest_step<const N: usize>(idle: u64, intervals: [u64; N]) -> u64 {
+    let shortest = intervals.into_iter().filter(|ms| *ms > 0).min();
+    shortest
+        .map_or(idle / 2, |ms| ms.min(idle / 2))
+        .clamp(50, 10_000)
+}
+
 /// What is due of the work that time asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Due {
@@ -83,22 +92,26 @@ impl Core {
             true => seconds(config.backlog_quota_check_interval_in_seconds),
             false => 0,
         };
-        let longest_ms = [idle / 2, quotas, seconds(frequency())]
-            .into_iter()
-            .filter(|ms| *ms > 0)
-            .min()
-            .unwrap_or(idle)
-            .clamp(50, 10_000);
-        let mut trim = Every::new(seconds(config.retention_check_interval_in_seconds));
-        let mut expiry = Every::new(minutes(config.message_expiry_check_interval_in_minutes));
+        let trim = seconds(config.retention_check_interval_in_seconds);
+        let expiry = minutes(config.message_expiry_check_interval_in_minutes);
+        let subscriptions = minutes(config.subscription_expiry_check_interval_in_minutes);
+        let compaction = seconds(config.broker_service_compaction_monitor_interval_in_seconds);
+        // As short a step as the shortest interval, or that would pass by unseen.
+        let every = [
+            quotas,
+            seconds(frequency()),
+            trim,
+            expiry,
+            subscriptions,
+            compaction,
+        ];
+        let longest_ms = shortest_step(idle, every);
+        let mut trim = Every::new(trim);
+        let mut expiry = Every::new(expiry);
         let mut quotas = Every::new(quotas);
         let mut inactive = Every::new(seconds(frequency()));
-        let mut subscriptions = Every::new(minutes(
-            config.subscription_expiry_check_interval_in_minutes,
-        ));
-        let mut compaction = Every::new(seconds(
-            config.broker_service_compaction_monitor_interval_in_seconds,
-        ));
+        let mut subscriptions = Every::new(subscriptions);
+        let mut compaction = Every::new(compaction);
         let mut loaded = 0;
         loop {
             let crowded = loaded > KEPT_IN_FULL;
@@ -322,6 +335,18 @@ impl Topic {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_interval_is_shorter_than_a_step() {
+        for (idle, intervals, step) in [
+            (30_000, [0, 0, 0], 10_000),
+            (30_000, [60_000, 1_000, 0], 1_000),
+            (400, [60_000, 1_000, 0], 200),
+            (100, [1_000, 10, 0], 50),
+        ] {
+            assert_eq!(shortest_step(idle, intervals), step, "{idle} {intervals:?}");
+        }
+    }
 
     #[test]
     fn the_more_topics_are_loaded_the_sooner_idle_ones_leave() {
