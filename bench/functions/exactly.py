@@ -153,15 +153,13 @@ class Run:
             self.zombie = None
         worker = self.workers[-1]
         what = self.random.choices(["host", "worker", "worker and host", "broker", "pause"], [30, 20, 10, 30, 10])[0]
-        if what == "host" and self.options.language == "wasm":
-            what = "worker"                                  # its host is the worker
-        host = worker.host()
+        host = worker.process.poll() is None and worker.host()
+        if what == "host" and not host:
+            what = "worker"                                  # it starts just now, or, of WASM, is the worker
         if what == "host":
-            if not host:
-                return "no host"
             os.kill(host, signal.SIGKILL)
         elif what == "worker":
-            os.kill(worker.pid, signal.SIGKILL)              # its hosts have to see by themselves that it has gone
+            worker.process.kill()                            # its hosts have to see by themselves that it has gone
             worker.process.wait()
             worker.launch()
         elif what == "worker and host":
@@ -171,7 +169,7 @@ class Run:
             self.broker.kill()
             self.broker.launch()
         else:
-            os.kill(worker.pid, signal.SIGSTOP)
+            worker.process.send_signal(signal.SIGSTOP)
             self.zombie = worker
             self.workers.append(Worker(f"{self.folder}/worker-{len(self.workers)}", self.broker, self.options.lease))
             self.workers[-1].launch()
@@ -229,6 +227,8 @@ def one(language, options, seed, folder):
                 before, since = outputs.count, now
             if now - since > options.patience:
                 raise SystemExit(f"{language}, seed {seed}: nothing came for {options.patience} s after {before} outputs")
+            if run.workers[-1].process.poll() is not None:
+                run.workers[-1].launch()                     # it ended by itself, since it found no broker: a supervisor's part
             while strikes and strikes[0] <= outputs.count:
                 strikes.pop(0)
                 what = run.strike()

@@ -10,6 +10,7 @@ Needs what the languages need: Bash, Python 3, Go, a JDK; WASM is a component by
   cold     one message waits; from the POST that creates the function until its output arrives (median)
   rate     a backlog of 100-byte messages through one instance: outputs stored a second
   e2e      1,000 messages a second by a socket: from the send of a message to the arrival of its output
+  once     the rate with either guarantee, ATLEAST_ONCE and EFFECTIVELY_ONCE, in turns: what the second costs (not unless asked for)
   memory   the function's processes after one message and a second of rest: proportional (PSS), resident beside it;
            a WASM function has none: cargo run --release -p geminga-wasm --example wasm_speed measures it inside the worker
 """
@@ -106,11 +107,11 @@ def build(folder):
 
 
 @contextlib.contextmanager
-def function(system, language, code, name):
+def function(system, language, code, name, **more):
     """A function from its creation by REST until the block ends."""
     filename, content = code[language]
     config = {"tenant": "public", "namespace": "default", "name": name, "inputs": [name], "output": f"{name}-out", "autoAck": True,
-              "subscriptionPosition": "Earliest", "producerConfig": {"compressionType": "NONE"}, **{
+              "subscriptionPosition": "Earliest", "producerConfig": {"compressionType": "NONE"}, **more, **{
                   "bash": {"runtime": "BASH", "sh": filename},
                   "python": {"runtime": "PYTHON", "py": filename, "className": "bang"},
                   "go": {"runtime": "GO", "go": filename},
@@ -184,12 +185,23 @@ def idle_memory(system, language, code, stem):
     return round(pss / 1024, 1), round(rss / 1024, 1)
 
 
-def rate(system, language, code, stem, geminga, messages):
+def once(system, language, code, stem, geminga, messages, rounds):
+    """Rates with either guarantee, the medians of turns, and what the second costs of the first in percent."""
+    rates = {"ATLEAST_ONCE": [], "EFFECTIVELY_ONCE": []}
+    for number in range(rounds):
+        for guarantee, measured in rates.items():
+            name = f"{stem}-{number}-{guarantee.lower().replace('_', '-')}"
+            measured.append(rate(system, language, code, name, geminga, messages, processingGuarantees=guarantee, retainOrdering=True))
+    least, exactly = (statistics.median(measured) for measured in rates.values())
+    return round(least), round(exactly), round(100 * (1 - exactly / least), 1)
+
+
+def rate(system, language, code, stem, geminga, messages, **more):
     name = f"{stem}-rate-{language}"
     prepare_input(system, name, language)
     GemingaPerf(system, geminga, "produce", name, "--count", messages, "--size", 100, "--window", 20_000).result()
     points = []
-    with function(system, language, code, name):
+    with function(system, language, code, name, **more):
         until = time.monotonic() + 120
         while time.monotonic() < until:
             done = messages_in(system, f"{name}-out")
@@ -276,6 +288,7 @@ def main():
     parse.add_argument("--geminga", default=str(ROOT / "target/release/geminga"))
     parse.add_argument("--pulsar", metavar="PORT,HTTP_PORT", help="measure a Pulsar that runs on these ports instead")
     parse.add_argument("--durability", default="fsync")
+    parse.add_argument("--rounds", type=int, default=3, help="turns of `once`")
     parse.add_argument("--quick", action="store_true")
     parse.add_argument("--what", default="cold,rate,e2e,memory")
     options = parse.parse_args()
@@ -291,6 +304,15 @@ def main():
         try:
             send = durable_send(system, stem)
             print(f"{system.label}, {os.cpu_count()} processors, one durable send {send} ms")
+            if "once" in what:
+                print("| runtime | at least once, /s | effectively once, /s | costs, % (target) |")
+                print("| --- | --- | --- | --- |", flush=True)
+                for language in options.languages.split(","):
+                    count, rounds = (LANGUAGES[language][0] // 10, 1) if options.quick else (LANGUAGES[language][0], options.rounds)
+                    shown = once(system, language, code, stem, options.geminga, count, rounds)
+                    print(f"| {language} | " + " | ".join(map(str, shown)) + " (30) |", flush=True)
+                if what == ["once"]:
+                    return
             print("| runtime | cold, ms | in to out, /s | e2e p50, ms | above two sends | e2e p99, ms | memory PSS (RSS), MiB |")
             print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
             for language in options.languages.split(","):

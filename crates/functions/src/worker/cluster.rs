@@ -516,11 +516,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Other workers get what they may have to run.
-    async fn share_all(&self) {
+    /// Other workers get what they may have to run. Whether they have all of it.
+    async fn share_all(&self) -> bool {
         if !self.inner.cluster.has_others() {
-            return;
+            return false;
         }
+        let mut all = true;
         for file in self.inner.catalog.read(View::packages_needed) {
             let is_here = self.inner.packages.join(&file).exists();
             if !is_here || self.inner.shared.lock().contains(&file) {
@@ -531,9 +532,11 @@ impl Worker {
                 Err(error) => {
                     tracing::warn!(file, %error, "a package is not shared: tried again");
                     self.inner.cluster.dirty.store(true, Ordering::Release);
+                    all = false;
                 }
             }
         }
+        all
     }
 
     /// Whether this worker takes changes.
@@ -1059,8 +1062,7 @@ impl Worker {
                 }
             } else if !shared && cluster.has_others() {
                 // What it took in while it was alone and led, nobody else can share.
-                self.share_all().await;
-                shared = true;
+                shared = self.share_all().await;
             }
             let holds = self.inner.may_run();
             if holds != held {
