@@ -205,7 +205,7 @@ fn check_code(
             Diagnostic::error("G0313", message).help("a path is relative to the file that names it")
         }
         // Sources that are built where they run, and packages of Python.
-        FileKind::Directory if !matches!(runtime.code_field(), "go" | "jar" | "py") => {
+        FileKind::Directory if !matches!(runtime.code_field(), "go" | "jar" | "py" | "wasm") => {
             let message = format!(
                 "code of function `{}`: `{}` is a directory",
                 component.name(),

@@ -29,6 +29,8 @@ enum Language {
     Python,
     Go,
     Java,
+    /// Go, built for WebAssembly
+    Wasm,
     /// Any executable
     Exec,
 }
@@ -72,6 +74,12 @@ impl Language {
                 // Under its own name, the templates would be a module of this project.
                 file("go.mod", template!("go/go.mod.txt")),
             ],
+            Self::Wasm => vec![
+                // The same code: what it is built for is the configuration's to say.
+                file("main.go", template!("go/main.go")),
+                file("function.yaml", template!("wasm/function.yaml")),
+                file("go.mod", template!("go/go.mod.txt")),
+            ],
             Self::Java => vec![
                 file(
                     "src/main/java/example/Exclaim.java",
@@ -101,6 +109,7 @@ impl Language {
             Self::Python => ("python", "Python"),
             Self::Go => ("go", "Go"),
             Self::Java => ("java", "Java"),
+            Self::Wasm => ("wasm", "Go, built for WebAssembly,"),
             Self::Exec => ("exec", "any language"),
         }
     }

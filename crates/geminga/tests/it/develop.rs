@@ -34,7 +34,12 @@ fn edit(path: &Path, from: &str, to: &str) {
 #[test]
 fn each_template_passes_its_own_cases() {
     let directory = tempfile::tempdir().expect("a directory");
-    for language in ["bash", "python", "go", "java", "exec"] {
+    // Unoptimised, the compiler takes longer than a module may.
+    let wasm = cfg!(all(feature = "wasm", not(debug_assertions))).then_some("wasm");
+    for language in ["bash", "python", "go", "java", "exec"]
+        .into_iter()
+        .chain(wasm)
+    {
         let (files, next) = run(
             directory.path(),
             &format!("init {language} my-{language}"),

@@ -102,6 +102,11 @@ fn what_is_wrong_and_where() {
         ),
         ("py: second.py", "py: folder", ""),
         (
+            "functionFile: first.sh, language: bash",
+            "functionFile: folder, language: wasm",
+            "",
+        ),
+        (
             "language: bash",
             "language: executable",
             "error[G0313]: code of function `first`: `dir/first.sh` may not be executed\n  \

@@ -37,6 +37,10 @@ impl Version {
                 let built = go::build(&path).await;
                 built.map_err(|broken| version.broken(&broken))?
             }
+            Runtime::Wasm if go::is_source(&path) => {
+                let built = go::build_wasm(&path).await;
+                built.map_err(|broken| version.broken(&broken))?
+            }
             Runtime::Java if java::is_source(&path) => {
                 let built = java::build(&path).await;
                 built.map_err(|broken| version.broken(&broken))?
