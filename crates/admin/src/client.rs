@@ -19,6 +19,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
 
 pub use form::Form;
 pub use functions::{Code, Component, Fqfn};
@@ -232,6 +233,66 @@ impl AdminClient {
             .map_err(|_| ClientError::TimedOut {
                 url: self.base.clone(),
             })?
+    }
+
+    /// GET, written to a file as it comes, however long it is.
+    ///
+    /// # Errors
+    /// As `send`, and when the file can not be written or the answer is cut: there is no file then.
+    pub async fn download(&self, path: &str, to: &std::path::Path) -> Result<(), ClientError> {
+        let failed = |reason: String| ClientError::Answer {
+            path: path.to_owned(),
+            reason,
+        };
+        let late = |_| ClientError::TimedOut {
+            url: self.base.clone(),
+        };
+        let mut request = Request::builder().uri(format!("{}{path}", self.base));
+        if let Some(value) = &self.authorization {
+            request = request.header(AUTHORIZATION, value);
+        }
+        let request = request
+            .body(Full::default())
+            .map_err(|error| failed(error.to_string()))?;
+        let response = tokio::time::timeout(REQUEST_TIMEOUT, self.http.request(request)).await;
+        let response = response.map_err(late)?;
+        let response = response.map_err(|source| ClientError::Unreachable {
+            url: self.base.clone(),
+            source,
+        })?;
+        let (head, mut body) = response.into_parts();
+        if !head.status.is_success() {
+            let said = Limited::new(body, 64 * 1024).collect().await;
+            let said = said.map(|said| said.to_bytes()).unwrap_or_default();
+            return Err(ClientError::Refused {
+                status: head.status,
+                reason: reason(head.status, &said),
+            });
+        }
+        let file = |error: std::io::Error| failed(format!("`{}`: {error}", to.display()));
+        let mut growing = to.as_os_str().to_owned();
+        growing.push(".part");
+        let written = async {
+            let mut part = tokio::fs::File::create(&growing).await.map_err(file)?;
+            loop {
+                let frame = tokio::time::timeout(REQUEST_TIMEOUT, body.frame()).await;
+                let Some(frame) = frame.map_err(late)? else {
+                    break;
+                };
+                let frame = frame.map_err(|error| failed(error.to_string()))?;
+                if let Ok(bytes) = frame.into_data() {
+                    part.write_all(&bytes).await.map_err(file)?;
+                }
+            }
+            part.flush().await.map_err(file)?;
+            tokio::fs::rename(&growing, to).await.map_err(file)
+        };
+        let written = written.await;
+        if written.is_err() {
+            // It may not even have been made.
+            let _ = tokio::fs::remove_file(&growing).await;
+        }
+        written
     }
 
     /// GET, read as JSON.

@@ -145,6 +145,8 @@ pub(crate) struct Inner {
     shared: Mutex<BTreeSet<String>>,
     /// New versions that are about to be ready.
     warming: Mutex<BTreeMap<ComponentId, warming::Warming>>,
+    /// What calls of functions share.
+    lines: trigger::Lines,
     /// Packages that are on their way from other workers.
     fetching: Mutex<BTreeSet<String>>,
     /// One change at a time.
@@ -224,6 +226,7 @@ impl Worker {
                 components: Mutex::default(),
                 shared: Mutex::default(),
                 warming: Mutex::default(),
+                lines: trigger::Lines::default(),
                 fetching: Mutex::default(),
                 changing: tokio::sync::Mutex::new(()),
                 settling: tokio::sync::Mutex::new(()),
@@ -380,15 +383,6 @@ impl Worker {
             .change(StateChange::Put(value.key, bytes))
             .await
             .map_err(|why| WorkerError::Invalid(vec![why]))
-    }
-
-    /// Sends a message through a function and gives what came of it.
-    ///
-    /// # Errors
-    /// When the topic is not one of its inputs, or nothing comes within the limit.
-    pub async fn trigger(&self, id: &ComponentId, asked: Asked) -> Result<Answered, WorkerError> {
-        let entry = self.entry(id)?;
-        trigger::trigger(&self.inner.config.client, &entry.crew.plan, asked).await
     }
 
     /// The topics that a component reads and its subscription on them; none for what reads no topic.

@@ -310,11 +310,11 @@ async fn code_of(
     if url.starts_with("file://") {
         return Ok((component, None, true));
     }
-    if url.starts_with("http://") {
+    if url.starts_with("http://") || url.starts_with("https://") {
         return Ok((component, Some(fetch::fetch(worker, &url).await?), true));
     }
     Err(ApiError::bad_request(format!(
-        "Function Package url is not valid: `{url}`; supported are http, file, builtin, function, source and sink"
+        "Function Package url is not valid: `{url}`; supported are http, https, file, builtin, function, source and sink"
     )))
 }
 

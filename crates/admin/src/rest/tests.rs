@@ -4,7 +4,7 @@ mod alone;
 mod bundles;
 mod functions;
 pub(crate) mod guard;
-mod harness;
+pub(crate) mod harness;
 mod refusals;
 mod served;
 mod sockets;

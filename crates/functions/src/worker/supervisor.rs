@@ -152,6 +152,11 @@ impl Crew {
         }
     }
 
+    /// Which version of the component it runs.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
     pub(crate) fn len(&self) -> u32 {
         u32::try_from(self.seats.len()).unwrap_or(u32::MAX)
     }

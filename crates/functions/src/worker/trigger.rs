@@ -1,16 +1,34 @@
-//! Sends one message through a function and waits for what came of it.
+//! Sends messages through a function and waits for what came of each.
 //!
 //! The answer is found by the id of the message that was sent, which every output carries in its
-//! properties; so any number of calls may be under way at once, beside other messages.
+//! properties; so any number of calls may be under way at once, beside other messages. The calls of a
+//! function share its producers and one reader of its outputs, which end when nobody calls for a while.
+//!
+//! What must hold: a reader begins before the first message is sent, so that no answer is missed; an
+//! answer that comes before its message's id is known is kept, within bounds, while any is not known.
 
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use geminga_client::{Client, Message, MessageId, ReceivedMessage};
+use geminga_client::{Batching, Client, Message, MessageId, Producer, Reader, ReceivedMessage};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::supervisor::Crew;
+use super::{Inner, Worker};
+use crate::component::ComponentId;
 use crate::error::WorkerError;
 use crate::instance::sink::pfn_id;
 use crate::plan::{Plan, full_name};
+
+/// Without a call for so long, a function's producers and reader end.
+const IDLE: Duration = Duration::from_secs(30);
+/// Answers, and bytes of them, that came before their messages' ids are known.
+const EARLY_MAX: usize = 4096;
+const EARLY_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// A message for a function.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +39,7 @@ pub struct Asked {
     pub key: Option<String>,
     pub properties: Vec<(String, String)>,
     pub event_time_ms: Option<u64>,
-    /// How long an answer may take.
+    /// How long an answer may take, from the call on.
     pub limit: Duration,
 }
 
@@ -40,111 +58,441 @@ pub enum Answered {
     Failed(String),
 }
 
-pub(super) async fn trigger(
-    client: &Client,
-    plan: &Plan,
-    asked: Asked,
-) -> Result<Answered, WorkerError> {
-    let (inputs, output) = super::topics_of(plan);
-    let invalid = |why: &str| WorkerError::Invalid(vec![why.to_owned()]);
-    let topic = match asked.topic.as_deref().map(full_name) {
-        Some(topic) if inputs.contains(&topic) => topic,
-        Some(_) => {
-            return Err(invalid(
-                "Function in trigger function has unidentified topic",
-            ));
+impl Answered {
+    fn len(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Output { payload, .. } => payload.len(),
+            Self::Failed(why) => why.len(),
         }
-        None => match &inputs[..] {
-            [only] => only.clone(),
-            _ => {
-                return Err(invalid(
-                    "Function in trigger function has multiple input topics: name the topic",
-                ));
-            }
-        },
-    };
-    let dead_letters = plan.policy.dead_letter_topic.clone();
-    let read = |topic: String| async move {
-        let reader = client
-            .reader(topic.as_str())
-            .start(MessageId::LATEST)
-            .build()
-            .await;
-        reader.map_err(WorkerError::client(format!("reading `{topic}`")))
-    };
-    // The readers begin before the message is sent, so that the answer can not be missed.
-    let mut reader = match output {
-        Some(output) => Some(read(output).await?),
-        None => None,
-    };
-    let mut dead = match dead_letters.filter(|_| reader.is_some()) {
-        Some(topic) => Some(read(topic).await?),
-        None => None,
-    };
-    let failed = || format!("writing `{topic}`");
-    let producer = client.producer(topic.as_str()).build().await;
-    let producer = producer.map_err(WorkerError::client(failed()))?;
-    let mut message = Message::new(asked.payload);
-    for (name, value) in &asked.properties {
-        message = message.property(name.as_str(), value.as_str());
-    }
-    if let Some(key) = asked.key {
-        message = message.key(key);
-    }
-    if let Some(ms) = asked.event_time_ms {
-        message = message.event_time(ms);
-    }
-    let sent = producer.send(message).await;
-    let id = sent.map_err(WorkerError::client(failed()))?;
-    let Some(reader) = &mut reader else {
-        return Ok(Answered::Nothing);
-    };
-    let answer = async {
-        loop {
-            let next_dead = async {
-                match &mut dead {
-                    Some(dead) => dead.next().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                message = reader.next() => {
-                    let message = message.map_err(WorkerError::client("reading the output"))?;
-                    if is_of(&message, id) {
-                        return Ok(Answered::Output {
-                            payload: message.payload,
-                            key: message.key,
-                            properties: message.properties,
-                        });
-                    }
-                }
-                message = next_dead => {
-                    let message = message.map_err(WorkerError::client("reading dead letters"))?;
-                    let of = message.property("ORIGIN_MESSAGE_ID");
-                    if [id, id.without_batch()].iter().any(|id| of == Some(&id.to_string())) {
-                        let reason = message.property("geminga.reason");
-                        let reason = reason.unwrap_or("the function failed");
-                        return Ok(Answered::Failed(reason.to_owned()));
-                    }
-                }
-            }
-        }
-    };
-    match tokio::time::timeout(asked.limit, answer).await {
-        Ok(answer) => answer,
-        Err(_) => Err(WorkerError::Timeout {
-            what: "the function's answer",
-            after_ms: u64::try_from(asked.limit.as_millis()).unwrap_or(u64::MAX),
-        }),
     }
 }
 
-/// Whether a message came of the one with this id.
-fn is_of(message: &ReceivedMessage, id: MessageId) -> bool {
-    let said = message.property("__pfn_input_msg_id__");
-    // A batch of one message is numbered by some clients and not by others.
-    said.is_some()
-        && [id, id.without_batch()]
-            .iter()
-            .any(|id| pfn_id(&id.to_string()).as_deref() == said)
+/// The lines to functions that are called.
+#[derive(Default)]
+pub(crate) struct Lines(Mutex<HashMap<ComponentId, Arc<Slot>>>);
+
+/// A function's line, and who makes it.
+#[derive(Default)]
+struct Slot {
+    making: tokio::sync::Mutex<()>,
+    line: Mutex<Weak<Line>>,
+}
+
+/// What the calls of one version of a function share. Its task keeps it.
+struct Line {
+    version: u64,
+    answers: bool,
+    client: Client,
+    producers: tokio::sync::Mutex<HashMap<String, Arc<Producer>>>,
+    calls: Mutex<Calls>,
+}
+
+/// Why a line ended.
+#[derive(Clone)]
+enum End {
+    /// Nobody called for a while.
+    Idle,
+    Broken(&'static str, geminga_client::Error),
+}
+
+/// The calls under way.
+struct Calls {
+    /// By what an answer to them names.
+    waiting: HashMap<String, mpsc::Sender<Answered>>,
+    /// Messages whose id is not known yet.
+    sending: usize,
+    early: VecDeque<(String, Answered)>,
+    early_bytes: usize,
+    last: Instant,
+    /// It takes no more calls.
+    ended: Option<End>,
+}
+
+impl Worker {
+    /// Sends a message through a function and gives what came of it.
+    ///
+    /// # Errors
+    /// When the topic is not one of its inputs, or nothing comes within the limit.
+    pub async fn trigger(&self, id: &ComponentId, asked: Asked) -> Result<Answered, WorkerError> {
+        let entry = self.entry(id)?;
+        let topic = input(&entry.crew.plan, asked.topic.as_deref())?;
+        let limit = asked.limit;
+        let answered = async {
+            let line = self.line(id, &entry.crew).await?;
+            line.call(&topic, asked).await
+        };
+        match tokio::time::timeout(limit, answered).await {
+            Ok(answered) => answered,
+            Err(_) => Err(WorkerError::Timeout {
+                what: "the function's answer",
+                after_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            }),
+        }
+    }
+
+    async fn line(&self, id: &ComponentId, crew: &Crew) -> Result<Arc<Line>, WorkerError> {
+        let slot = {
+            let mut all = self.inner.lines.0.lock();
+            all.retain(|_, slot| {
+                Arc::strong_count(slot) > 1 || slot.line.lock().strong_count() > 0
+            });
+            all.entry(id.clone()).or_default().clone()
+        };
+        let known = || {
+            let line = slot.line.lock().upgrade()?;
+            (line.version == crew.version() && line.is_open()).then_some(line)
+        };
+        if let Some(line) = known() {
+            return Ok(line);
+        }
+        let _one = slot.making.lock().await;
+        if let Some(line) = known() {
+            return Ok(line);
+        }
+        let line = Line::open(&self.inner, crew).await?;
+        *slot.line.lock() = Arc::downgrade(&line);
+        Ok(line)
+    }
+}
+
+/// The input topic that is meant.
+fn input(plan: &Plan, named: Option<&str>) -> Result<String, WorkerError> {
+    let (inputs, _) = super::topics_of(plan);
+    let why = match (named.map(full_name), &inputs[..]) {
+        (Some(topic), _) if inputs.contains(&topic) => return Ok(topic),
+        (None, [only]) => return Ok(only.clone()),
+        (Some(_), _) => "Function in trigger function has unidentified topic",
+        (None, _) => "Function in trigger function has multiple input topics: name the topic",
+    };
+    Err(WorkerError::Invalid(vec![why.to_owned()]))
+}
+
+impl Line {
+    async fn open(inner: &Arc<Inner>, crew: &Crew) -> Result<Arc<Self>, WorkerError> {
+        let client = inner.config.client.clone();
+        let (_, output) = super::topics_of(&crew.plan);
+        let dead_letters = crew.plan.policy.dead_letter_topic.clone();
+        let answers = output.is_some();
+        let outputs = match output {
+            Some(topic) => Some(newest(&client, &topic).await?),
+            None => None,
+        };
+        let dead = match dead_letters.filter(|_| answers) {
+            Some(topic) => Some(newest(&client, &topic).await?),
+            None => None,
+        };
+        let line = Arc::new(Self {
+            version: crew.version(),
+            answers,
+            client,
+            producers: tokio::sync::Mutex::default(),
+            calls: Mutex::new(Calls {
+                waiting: HashMap::new(),
+                sending: 0,
+                early: VecDeque::new(),
+                early_bytes: 0,
+                last: Instant::now(),
+                ended: None,
+            }),
+        });
+        let kept = line.clone();
+        inner.tasks.spawn_cancellable("function calls", async move {
+            let why = kept.read(outputs, dead).await;
+            let mut calls = kept.calls.lock();
+            calls.ended = Some(why);
+            // Whoever waits still learns that nothing will come.
+            calls.waiting.clear();
+        });
+        Ok(line)
+    }
+
+    fn is_open(&self) -> bool {
+        self.calls.lock().ended.is_none()
+    }
+
+    /// Reads answers until nobody calls any more, or they can not be read.
+    async fn read(&self, mut outputs: Option<Reader>, mut dead: Option<Reader>) -> End {
+        loop {
+            tokio::select! {
+                got = next(&mut outputs) => match got {
+                    Ok(messages) => messages.into_iter().for_each(|message| self.output(message)),
+                    Err(error) => return End::Broken("reading the output", error),
+                },
+                got = next(&mut dead) => match got {
+                    Ok(messages) => messages.iter().for_each(|message| self.dead(message)),
+                    Err(error) => return End::Broken("reading dead letters", error),
+                },
+                () = tokio::time::sleep(IDLE / 4) => {}
+            }
+            let calls = self.calls.lock();
+            let is_idle = calls.waiting.is_empty() && calls.sending == 0;
+            if is_idle && calls.last.elapsed() >= IDLE {
+                return End::Idle;
+            }
+        }
+    }
+
+    fn output(&self, message: ReceivedMessage) {
+        let Some(of) = message.property("__pfn_input_msg_id__") else {
+            return;
+        };
+        let key = output_key(of);
+        self.answer(key, || Answered::Output {
+            payload: message.payload,
+            key: message.key,
+            properties: message.properties,
+        });
+    }
+
+    fn dead(&self, message: &ReceivedMessage) {
+        let Some(of) = message.property("ORIGIN_MESSAGE_ID") else {
+            return;
+        };
+        self.answer(dead_key(of), || {
+            let reason = message.property("geminga.reason");
+            Answered::Failed(reason.unwrap_or("the function failed").to_owned())
+        });
+    }
+
+    fn answer(&self, key: String, answer: impl FnOnce() -> Answered) {
+        let mut calls = self.calls.lock();
+        if let Some(waiting) = calls.waiting.get(&key) {
+            // A second output finds the place taken: the first one is the answer.
+            let _ = waiting.try_send(answer());
+        } else if calls.sending > 0 {
+            let answer = answer();
+            calls.early_bytes += answer.len();
+            calls.early.push_back((key, answer));
+            while calls.early.len() > EARLY_MAX || calls.early_bytes > EARLY_BYTES_MAX {
+                let Some((_, dropped)) = calls.early.pop_front() else {
+                    break;
+                };
+                calls.early_bytes -= dropped.len();
+            }
+        }
+    }
+
+    async fn producer(&self, topic: &str) -> Result<Arc<Producer>, WorkerError> {
+        let mut producers = self.producers.lock().await;
+        if let Some(producer) = producers.get(topic) {
+            return Ok(producer.clone());
+        }
+        // Each call is an entry of its own: its id is known by no more than that.
+        let made = self.client.producer(topic).batching(Batching::off());
+        let made = made.build().await;
+        let made = made.map_err(WorkerError::client(format!("writing `{topic}`")))?;
+        let made = Arc::new(made);
+        producers.insert(topic.to_owned(), made.clone());
+        Ok(made)
+    }
+
+    async fn call(&self, topic: &str, asked: Asked) -> Result<Answered, WorkerError> {
+        let producer = self.producer(topic).await?;
+        let mut message = Message::new(asked.payload);
+        for (name, value) in &asked.properties {
+            message = message.property(name.as_str(), value.as_str());
+        }
+        if let Some(key) = asked.key {
+            message = message.key(key);
+        }
+        if let Some(ms) = asked.event_time_ms {
+            message = message.event_time(ms);
+        }
+        let mut call = Call::begin(self);
+        let sent = producer.send(message).await;
+        if sent.is_err() {
+            // One that was closed, by a topic that is gone: the next call makes another.
+            self.producers.lock().await.remove(topic);
+        }
+        let id = sent.map_err(WorkerError::client(format!("writing `{topic}`")))?;
+        if !self.answers {
+            return Ok(Answered::Nothing);
+        }
+        let mut answers = call.sent(id);
+        match answers.recv().await {
+            Some(answer) => Ok(answer),
+            None => {
+                let ended = self.calls.lock().ended.clone();
+                Err(match ended {
+                    Some(End::Broken(what, error)) => WorkerError::client(what)(error),
+                    _ => WorkerError::Stopping,
+                })
+            }
+        }
+    }
+}
+
+/// A reader of what comes from now on.
+async fn newest(client: &Client, topic: &str) -> Result<Reader, WorkerError> {
+    let reader = client.reader(topic).start(MessageId::LATEST);
+    let reader = reader.build().await;
+    reader.map_err(WorkerError::client(format!("reading `{topic}`")))
+}
+
+/// What comes next, of a reader that there is.
+async fn next(reader: &mut Option<Reader>) -> Result<Vec<ReceivedMessage>, geminga_client::Error> {
+    match reader {
+        Some(reader) => reader.next_batch(100).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What an output, or a dead letter, names of the message that it came of.
+fn output_key(pfn: &str) -> String {
+    format!("output {pfn}")
+}
+
+fn dead_key(id: &str) -> String {
+    format!("dead {id}")
+}
+
+/// All that answers to a message may name. Some number a batch of one message and others do not.
+fn keys_of(id: MessageId) -> Vec<String> {
+    let mut keys = Vec::new();
+    for id in [id, id.without_batch()] {
+        let text = id.to_string();
+        keys.extend(pfn_id(&text).as_deref().map(output_key));
+        keys.push(dead_key(&text));
+    }
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
+/// A call under way. It is forgotten when this is dropped.
+struct Call<'a> {
+    line: &'a Line,
+    /// Its id is not known yet.
+    sending: bool,
+    keys: Vec<String>,
+}
+
+impl<'a> Call<'a> {
+    fn begin(line: &'a Line) -> Self {
+        let mut calls = line.calls.lock();
+        calls.sending += 1;
+        calls.last = Instant::now();
+        Self {
+            line,
+            sending: true,
+            keys: Vec::new(),
+        }
+    }
+
+    /// Its message has this id: its answers.
+    fn sent(&mut self, id: MessageId) -> mpsc::Receiver<Answered> {
+        let (sender, answers) = mpsc::channel(1);
+        self.keys = keys_of(id);
+        let mut calls = self.line.calls.lock();
+        let early = calls.early.iter().find(|(key, _)| self.keys.contains(key));
+        if let Some((_, answer)) = early {
+            let _ = sender.try_send(answer.clone());
+        }
+        if calls.ended.is_none() {
+            for key in &self.keys {
+                calls.waiting.insert(key.clone(), sender.clone());
+            }
+        }
+        self.sending = false;
+        calls.known();
+        answers
+    }
+}
+
+impl Calls {
+    /// One more message's id is known, or never will be.
+    fn known(&mut self) {
+        self.sending -= 1;
+        if self.sending == 0 {
+            self.early.clear();
+            self.early_bytes = 0;
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        let mut calls = self.line.calls.lock();
+        if self.sending {
+            calls.known();
+        }
+        for key in &self.keys {
+            calls.waiting.remove(key);
+        }
+        calls.last = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line() -> Line {
+        Line {
+            version: 1,
+            answers: true,
+            client: Client::builder("pulsar://127.0.0.1:1").build(),
+            producers: tokio::sync::Mutex::default(),
+            calls: Mutex::new(Calls {
+                waiting: HashMap::new(),
+                sending: 0,
+                early: VecDeque::new(),
+                early_bytes: 0,
+                last: Instant::now(),
+                ended: None,
+            }),
+        }
+    }
+
+    fn id(entry_id: i64) -> MessageId {
+        format!("7:{entry_id}:-1").parse().expect("an id")
+    }
+
+    fn failed(line: &Line, entry: i64) {
+        line.answer(dead_key(&id(entry).to_string()), || {
+            Answered::Failed(entry.to_string())
+        });
+    }
+
+    #[tokio::test]
+    async fn an_answer_finds_its_call_whichever_comes_first() {
+        let line = line();
+        let (mut first, mut second) = (Call::begin(&line), Call::begin(&line));
+        failed(&line, 2);
+        let mut of_second = second.sent(id(2));
+        assert_eq!(
+            of_second.recv().await,
+            Some(Answered::Failed("2".to_owned()))
+        );
+        let mut of_first = first.sent(id(1));
+        failed(&line, 1);
+        // The first answer is the answer.
+        line.answer(dead_key(&id(1).to_string()), || Answered::Nothing);
+        assert_eq!(
+            of_first.recv().await,
+            Some(Answered::Failed("1".to_owned()))
+        );
+        drop((first, second));
+        failed(&line, 3);
+        let calls = line.calls.lock();
+        assert!(calls.waiting.is_empty() && calls.early.is_empty() && calls.sending == 0);
+    }
+
+    #[tokio::test]
+    async fn early_answers_are_bounded_and_a_line_that_ends_says_so() {
+        let line = line();
+        let mut call = Call::begin(&line);
+        for entry in 0..10_000 {
+            failed(&line, entry);
+        }
+        assert_eq!(line.calls.lock().early.len(), EARLY_MAX);
+        let answers = Call::begin(&line);
+        drop(answers);
+        assert_eq!(line.calls.lock().sending, 1);
+        line.calls.lock().ended = Some(End::Idle);
+        let mut answers = call.sent(id(-5));
+        assert_eq!(answers.recv().await, None);
+        assert_eq!(line.calls.lock().early_bytes, 0);
+    }
 }

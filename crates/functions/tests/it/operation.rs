@@ -277,3 +277,70 @@ async fn a_function_runs_without_a_broker_on_lines() {
         .expect_err("refused");
     assert!(error.to_string().contains("does not exist"), "{error}");
 }
+
+/// Calls share a producer and a reader, and each gets its own answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_of_a_function_share_what_they_need() {
+    let stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let code = "process() { [[ $MSG != bad ]] || return 1; emit \"got $MSG\"; }";
+    let id = stage
+        .function(
+            "f",
+            json!({
+                "sh": code, "inputs": [&input], "output": &output,
+                "maxMessageRetries": 0, "deadLetterTopic": stage.topic("dead"),
+            }),
+        )
+        .await;
+    let tasks = geminga_stdx::Tasks::new();
+    let (sender, mut answers) = tokio::sync::mpsc::channel(100);
+    for n in 0..100 {
+        let (worker, id, sender) = (stage.worker.clone(), id.clone(), sender.clone());
+        tasks.spawn_cancellable("call", async move {
+            let text = if n % 10 == 0 {
+                "bad".to_owned()
+            } else {
+                n.to_string()
+            };
+            let asked = Asked {
+                payload: text.clone().into(),
+                limit: crate::stage::PATIENCE,
+                ..Asked::default()
+            };
+            let _ = sender.send((text, worker.trigger(&id, asked).await)).await;
+        });
+    }
+    drop(sender);
+    let mut count = 0;
+    while let Some((text, answer)) = answers.recv().await {
+        count += 1;
+        match answer.expect("an answer") {
+            Answered::Output { payload, .. } => assert_eq!(payload, format!("got {text}")),
+            Answered::Failed(_) => assert_eq!(text, "bad"),
+            Answered::Nothing => panic!("it has an output"),
+        }
+    }
+    assert_eq!(count, 100);
+    let topic = |text: &str| -> geminga_model::TopicName { text.parse().expect("a topic") };
+    let stats = stage.broker().topic_stats(&topic(&input)).await;
+    assert_eq!(stats.expect("known").publishers.len(), 1);
+    let stats = stage.broker().topic_stats(&topic(&output)).await;
+    assert_eq!(stats.expect("known").subscriptions.len(), 1);
+    // A new version has a line of its own.
+    let change: FunctionConfig =
+        serde_json::from_value(json!({"output": stage.topic("other")})).expect("a config");
+    stage
+        .worker
+        .update(&id, change.into(), None)
+        .await
+        .expect("updated");
+    let asked = Asked {
+        payload: "x".into(),
+        limit: crate::stage::PATIENCE,
+        ..Asked::default()
+    };
+    let answer = stage.worker.trigger(&id, asked).await.expect("an answer");
+    assert!(matches!(answer, Answered::Output { payload, .. } if payload == "got x"));
+    stage.end().await;
+}

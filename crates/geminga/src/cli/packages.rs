@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Global;
 use super::admin::{self, usage};
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::output::{self, Table};
 
 #[derive(Debug, clap::Args)]
@@ -145,11 +145,8 @@ pub(crate) fn run(args: PackagesArgs, global: &Global) -> Outcome {
                 Ok(())
             }
             Command::Download { package, path } => {
-                let got = client
-                    .send(Method::GET, &versioned(&package.package), None)
-                    .await;
-                let got = got.map_err(admin::failure)?;
-                std::fs::write(&path, &got.body).map_err(Failure::from)?;
+                let got = client.download(&versioned(&package.package), &path).await;
+                got.map_err(admin::failure)?;
                 output::note(&format!(
                     "package {} written to {}",
                     package.package,

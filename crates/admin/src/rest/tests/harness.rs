@@ -28,7 +28,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(super) async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(BrokerConfig::default()).await
     }
 
@@ -85,7 +85,7 @@ impl Server {
         self
     }
 
-    pub(super) fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let connector = Arc::new(InProcess(self.broker.clone()));
         Client::builder("pulsar://in-process")
             .connector(connector)
