@@ -424,7 +424,8 @@ impl Worker {
         }
         let force = cluster.rebalance.load(Ordering::Acquire);
         let moves = if force { usize::MAX } else { MOVES_MAX };
-        let steps = schedule::decide(&standing, &living, moves);
+        let mut steps = schedule::decide(&standing, &living, moves);
+        steps.extend(self.inherited(&standing, &living));
         let mut moved = false;
         for step in steps {
             match step {
@@ -467,6 +468,34 @@ impl Worker {
             });
         }
         Ok(())
+    }
+
+    /// What only its worker had the files for, which is gone, and this worker has them too: it is on
+    /// the same machine, or the disk is shared.
+    fn inherited(&self, standing: &[Standing], living: &[Living]) -> Vec<Step> {
+        let lives = |name: &String| living.iter().any(|worker| worker.name == *name);
+        let orphans = standing.iter().filter(|s| {
+            s.pinned
+                && s.owner.as_ref().is_some_and(|owner| !lives(owner))
+                && !s.to.as_ref().is_some_and(lives)
+        });
+        let has_code = |id: &ComponentId| {
+            let Ok(entry) = self.entry(id) else {
+                return false;
+            };
+            let plan = &entry.crew.plan;
+            let is_file =
+                matches!(plan.input, Input::File(_)) || matches!(plan.output, Output::File(_));
+            !is_file && matches!(&plan.process, Process::Host(_, spec) if spec.code.path.exists())
+        };
+        let own = &self.inner.cluster.identity;
+        orphans
+            .filter(|s| has_code(&s.unit.id))
+            .map(|s| Step::Place {
+                unit: s.unit.clone(),
+                worker: own.clone(),
+            })
+            .collect()
     }
 
     /// Hands on what its owner has let go of.
