@@ -34,9 +34,12 @@ from servers import ROOT, Geminga, System  # noqa: E402
 from workloads import multipart  # noqa: E402
 
 BASH = """process() {
+  local n=0
+  if state get "n-$MSG"; then n=$REPLY; fi
+  n=$((n + 1))
+  state put "n-$MSG" "$n"
   state incr "$MSG"
-  state get "$MSG"
-  emit "$MSG $REPLY"
+  emit "$MSG $n"
 }
 """
 PYTHON = """from pulsar import Function
