@@ -493,7 +493,7 @@ impl Crew {
                 None => group.child(),
             };
             let result = self
-                .run_once(inner, seat, number, fresh, &stop, &tasks, warm)
+                .run_once(inner, seat, number, fresh, &stop, (&tasks, warm))
                 .await;
             fresh = false;
             *seat.consumer.lock() = None;
@@ -538,8 +538,7 @@ impl Crew {
         number: u32,
         fresh: bool,
         stop: &watch::Receiver<Option<Duration>>,
-        tasks: &Tasks,
-        warm: Option<Warm>,
+        (tasks, warm): (&Tasks, Option<Warm>),
     ) -> Result<(), String> {
         let mut stopping = stop.clone();
         let building = self.build(inner, seat, number, fresh, tasks, warm);
