@@ -36,12 +36,12 @@ pub(crate) mod toolchain;
 pub(crate) mod warm;
 pub(crate) mod wire;
 
-pub use body::{Body, Exit, Launcher, Streams};
+pub use body::{Body, Exit, Launched, Launcher, Streams};
 pub use options::{OnFailedUpdate, Options};
 pub use process::Processes;
 pub(crate) use process::plain;
-pub use warm::Launched;
 pub(crate) use warm::incremented;
+pub use warm::start_any;
 pub(crate) use wire::shell as wire_base64;
 
 /// Standard base64 of bytes, with padding.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use geminga_functions::MakeRuntime;
 use geminga_functions::runtime::{
-    BoxFuture, Broken, Host, HostSpec, Launched, Launcher, Runtime, Services, body,
+    BoxFuture, Broken, Host, HostSpec, Launched, Launcher, Runtime, Services, start_any,
 };
 use geminga_stdx::Tasks;
 use tokio::sync::OnceCell;
@@ -82,7 +82,7 @@ impl Runtime for Wasm {
                 code,
                 spec: spec.clone(),
             });
-            body::start(launcher, spec, services, &self.tasks).await
+            start_any(launcher, spec, services, &self.tasks).await
         })
     }
 }

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use geminga_stdx::Tasks;
 
+use super::body::{Launch, Launched};
 use super::options::Mode;
 use super::process::{Processes, Scope, start_error};
-use super::warm::{self, Launch, Launched};
+use super::warm;
 use super::wire::shell::Shell;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 

@@ -1,21 +1,22 @@
 //! What a warm host runs, apart from how it is spoken with: a process, or a guest of a runtime that
 //! lives in another crate.
 //!
-//! [`start`] makes a [`Host`] of anything that a [`Launcher`] starts and that speaks the host protocol
-//! (`docs/host-protocol.md`) on a pair of streams. Order, time-outs, blame, restarts, state and logs are
+//! [`start_any`](super::start_any) makes a [`Host`](super::Host) of anything that a [`Launcher`] starts and that
+//! speaks the host protocol (`docs/host-protocol.md`) on a pair of streams. Order, time-outs, blame, restarts, state and logs are
 //! the host's; a [`Body`] has only to end when it is told to, and to say how it ended.
 
-use std::process::ExitStatus;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_stdx::Tasks;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::process::{Process, Scope};
-use super::warm::{self, Launch, Launched};
+use super::process::{Process, Scope, start_error};
+use super::wire::Codec;
 use super::wire::packed::Packed;
-use super::{BoxFuture, Broken, FailureKind, Host, HostSpec, Services};
+use super::{BoxFuture, Broken, FailureKind, HostSpec};
 
 /// How user code ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,6 +87,30 @@ pub trait Launcher: Send + Sync + 'static {
     fn sweep(&self) {}
 }
 
+/// How a kind of warm process is started, within the scope of its host.
+pub(crate) trait Launch: Send + Sync + 'static {
+    /// Starts a process that will first see message `next`.
+    fn launch(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<Launched, Broken>;
+    /// Messages in flight, when the options do not say.
+    fn window(&self) -> usize {
+        2048
+    }
+    /// Messages in one frame, when the options do not say.
+    fn frame(&self) -> usize {
+        256
+    }
+}
+
+/// A process that was just started, and the ends of its pipes.
+pub struct Launched {
+    pub(crate) process: Box<dyn Body>,
+    pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
+    pub(crate) writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Pipes whose lines are logs.
+    pub(crate) logs: Vec<Box<dyn AsyncRead + Send + Unpin>>,
+    pub(crate) codec: Box<dyn Codec>,
+}
+
 /// A process runtime with the scope of its processes.
 pub(super) struct Scoped {
     pub(super) launch: Arc<dyn Launch>,
@@ -136,17 +161,41 @@ impl Launched {
     }
 }
 
-/// Starts the first body, waits until it is ready, and leaves it to its task.
-///
-/// # Errors
-/// When it does not become ready.
-pub async fn start(
-    launcher: Arc<dyn Launcher>,
-    spec: Arc<HostSpec>,
-    services: Arc<dyn Services>,
-    tasks: &Tasks,
-) -> Result<Box<dyn Host>, Broken> {
-    warm::start_any(launcher, spec, services, tasks).await
+/// Starts `command` with a socket as its standard input.
+pub(super) fn on_socket(
+    mut command: tokio::process::Command,
+    program: &Path,
+    scope: &Scope,
+    spec: &HostSpec,
+) -> Result<Launched, Broken> {
+    let failed = |error: std::io::Error| Broken::Start {
+        reason: format!("no socket pair: {error}"),
+        stderr_tail: String::new(),
+    };
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+    ours.set_nonblocking(true).map_err(failed)?;
+    let ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
+    command
+        .env("GMG_HOST_BINDING", "socket")
+        .env("GMG_HOST_FD", "0")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut process = scope
+        .spawn(&mut command, &spec.options.limits)
+        .map_err(|error| start_error(program, &error))?;
+    let (Some(stdout), Some(stderr)) = (process.child.stdout.take(), process.child.stderr.take())
+    else {
+        return Err(super::no_pipes());
+    };
+    let (reader, writer) = ours.into_split();
+    Ok(Launched {
+        process: Box::new(process),
+        reader: Box::new(reader),
+        writer: Box::new(writer),
+        logs: vec![Box::new(stdout), Box::new(stderr)],
+        codec: Box::new(Packed::new(spec.options.max_output_bytes)),
+    })
 }
 
 /// Where what was compiled for a function is kept: `GEMINGA_CACHE`, or `geminga` in the user's cache
@@ -160,4 +209,52 @@ pub fn cache_directory() -> std::path::PathBuf {
 #[must_use]
 pub fn environment(spec: &HostSpec) -> Vec<(String, String)> {
     super::process::function_environment(spec)
+}
+
+/// How a process ended, in words.
+pub(crate) fn describe_death(
+    code: Option<i32>,
+    signal: Option<i32>,
+) -> (FailureKind, String, Option<i32>) {
+    const SIGKILL: i32 = 9;
+    const SIGXCPU: i32 = 24;
+    const SIGXFSZ: i32 = 25;
+    match (code, signal) {
+        (Some(126), _) => (
+            FailureKind::Crash,
+            "ended with status 126: a command in it is not executable".into(),
+            code,
+        ),
+        (Some(127), _) => (
+            FailureKind::Crash,
+            "ended with status 127: a command in it was not found".into(),
+            code,
+        ),
+        (Some(status), _) => (
+            FailureKind::Crash,
+            format!("ended with status {status}"),
+            code,
+        ),
+        (None, Some(SIGXCPU)) => (
+            FailureKind::Limit,
+            "killed: it used more CPU time than allowed".into(),
+            Some(128 + SIGXCPU),
+        ),
+        (None, Some(SIGXFSZ)) => (
+            FailureKind::Limit,
+            "killed: it wrote a larger file than allowed".into(),
+            Some(128 + SIGXFSZ),
+        ),
+        (None, Some(SIGKILL)) => (
+            FailureKind::Crash,
+            "killed by signal 9, by hand or for want of memory".into(),
+            Some(128 + SIGKILL),
+        ),
+        (None, Some(signal)) => (
+            FailureKind::Crash,
+            format!("killed by signal {signal}"),
+            Some(128 + signal),
+        ),
+        (None, None) => (FailureKind::Crash, "ended in an unknown way".into(), None),
+    }
 }

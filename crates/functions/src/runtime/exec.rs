@@ -8,11 +8,12 @@ use std::sync::Arc;
 use geminga_stdx::Tasks;
 use tokio::process::Command;
 
+use super::body::{Launch, Launched, on_socket};
 use super::options::{Framing, Mode};
 use super::process::{Processes, Scope, start_error};
-use super::warm::{self, Launch, Launched};
+use super::warm;
 use super::wire::plain::Plain;
-use super::{BoxFuture, Broken, FailureKind, Host, HostSpec, Runtime, Services};
+use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 
 mod batch;
 mod lanes;
@@ -211,54 +212,6 @@ pub(crate) fn shebang(path: &Path) -> Option<Vec<String>> {
     (!program.is_empty()).then_some(words)
 }
 
-/// How a process ended, in words.
-pub(crate) fn describe_death(
-    code: Option<i32>,
-    signal: Option<i32>,
-) -> (FailureKind, String, Option<i32>) {
-    const SIGKILL: i32 = 9;
-    const SIGXCPU: i32 = 24;
-    const SIGXFSZ: i32 = 25;
-    match (code, signal) {
-        (Some(126), _) => (
-            FailureKind::Crash,
-            "ended with status 126: a command in it is not executable".into(),
-            code,
-        ),
-        (Some(127), _) => (
-            FailureKind::Crash,
-            "ended with status 127: a command in it was not found".into(),
-            code,
-        ),
-        (Some(status), _) => (
-            FailureKind::Crash,
-            format!("ended with status {status}"),
-            code,
-        ),
-        (None, Some(SIGXCPU)) => (
-            FailureKind::Limit,
-            "killed: it used more CPU time than allowed".into(),
-            Some(128 + SIGXCPU),
-        ),
-        (None, Some(SIGXFSZ)) => (
-            FailureKind::Limit,
-            "killed: it wrote a larger file than allowed".into(),
-            Some(128 + SIGXFSZ),
-        ),
-        (None, Some(SIGKILL)) => (
-            FailureKind::Crash,
-            "killed by signal 9, by hand or for want of memory".into(),
-            Some(128 + SIGKILL),
-        ),
-        (None, Some(signal)) => (
-            FailureKind::Crash,
-            format!("killed by signal {signal}"),
-            Some(128 + signal),
-        ),
-        (None, None) => (FailureKind::Crash, "ended in an unknown way".into(), None),
-    }
-}
-
 /// A warm process that reads and writes records, or speaks the host protocol itself.
 struct Tool {
     program: Program,
@@ -268,7 +221,7 @@ impl Launch for Tool {
     fn launch(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<Launched, Broken> {
         let mut command = self.program.command(scope, spec, None);
         if spec.options.framing == Framing::Host {
-            return super::python::on_socket(command, &self.program.path, scope, spec);
+            return on_socket(command, &self.program.path, scope, spec);
         }
         let mut process = scope
             .spawn(&mut command, &spec.options.limits)

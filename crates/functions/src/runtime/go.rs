@@ -10,10 +10,10 @@ use std::sync::Arc;
 use geminga_stdx::Tasks;
 use tokio::process::Command;
 
+use super::body::{Launch, Launched, on_socket};
 use super::process::{Processes, Scope};
-use super::python::on_socket;
-use super::toolchain::{cache, content_key, deployment, once, run, sources, write};
-use super::warm::{self, Launch, Launched};
+use super::toolchain::{cache, content_key, deployment, files, once, run, sources, write};
+use super::warm;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 
 /// The module that functions import.
@@ -22,13 +22,8 @@ const MODULE: &str = "github.com/apache/pulsar/pulsar-function-go";
 /// The client, whose types are in the interface.
 const CLIENT: &str = "github.com/apache/pulsar-client-go";
 
-macro_rules! sdk {
-    ($($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("../../../../sdk/go/", $name)))),*]
-    };
-}
-
-const SDK: &[(&str, &str)] = sdk![
+const SDK: &[(&str, &str)] = files![
+    "../../../../sdk/go/":
     "go.mod",
     "go.sum",
     "internal/host/block.go",
@@ -300,14 +295,6 @@ impl Launch for Programs {
             command.env("GOMEMLIMIT", (bytes / 10 * 9).to_string());
         }
         on_socket(command, &self.program, scope, spec)
-    }
-
-    fn window(&self) -> usize {
-        2048
-    }
-
-    fn frame(&self) -> usize {
-        256
     }
 }
 

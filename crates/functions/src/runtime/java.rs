@@ -12,19 +12,14 @@ use geminga_stdx::Tasks;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
+use super::body::{Launch, Launched, on_socket};
 use super::process::{Processes, Scope};
-use super::python::on_socket;
-use super::toolchain::{cache, content_key, deployment, once, run, sources, write};
-use super::warm::{self, Launch, Launched};
+use super::toolchain::{cache, content_key, deployment, files, once, run, sources, write};
+use super::warm;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 
-macro_rules! host {
-    ($($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("../hosts/java/", $name)))),*]
-    };
-}
-
-const HOST: &[(&str, &str)] = host![
+const HOST: &[(&str, &str)] = files![
+    "../hosts/java/":
     "Blocks.java",
     "Calls.java",
     "Host.java",
@@ -359,13 +354,5 @@ impl Launch for Machines {
             .arg(&self.class_path)
             .arg("geminga.Host");
         on_socket(command, &self.java, scope, spec)
-    }
-
-    fn window(&self) -> usize {
-        2048
-    }
-
-    fn frame(&self) -> usize {
-        256
     }
 }

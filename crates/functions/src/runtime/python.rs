@@ -3,7 +3,6 @@
 //! and standard error stay the function's own and become logs.
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -11,10 +10,10 @@ use std::sync::Arc;
 use geminga_stdx::Tasks;
 use tokio::sync::OnceCell;
 
-use super::process::{Processes, Scope, start_error};
+use super::body::{Launch, Launched, on_socket};
+use super::process::{Processes, Scope};
 use super::toolchain::{cache, content_key, deployment, once, run, write};
-use super::warm::{self, Launch, Launched};
-use super::wire::packed::Packed;
+use super::warm;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 
 const HOST: &str = include_str!("../hosts/python_host.py");
@@ -215,51 +214,6 @@ impl Launch for Interpreters {
         }
         on_socket(command, &self.interpreter, scope, spec)
     }
-
-    fn window(&self) -> usize {
-        2048
-    }
-
-    fn frame(&self) -> usize {
-        256
-    }
-}
-
-/// Starts `command` with a socket as its standard input.
-pub(super) fn on_socket(
-    mut command: tokio::process::Command,
-    program: &std::path::Path,
-    scope: &Scope,
-    spec: &HostSpec,
-) -> Result<Launched, Broken> {
-    let failed = |error: std::io::Error| Broken::Start {
-        reason: format!("no socket pair: {error}"),
-        stderr_tail: String::new(),
-    };
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
-    ours.set_nonblocking(true).map_err(failed)?;
-    let ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
-    command
-        .env("GMG_HOST_BINDING", "socket")
-        .env("GMG_HOST_FD", "0")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut process = scope
-        .spawn(&mut command, &spec.options.limits)
-        .map_err(|error| start_error(program, &error))?;
-    let (Some(stdout), Some(stderr)) = (process.child.stdout.take(), process.child.stderr.take())
-    else {
-        return Err(super::no_pipes());
-    };
-    let (reader, writer) = ours.into_split();
-    Ok(Launched {
-        process: Box::new(process),
-        reader: Box::new(reader),
-        writer: Box::new(writer),
-        logs: vec![Box::new(stdout), Box::new(stderr)],
-        codec: Box::new(Packed::new(spec.options.max_output_bytes)),
-    })
 }
 
 #[cfg(test)]

@@ -26,6 +26,14 @@ const WORDS_BYTES: usize = 8 * 1024;
 const FILES_MAX: usize = 10_000;
 const BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// Names and texts of files of a folder, as part of this program.
+macro_rules! files {
+    ($folder:literal: $($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!($folder, $name)))),*]
+    };
+}
+pub(super) use files;
+
 /// The cache directory: `GEMINGA_CACHE`, or `geminga` in the user's.
 pub(crate) fn cache() -> PathBuf {
     let named = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());

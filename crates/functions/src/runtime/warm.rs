@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::body::{Body, Exit, Launcher, Scoped};
+use super::body::{Body, Exit, Launch, Launcher, Scoped, describe_death};
 use super::handle::{Ends, Handle};
 use super::process::Scope;
 use super::sandbox::not_done;
@@ -38,26 +38,6 @@ const FAILURE_WORDS: Duration = Duration::from_millis(5);
 /// Deaths without a message done in between before the host counts as broken.
 const DEATHS_MAX: u32 = 5;
 
-/// How a kind of warm process is started, within the scope of its host.
-pub(crate) trait Launch: Send + Sync + 'static {
-    /// Starts a process that will first see message `next`.
-    fn launch(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<Launched, Broken>;
-    /// Messages in flight, when the options do not say.
-    fn window(&self) -> usize;
-    /// Messages in one frame, when the options do not say.
-    fn frame(&self) -> usize;
-}
-
-/// A process that was just started, and the ends of its pipes.
-pub struct Launched {
-    pub(crate) process: Box<dyn Body>,
-    pub(crate) reader: Box<dyn AsyncRead + Send + Unpin>,
-    pub(crate) writer: Box<dyn AsyncWrite + Send + Unpin>,
-    /// Pipes whose lines are logs.
-    pub(crate) logs: Vec<Box<dyn AsyncRead + Send + Unpin>>,
-    pub(crate) codec: Box<dyn Codec>,
-}
-
 /// Starts the first process, waits until it is ready, and leaves it to its task.
 pub(crate) async fn start(
     launch: Arc<dyn Launch>,
@@ -69,8 +49,11 @@ pub(crate) async fn start(
     start_any(Arc::new(Scoped { launch, scope }), spec, services, tasks).await
 }
 
-/// The same for code of any kind.
-pub(super) async fn start_any(
+/// The same for code of any kind: starts the first body, waits until it is ready, and leaves it to its task.
+///
+/// # Errors
+/// When it does not become ready.
+pub async fn start_any(
     launch: Arc<dyn Launcher>,
     spec: Arc<HostSpec>,
     services: Arc<dyn Services>,
@@ -774,7 +757,7 @@ fn death(
         End::Misbehaved(error) => (FailureKind::Crash, error.to_string(), None),
         End::Closed | End::Drained => match exit.cause {
             Some((kind, reason)) => (kind, reason, exit.code),
-            None => super::exec::describe_death(exit.code, exit.signal),
+            None => describe_death(exit.code, exit.signal),
         },
     };
     let mut failure = Failure {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::lanes::{Lane, Lanes};
 use super::{Program, run};
+use crate::runtime::body::describe_death;
 use crate::runtime::options::{Framing, Options};
 use crate::runtime::process::Scope;
 use crate::runtime::stderr::Rate;
@@ -116,7 +117,7 @@ impl Batches {
             if let Ok(code @ (126 | 127)) = ran.status
                 && !self.ever_done
             {
-                let (_, reason, _) = super::describe_death(Some(code), None);
+                let (_, reason, _) = describe_death(Some(code), None);
                 return Err(Broken::Deployment {
                     reason,
                     stderr_tail: ran.stderr_tail,

@@ -10,7 +10,7 @@ use tokio::process::Command;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::describe_death;
+use crate::runtime::body::describe_death;
 use crate::runtime::process::{Process, Scope, start_error};
 use crate::runtime::sandbox::not_done;
 use crate::runtime::stderr::{Rate, Tail, pump};

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::lanes::{Lane, Lanes};
 use super::{Extra, Program, message, run};
+use crate::runtime::body::describe_death;
 use crate::runtime::options::{Content, Input};
 use crate::runtime::process::{Scope, trim_output};
 use crate::runtime::stderr::Rate;
@@ -95,7 +96,7 @@ impl Process {
         if let Ok(code @ (126 | 127)) = ran.status
             && !self.ever_done
         {
-            let (_, reason, _) = super::describe_death(Some(code), None);
+            let (_, reason, _) = describe_death(Some(code), None);
             return Err(Broken::Deployment {
                 reason,
                 stderr_tail: ran.stderr_tail,
