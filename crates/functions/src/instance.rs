@@ -157,6 +157,8 @@ impl Instance {
             .host
             .as_ref()
             .map_or(WINDOW_PLAIN, |host| host.window());
+        let gather = self.gather.as_ref();
+        let window = gather.map_or(window, |gather| gather.at_once(window));
         let (commits, committing) = mpsc::channel(UNCOMMITTED_MAX);
         let (fault_in, mut fault) = watch::channel(None);
         let committer = commit::Committer {
@@ -329,6 +331,10 @@ impl Instance {
 
     fn room(&self, work: &Work) -> usize {
         let waiting = work.window.saturating_sub(work.line.len());
+        let waiting = match &self.gather {
+            Some(gather) => gather.messages_for(waiting),
+            None => waiting,
+        };
         let uncommitted = self.gauge.in_flight.load(Ordering::Relaxed);
         let mut room = waiting.min(UNCOMMITTED_MAX.saturating_sub(uncommitted));
         if self.policy.guarantee == ProcessingGuarantees::Manual {

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::source::Incoming;
-use super::window::{Added, Fired, Windows};
+use super::window::{Added, Fired, Shape, Windows};
 use crate::plan::{HELD_MAX, Packing, Stamp, WindowPlan};
 use crate::runtime::{Message, Window, headers};
 
 /// Bytes of messages that the windows of one instance may hold.
 const HELD_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Windows of time in a host at once.
+const TIMED_AT_ONCE: usize = 4;
 /// Bytes of the messages of one window: with all its escapes it is below what a host is told lengths in.
 const WINDOW_BYTES_MAX: usize = 1024 * 1024 * 1024;
 
@@ -41,6 +43,24 @@ impl Gather {
         match self.bytes < HELD_BYTES_MAX {
             true => HELD_MAX.saturating_sub(self.windows.len()),
             false => 0,
+        }
+    }
+
+    /// How many windows may be with a host that takes so many messages: each is a copy of what it holds.
+    pub(crate) fn at_once(&self, window: usize) -> usize {
+        match self.plan.shape {
+            Shape::Count { length, .. } => (HELD_MAX / length.max(1)).clamp(1, window),
+            Shape::Time { .. } | Shape::Session { .. } => window.min(TIMED_AT_ONCE),
+        }
+    }
+
+    /// How many messages may come where there is room for so many windows.
+    pub(crate) fn messages_for(&self, windows: usize) -> usize {
+        match self.plan.shape {
+            Shape::Count { slide, .. } => windows.saturating_mul(slide),
+            // They complete windows only with the clock.
+            Shape::Time { .. } | Shape::Session { .. } if windows > 0 => self.room(),
+            _ => 0,
         }
     }
 
@@ -235,7 +255,7 @@ mod tests {
     #[test]
     fn what_is_held_is_bounded_in_bytes_and_in_messages() {
         let mut gather = Gather::new(WindowPlan {
-            shape: super::super::window::Shape::Count {
+            shape: Shape::Count {
                 length: 4,
                 slide: 4,
             },
@@ -256,6 +276,11 @@ mod tests {
         gather.add(0, &incoming, &mut fired);
         gather.add(0, &incoming, &mut fired);
         assert_eq!((gather.room(), gather.stuck()), (HELD_MAX - 2, None));
+        assert_eq!(
+            [gather.at_once(2048), gather.at_once(20_000)],
+            [2048, 10_000]
+        );
+        assert_eq!(gather.messages_for(3), 12);
         gather.add(0, &incoming, &mut fired);
         assert!(gather.room() == 0 && gather.stuck().is_some());
         // What came all the same makes the window complete.

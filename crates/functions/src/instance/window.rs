@@ -17,7 +17,7 @@ const TIME_MAX: u64 = i64::MAX as u64 / 2;
 /// So far ahead of the clock a message moves the watermark: clocks differ.
 const AHEAD_MS: u64 = 60 * 60 * 1000;
 /// Windows that one tick completes: a watermark may jump over very many.
-const TICK_MAX: usize = 16;
+const TICK_MAX: usize = 4;
 
 /// What a window is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
