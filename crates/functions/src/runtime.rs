@@ -41,7 +41,6 @@ pub use options::{OnFailedUpdate, Options};
 pub use process::Processes;
 pub(crate) use process::plain;
 pub(crate) use warm::incremented;
-pub use warm::start_any;
 pub(crate) use wire::shell as wire_base64;
 
 /// Standard base64 of bytes, with padding.

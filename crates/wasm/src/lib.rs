@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use geminga_functions::MakeRuntime;
 use geminga_functions::runtime::{
-    BoxFuture, Broken, Host, HostSpec, Launched, Launcher, Runtime, Services, start_any,
+    BoxFuture, Broken, Host, HostSpec, Launched, Launcher, Runtime, Services, body,
 };
 use geminga_stdx::Tasks;
 use tokio::sync::OnceCell;
@@ -82,7 +82,7 @@ impl Runtime for Wasm {
                 code,
                 spec: spec.clone(),
             });
-            start_any(launcher, spec, services, &self.tasks).await
+            body::start(launcher, spec, services, &self.tasks).await
         })
     }
 }

@@ -1,7 +1,7 @@
 //! What a warm host runs, apart from how it is spoken with: a process, or a guest of a runtime that
 //! lives in another crate.
 //!
-//! [`start_any`](super::start_any) makes a [`Host`](super::Host) of anything that a [`Launcher`] starts and that
+//! [`start`] makes a [`Host`](super::Host) of anything that a [`Launcher`] starts and that
 //! speaks the host protocol (`docs/host-protocol.md`) on a pair of streams. Order, time-outs, blame, restarts, state and logs are
 //! the host's; a [`Body`] has only to end when it is told to, and to say how it ended.
 
@@ -17,6 +17,9 @@ use super::process::{Process, Scope, start_error};
 use super::wire::Codec;
 use super::wire::packed::Packed;
 use super::{BoxFuture, Broken, FailureKind, HostSpec};
+
+/// The way in for runtimes of other crates; nothing here uses it.
+pub use super::warm::start_any as start;
 
 /// How user code ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
