@@ -20,8 +20,8 @@ from context import Context, Row  # noqa: E402
 CASES = {case.__name__: case for case in (
     cases.topics, cases.connections, cases.key_shared, cases.fan_out, heavy.delayed, heavy.acks, heavy.catch_up, heavy.dedup,
     heavy.transactions)}
-# Rows of Pulsar, as measured last.
-PULSAR = HERE / "pulsar.json"
+# Rows as measured last: of a case that is not measured again the table keeps what there is.
+PULSAR, GEMINGA = HERE / "pulsar.json", HERE / "geminga.json"
 
 
 def arguments():
@@ -58,15 +58,19 @@ def commit():
     return subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
 
-def table(found, pulsar, given):
-    lines = [f"- {time.strftime('%Y-%m-%d')}, Geminga {commit()}, durability `{given.durability}`, {machine.CORES} cores, scale {given.scale:g}"]
+def table(known, pulsar):
+    """`known`: for each case its rows, and when and how they were measured."""
+    lines = []
+    for how in dict.fromkeys(case["how"] for case in known.values()):
+        names = [f"`{name}`" for name, case in known.items() if case["how"] == how]
+        lines.append(f"- {how}" + ("" if len(names) == len(known) else ": " + ", ".join(names)))
     if pulsar:
         lines.append(f"- {pulsar['version']}, {pulsar['durability']}, {pulsar['date']}; at a smaller size where it says so")
     lines += ["", "| case | what | Geminga | aim | met | Pulsar |", "|---|---|---|---|---|---|"]
     met = {None: "", True: "yes", False: "**no**"}
-    for name, rows in found.items():
+    for name, case in known.items():
         beside = pulsar.get("rows", {}).get(name, {}) if pulsar else {}
-        for row in rows:
+        for row in (Row(**row) for row in case["rows"]):
             lines.append(f"| `{name}` | {row.what} | {row.figure} | {row.aim} | {met[row.met]} | {beside.get(row.key, '')} |")
         if "failed" in beside:
             lines.append(f"| `{name}` | Pulsar did not end | | | | {beside['failed']} |")
@@ -99,12 +103,15 @@ def main():
             pulsar.setdefault("rows", {})[name] = {row.key: row.figure + size for row in rows}
         PULSAR.write_text(json.dumps(pulsar, indent=1, ensure_ascii=False) + "\n")
         return
-    with open(os.path.join(given.out, "rows.json"), "w") as file:
-        json.dump({name: [vars(row) for row in rows] for name, rows in found.items()}, file, indent=1)
-    text = table(found, pulsar, given)
-    print(text)
-    if given.markdown:
-        write_into(given.markdown, text)
+    how = f"{time.strftime('%Y-%m-%d')}, Geminga {commit()}, durability `{given.durability}`, {machine.CORES} cores, scale {given.scale:g}"
+    measured = {name: {"how": how, "rows": [vars(row) for row in rows]} for name, rows in found.items()}
+    if not given.markdown:
+        print(table(measured, pulsar))
+        return
+    known = json.loads(GEMINGA.read_text()) if GEMINGA.exists() else {}
+    known = {name: case for name in CASES if (case := measured.get(name, known.get(name)))}
+    GEMINGA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    write_into(given.markdown, table(known, pulsar))
 
 
 if __name__ == "__main__":
