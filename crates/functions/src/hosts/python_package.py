@@ -6,20 +6,27 @@ deploys.
 """
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
 
-# What a package may unpack to: a bound against archives that are made to fill the disk.
+# What a package may unpack to, its wheels too: a bound against archives that are made to fill the disk.
 FILES_MAX = 50_000
 BYTES_MAX = 1 << 30
+
+unpacked = {"files": 0, "bytes": 0}
 
 
 def unpack(path, into):
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        if len(entries) > FILES_MAX or sum(entry.file_size for entry in entries) > BYTES_MAX:
-            sys.exit("`%s` unpacks to more than %d files or %d bytes" % (path, FILES_MAX, BYTES_MAX))
+        unpacked["files"] += len(entries)
+        unpacked["bytes"] += sum(entry.file_size for entry in entries)
+        if unpacked["files"] > FILES_MAX or unpacked["bytes"] > BYTES_MAX:
+            sys.exit(
+                "with `%s` the package unpacks to more than %d files or %d bytes" % (path, FILES_MAX, BYTES_MAX)
+            )
         for entry in entries:
             parts = entry.filename.replace("\\", "/").split("/")
             if ".." in parts or entry.filename.startswith("/"):
@@ -27,10 +34,34 @@ def unpack(path, into):
         archive.extractall(into)
 
 
+# What a line of a lock may say, as a whole: a package by its version, hashes of it, or where packages are. What pip
+# knows beyond that leads to code that is built (an archive, a folder, `--no-binary`), to files that are no lock, or
+# to this process's environment (`${NAME}`).
+HASHES = r"(\s*--hash=\w+:\w+)*"
+LOCKED = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*(\[[^\]$]*\])?\s*={2,3}\s*[A-Za-z0-9.!+_]+(\s*;((?!--)[^$])*)?" + HASHES
+    + "|" + HASHES
+    + r"|--no-index|--require-hashes|--prefer-binary"
+    + r"|(-i|-f|--index-url|--extra-index-url|--find-links|--trusted-host)(\s+|=)[^\s$]+"
+)
+
+
+def check(lock):
+    with open(lock) as lines:
+        for number, line in enumerate(lines, 1):
+            text = re.sub(r"(^|\s)#.*$", "", line.strip()).rstrip("\\").strip()
+            if not LOCKED.fullmatch(text):
+                sys.exit(
+                    "line %d of `%s` names no package by its version: `%s`" % (number, os.path.basename(lock), text)
+                )
+
+
 def install(lock, into):
-    """Exactly what the lock names: each with its hash, and nothing that it does not name."""
+    """Exactly what the lock names: each with its hash, and nothing that it does not name. Wheels alone: what builds
+    another archive is locked by nobody, and runs here."""
+    check(lock)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
-    command += ["--no-deps", "--require-hashes", "--target", into, "-r", os.path.basename(lock)]
+    command += ["--no-deps", "--require-hashes", "--only-binary=:all:", "--target", into, "-r", os.path.basename(lock)]
     done = subprocess.run(command, cwd=os.path.dirname(lock), stdin=subprocess.DEVNULL)
     if done.returncode:
         sys.exit("`%s` could not be installed by pip: see above" % os.path.basename(lock))

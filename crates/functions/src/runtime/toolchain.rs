@@ -3,7 +3,8 @@
 //!
 //! What must hold: a thing in the cache is whole, since it is made elsewhere and renamed; in one process
 //! nothing is made twice at a time, and nothing waits for what it does not need; a compiler that is missing
-//! or fails is an error of the deployment, with what it said.
+//! or fails is an error of the deployment, with what it said; it sees none of the worker's environment but
+//! what says where things are and how they are fetched.
 
 use std::collections::HashMap;
 use std::io;
@@ -33,6 +34,79 @@ macro_rules! files {
     };
 }
 pub(super) use files;
+
+/// Of the worker's environment, what compilers and package managers need. The worker's own secrets are
+/// in there too.
+const KEPT: &[&str] = &[
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "LD_LIBRARY_PATH",
+    "LOGNAME",
+    "PATH",
+    "SSH_AUTH_SOCK",
+    "TEMP",
+    "TMP",
+    "TMPDIR",
+    "TZ",
+    "USER",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    // Fetching.
+    "ALL_PROXY",
+    "CURL_CA_BUNDLE",
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NETRC",
+    "NO_PROXY",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "all_proxy",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    // Go.
+    "GOAUTH",
+    "GOCACHE",
+    "GODEBUG",
+    "GOENV",
+    "GOFLAGS",
+    "GOINSECURE",
+    "GOMODCACHE",
+    "GONOPROXY",
+    "GONOSUMDB",
+    "GOPATH",
+    "GOPRIVATE",
+    "GOPROXY",
+    "GOROOT",
+    "GOSUMDB",
+    "GOTMPDIR",
+    "GOTOOLCHAIN",
+    "GOVCS",
+    // Java.
+    "JAVA_HOME",
+    "JAVA_TOOL_OPTIONS",
+    "JDK_JAVAC_OPTIONS",
+    "JDK_JAVA_OPTIONS",
+    "M2_HOME",
+    // Python.
+    "PYTHONHOME",
+    // Version managers, whose programs on the path look for the real ones.
+    "ASDF_DATA_DIR",
+    "ASDF_DIR",
+    "MISE_CONFIG_DIR",
+    "MISE_DATA_DIR",
+    "PYENV_ROOT",
+    "SDKMAN_DIR",
+];
+/// The same, by how they begin.
+const KEPT_PREFIXES: &[&str] = &["LC_", "GIT_", "MAVEN_", "PIP_"];
+
+fn is_kept(name: &str) -> bool {
+    KEPT.contains(&name) || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
 
 /// The cache directory: `GEMINGA_CACHE`, or `geminga` in the user's.
 pub(crate) fn cache() -> PathBuf {
@@ -123,7 +197,16 @@ pub(crate) async fn run(command: &mut Command, missing: &str) -> Result<(), Brok
         .get_program()
         .to_string_lossy()
         .into_owned();
+    let given: Vec<_> = command
+        .as_std()
+        .get_envs()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+        .collect();
+    let kept = std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_kept));
     command
+        .env_clear()
+        .envs(kept)
+        .envs(given)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -251,5 +334,25 @@ mod tests {
         );
         let making = MAKING.lock();
         assert!(!making.contains_key(&slow) && !making.contains_key(&quick));
+    }
+
+    #[tokio::test]
+    async fn a_compiler_sees_what_it_needs_and_no_more() {
+        // Cargo has set that one for us.
+        assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
+        let script = r#"test "$GIVEN" = 1 && test -n "$PATH" && test -z "$CARGO_MANIFEST_DIR""#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).env("GIVEN", "1");
+        run(&mut command, "").await.expect("done");
+        for (name, kept) in [
+            ("GEMINGA_WORKER_TOKEN", false),
+            ("GOOGLE_APPLICATION_CREDENTIALS", false),
+            ("AWS_SECRET_ACCESS_KEY", false),
+            ("PIP_INDEX_URL", true),
+            ("MAVEN_OPTS", true),
+            ("GOPROXY", true),
+        ] {
+            assert_eq!(is_kept(name), kept, "{name}");
+        }
     }
 }

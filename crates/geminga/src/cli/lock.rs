@@ -73,6 +73,8 @@ fn resolve(directory: &Path) -> Outcome<Value> {
         ])
         .args([
             "--disable-pip-version-check",
+            // What the worker installs: building another archive runs code that no lock names.
+            "--only-binary=:all:",
             "--report",
             "-",
             "-r",
@@ -88,7 +90,9 @@ fn resolve(directory: &Path) -> Outcome<Value> {
         })?;
     if !ran.status.success() {
         let said = String::from_utf8_lossy(&ran.stderr).trim().to_owned();
-        let error = Diagnostic::error("G0425", "pip can't resolve the requirements").cause(said);
+        let error = Diagnostic::error("G0425", "pip can't resolve the requirements")
+            .cause(said)
+            .help("only wheels are taken: `pip wheel NAME` makes one, and --find-links names its folder");
         return Err(error.into());
     }
     serde_json::from_slice(&ran.stdout).map_err(|error| {

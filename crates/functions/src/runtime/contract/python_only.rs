@@ -102,6 +102,48 @@ open('package/requirements.lock', 'w').write(
     }
 }
 
+/// An archive of sources is built by its own code, and by packages that no lock names.
+#[tokio::test]
+async fn a_lock_builds_nothing() {
+    for lines in [
+        "greet==1.0 --hash=sha256:%s",
+        "--no-binary :all:\\ngreet==1.0 --hash=sha256:%s",
+        "--prefer-binary --no-bin :all:\\ngreet==1.0 --hash=sha256:%s",
+        "./wheels/greet-1.0.tar.gz --hash=sha256:%s",
+        "greet @ file:wheels/greet-1.0.tar.gz --hash=sha256:%s",
+    ] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let script = format!(
+            "import hashlib, io, os, tarfile
+os.makedirs('package/wheels')
+open('package/f.py', 'w').write('')
+files = {{
+    'pyproject.toml': '[build-system]\\nrequires = []\\nbuild-backend = \"b\"\\nbackend-path = [\".\"]\\n',
+    'b.py': 'open(' + repr(os.path.abspath('ran')) + ', \"w\").close()\\n',
+    'PKG-INFO': 'Metadata-Version: 2.1\\nName: greet\\nVersion: 1.0\\n',
+}}
+path = 'package/wheels/greet-1.0.tar.gz'
+with tarfile.open(path, 'w:gz') as out:
+    for name, text in files.items():
+        entry = tarfile.TarInfo('greet-1.0/' + name)
+        entry.size = len(text)
+        out.addfile(entry, io.BytesIO(text.encode()))
+digest = hashlib.sha256(open(path, 'rb').read()).hexdigest()
+open('package/requirements.lock', 'w').write('--no-index\\n--find-links wheels\\n' + '{lines}' % digest + '\\n')
+"
+        );
+        make(directory.path(), &script);
+        let ran = directory.path().join("ran");
+        let kept = directory.path().to_owned();
+        let started = start(directory, "package").await;
+        assert!(!ran.exists(), "{lines}: it was built in {}", kept.display());
+        let Broken::Deployment { stderr_tail, .. } = started.err().expect("refused") else {
+            panic!("{lines}")
+        };
+        assert!(stderr_tail.contains("requirements.lock"), "{stderr_tail}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_not_locked_or_leads_out_is_refused() {
     for (script, why) in [
