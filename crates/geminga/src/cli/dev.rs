@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use geminga_client::{Client, InitialPosition, SubType};
 use geminga_functions::runtime::LogLine;
-use geminga_functions::{Component, ComponentId, Worker};
+use geminga_functions::{Component, ComponentId, Worker, WorkerError};
 use geminga_model::FunctionConfig;
 use geminga_stdx::{Diagnostic, Random};
 use serde_json::json;
@@ -107,6 +107,8 @@ async fn serve(mut args: DevArgs, source: Source, global: &Global, copies: &Path
             client: client::client(&global).await?,
             source,
             copies: copies.to_owned(),
+            kept: Vec::new(),
+            data: args.data.data.clone(),
             running: None,
             tried: 0,
             told_ms: 0,
@@ -136,6 +138,10 @@ struct Bench {
     client: Client,
     source: Source,
     copies: PathBuf,
+    /// Copies that run or still may, oldest first.
+    kept: Vec<PathBuf>,
+    /// Where the server keeps its data, when it does.
+    data: Option<PathBuf>,
     running: Option<Running>,
     /// Versions tried, good and bad.
     tried: u32,
@@ -145,7 +151,10 @@ struct Bench {
 
 impl Bench {
     async fn work(&mut self, args: &DevArgs, server: &Standalone, global: &Global) -> Outcome {
-        let mut seen = source::files(self.source.folder())?;
+        let mut seen = match args.watch {
+            true => source::files(self.source.folder())?,
+            false => Vec::new(),
+        };
         match self.take().await {
             Ok(()) => {}
             Err(failure) if !args.watch => return Err(failure),
@@ -202,27 +211,62 @@ impl Bench {
         }
     }
 
-    /// Makes a version of what is saved, tries it, and has it run.
+    /// Makes a version of what is saved, tries it, and has it run. Of the copies only those that may
+    /// run stay.
     async fn take(&mut self) -> Outcome {
         self.tried += 1;
         let folder = self.copies.join(self.tried.to_string());
-        let version = Version::make(&self.source, &folder).await?;
+        let (used, outcome) = match self.take_from(&folder).await {
+            Ok(used) => (used, Ok(())),
+            Err((used, failure)) => (used, Err(failure)),
+        };
+        let gone = match used {
+            // The one before finishes what it has.
+            true => {
+                self.kept.push(folder);
+                (self.kept.len() > 2).then(|| self.kept.remove(0))
+            }
+            false => Some(folder),
+        };
+        if let Some(gone) = gone {
+            version::remove(gone).await;
+        }
+        outcome
+    }
+
+    /// Also says whether the copy in `folder` may be used from now on.
+    async fn take_from(&mut self, folder: &Path) -> Result<bool, (bool, Failure)> {
+        let unused = |failure| (false, failure);
+        let version = Version::make(&self.source, folder).await.map_err(unused)?;
         if self
             .running
             .as_ref()
             .is_some_and(|it| it.version.config == version.config)
         {
-            return Ok(());
+            return Ok(false);
         }
-        version.check().await?;
+        version.check().await.map_err(unused)?;
         let component = Component::from(version.config.clone());
-        let refused = |error: geminga_functions::WorkerError| -> Failure {
+        let refused = |error: WorkerError| {
+            // Otherwise nobody knows whether it was stored.
+            let used = !matches!(
+                error,
+                WorkerError::Invalid(_) | WorkerError::RolledBack { .. }
+            );
             let text = version.as_written(&error.to_string());
-            Diagnostic::error("G0412", "the new configuration is refused")
+            let help = match (&self.running, &self.data) {
+                (None, Some(data)) => format!(
+                    "what a function may not change is as `{}` has it: name another directory",
+                    data.display()
+                ),
+                _ => "what a running function may not change needs a new start of `geminga dev`"
+                    .to_owned(),
+            };
+            let failure = Diagnostic::error("G0412", "the new configuration is refused")
                 .at(self.source.file.clone(), 0, 0)
                 .cause(text)
-                .help("what a running function may not change needs a new start of `geminga dev`")
-                .into()
+                .help(help);
+            (used, failure.into())
         };
         let id = match &self.running {
             Some(running) => {
@@ -231,10 +275,20 @@ impl Bench {
                 updated.map_err(refused)?;
                 id
             }
-            None => self.worker.create(component, None).await.map_err(refused)?,
+            None => match self.worker.create(component.clone(), None).await {
+                // From an earlier start with the same data.
+                Err(WorkerError::Exists(id)) => {
+                    match self.worker.update(&id, component, None).await {
+                        Err(WorkerError::Invalid(why)) if why == ["Update contains no change"] => {}
+                        updated => updated.map_err(refused)?,
+                    }
+                    id
+                }
+                created => created.map_err(refused)?,
+            },
         };
         self.running = Some(Running { id, version });
-        Ok(())
+        Ok(true)
     }
 
     async fn reload(&mut self, names: &str) {

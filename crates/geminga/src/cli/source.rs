@@ -4,6 +4,8 @@
 
 mod place;
 
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -112,7 +114,18 @@ pub(crate) struct FileAt {
 
 /// The files below `folder`, in order; hidden ones, and folders that hold what was built, are left out.
 pub(crate) fn files(folder: &Path) -> Outcome<Vec<FileAt>> {
+    files_called(folder, "", FILES_MAX)
+}
+
+/// Those whose names end so, in a folder that may hold much else: `looked_max` files and folders.
+pub(crate) fn files_called(folder: &Path, ending: &str, looked_max: usize) -> Outcome<Vec<FileAt>> {
     let mut found = Vec::new();
+    let mut looked = 0;
+    // A link may lead back, which few files do not bound.
+    let mut known = HashSet::new();
+    if let Ok(about) = std::fs::metadata(folder) {
+        known.insert((about.dev(), about.ino()));
+    }
     let mut folders = vec![PathBuf::new()];
     while let Some(inside) = folders.pop() {
         // A folder may go while it is read: then it has nothing.
@@ -129,17 +142,20 @@ pub(crate) fn files(folder: &Path) -> Outcome<Vec<FileAt>> {
             let Ok(about) = std::fs::metadata(entry.path()) else {
                 continue;
             };
+            looked += 1;
             if about.is_dir() {
-                folders.push(name);
-            } else {
+                if known.insert((about.dev(), about.ino())) || ending.is_empty() {
+                    folders.push(name);
+                }
+            } else if text.ends_with(ending) {
                 found.push(FileAt {
                     name,
                     changed: about.modified().unwrap_or(SystemTime::UNIX_EPOCH),
                     bytes: about.len(),
                 });
             }
-            if found.len() + folders.len() > FILES_MAX {
-                let message = format!("`{}` has more than {FILES_MAX} files", folder.display());
+            if looked > looked_max {
+                let message = format!("`{}` has more than {looked_max} files", folder.display());
                 let error = Diagnostic::error("G0423", message)
                     .help("put the function into a folder of its own");
                 return Err(Failure::new(Exit::Usage, error));

@@ -27,6 +27,8 @@ use crate::output::{self, Format, Table};
 
 /// What a file of cases is called.
 const ENDING: &str = ".test.yaml";
+/// Files and folders among which cases are looked for: a whole repository may be one's argument.
+const LOOKED_MAX: usize = 1_000_000;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -135,9 +137,8 @@ fn find(paths: &[PathBuf]) -> Outcome<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
         if path.is_dir() {
-            let inside = source::files(path)?;
-            let cases = inside.into_iter().map(|file| path.join(file.name));
-            files.extend(cases.filter(|file| file.to_string_lossy().ends_with(ENDING)));
+            let cases = source::files_called(path, ENDING, LOOKED_MAX)?;
+            files.extend(cases.into_iter().map(|file| path.join(file.name)));
         } else if path.exists() {
             files.push(path.clone());
         } else {

@@ -183,9 +183,17 @@ fn lines(from: impl std::io::Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
 
 impl Dev {
     fn start(here: &Path, path: &str) -> Self {
+        Self::start_with(here, &[path, "--watch"])
+    }
+
+    /// Its copies are in `here/tmp`.
+    fn start_with(here: &Path, words: &[&str]) -> Self {
+        std::fs::create_dir_all(here.join("tmp")).expect("made");
         let mut child = geminga()
             .current_dir(here)
-            .args(["dev", path, "--watch", "--port", "0", "--http-port", "0"])
+            .env("TMPDIR", here.join("tmp"))
+            .args(["dev", "--port", "0", "--http-port", "0"])
+            .args(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -278,8 +286,50 @@ fn a_save_takes_effect_and_what_is_wrong_does_not() {
         dev.said(" saved: version ");
         dev.send("three");
         dev.gave("NEW three!");
+        assert_eq!(copies(here), 2, "the one that runs and the one before");
+        dev.end();
+        assert_eq!(copies(here), 0);
+    }
+}
+
+/// Copies of versions that are there.
+fn copies(here: &Path) -> usize {
+    let folders = std::fs::read_dir(here.join("tmp")).expect("reads");
+    let own = folders
+        .map(|entry| entry.expect("reads").path())
+        .filter(|path| path.to_string_lossy().contains("geminga-dev-"));
+    own.map(|path| std::fs::read_dir(path).expect("reads").count())
+        .sum()
+}
+
+#[test]
+fn a_second_start_with_the_same_data_goes_on() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let here = directory.path();
+    run(here, "init bash f", 0);
+    for (from, to, line, answer) in [
+        ("emit", "emit", "one", "one!"),
+        ("emit \"$MSG", "emit \"NEW $MSG", "two", "NEW two!"),
+    ] {
+        edit(&here.join("f/function.sh"), from, to);
+        let mut dev = Dev::start_with(here, &["f", "--data", "data"]);
+        dev.said("stop it with Ctrl-C");
+        dev.send(line);
+        dev.gave(answer);
         dev.end();
     }
+}
+
+#[test]
+fn cases_are_found_in_a_folder_with_much_else() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let here = directory.path();
+    run(here, "init bash f", 0);
+    for number in 0..6_000 {
+        std::fs::write(here.join(format!("{number}")), "").expect("written");
+    }
+    std::os::unix::fs::symlink(here, here.join("f/again")).expect("linked");
+    run(here, "test", 0);
 }
 
 #[test]

@@ -51,7 +51,9 @@ impl Version {
                     Some(parent) if parent != Path::new("") => parent.to_owned(),
                     _ => PathBuf::from("."),
                 };
-                copy(&folder, into, &path)?;
+                let (from, to, code) = (folder.clone(), into.to_owned(), path.clone());
+                let copied = tokio::task::spawn_blocking(move || copy(&from, &to, &code));
+                copied.await.map_err(std::io::Error::other)??;
                 let inside = path.strip_prefix(&folder).unwrap_or(&path);
                 let code: PathBuf = into.join(inside).components().collect();
                 version.copied = Some((folder, into.to_owned()));
@@ -145,6 +147,13 @@ fn copy(folder: &Path, into: &Path, code: &Path) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Removes the copy of a version that runs no more, if there is one.
+pub(super) async fn remove(copy: PathBuf) {
+    let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(copy));
+    // What is left goes when `geminga dev` ends.
+    drop(removed.await);
 }
 
 /// The names of what changed between two looks, for a person.

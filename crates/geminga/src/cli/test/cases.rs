@@ -238,8 +238,7 @@ impl Reader<'_> {
                 .unwrap_or(0),
             topic: fields.maybe("topic", |node| self.text(node))?,
             redelivery: fields
-                .maybe("redelivery", |node| self.count(node))?
-                .and_then(|count| u32::try_from(count).ok())
+                .maybe("redelivery", |node| self.small(node))?
                 .unwrap_or(0),
         })
     }
@@ -358,6 +357,14 @@ impl Reader<'_> {
                 format!("a number from 0 on is wanted, not {}", other.describe()),
             )),
         }
+    }
+
+    fn small(&self, node: &Node) -> Read<u32> {
+        let count = self.count(node)?;
+        u32::try_from(count).map_err(|_| {
+            let text = format!("a number up to {} is wanted, not {count}", u32::MAX);
+            self.wrong(node.mark, text)
+        })
     }
 
     #[expect(clippy::cast_precision_loss, reason = "metrics are floating point")]
@@ -514,6 +521,12 @@ mod tests {
                 "cases:\n  - {name: x, input: a}\n  - {name: x, input: b}\n",
                 "3:5",
                 "two cases",
+                "",
+            ),
+            (
+                "cases:\n  - name: x\n    input: {payload: a, redelivery: 4294967296}\n",
+                "3:37",
+                "up to 4294967295",
                 "",
             ),
             ("case: []\n", "1:1", "unknown field `case`", "`cases`"),
