@@ -48,6 +48,10 @@ pub(crate) struct Changelog {
     /// Records since then.
     records: AtomicU64,
     records_max: u64,
+    /// The same when the last rewriting began.
+    before: AtomicU64,
+    /// After a rewriting that failed: there is none before so many records.
+    patience: AtomicU64,
     rewriting: AtomicBool,
     /// The last record that `open` read.
     read_to: MessageId,
@@ -95,6 +99,8 @@ impl Changelog {
             from: Mutex::new(from),
             records: AtomicU64::new(records),
             records_max: records_max.max(1),
+            before: AtomicU64::new(0),
+            patience: AtomicU64::new(0),
             rewriting: AtomicBool::new(false),
             read_to,
         })
@@ -145,6 +151,8 @@ impl Changelog {
             read_to: MessageId::EARLIEST,
             records: AtomicU64::new(0),
             records_max: records_max.max(1),
+            before: AtomicU64::new(0),
+            patience: AtomicU64::new(0),
             rewriting: AtomicBool::new(false),
         };
         let mark = changelog.enqueue(Message::new(&b"mark"[..])).await?.await?;
@@ -225,36 +233,59 @@ impl Changelog {
         }
     }
 
-    /// Whether it is time to write the `living` records anew. The caller that gets `true` has to
-    /// call [`end_rewriting`](Self::end_rewriting), with what came of it.
-    pub(crate) fn begin_rewriting(&self, living: usize) -> bool {
+    /// Whether it is time to write the `living` records anew.
+    pub(crate) fn wants_rewriting(&self, living: usize) -> bool {
         // In proportion to what lives, so that the work for it is a small part of all work.
         let limit = self.records_max.max(living as u64 * 4);
-        self.records.load(Ordering::Relaxed) > limit && !self.rewriting.swap(true, Ordering::AcqRel)
+        let limit = limit.max(self.patience.load(Ordering::Relaxed));
+        self.records.load(Ordering::Relaxed) > limit && !self.rewriting.load(Ordering::Acquire)
+    }
+
+    /// The same, for the caller to do it: one that gets `true` has to call
+    /// [`end_rewriting`](Self::end_rewriting), with what came of it.
+    pub(crate) fn begin_rewriting(&self, living: usize) -> bool {
+        self.wants_rewriting(living) && !self.rewriting.swap(true, Ordering::AcqRel)
+    }
+
+    fn count_anew(&self) {
+        let before = self.records.swap(0, Ordering::Relaxed);
+        self.before.store(before, Ordering::Relaxed);
     }
 
     /// Marks the place where the rewriting begins. Nothing may be enqueued meanwhile.
     pub(crate) async fn place(&self) -> Result<MessageId> {
-        self.records.store(0, Ordering::Relaxed);
+        self.count_anew();
         self.enqueue(Message::new(&b"begin"[..])).await?.await
     }
 
-    /// Begins a rewriting that is part of a transaction. The receipt is of its place.
-    pub(crate) async fn place_in(&self, txn: &Transaction) -> Result<Receipt> {
-        self.records.store(0, Ordering::Relaxed);
-        self.enqueue_in(txn, Message::new(&b"begin"[..])).await
-    }
-
-    /// A rewriting was not carried out.
-    pub(crate) fn give_up_rewriting(&self) {
-        self.rewriting.store(false, Ordering::Release);
+    /// Writes records anew in a transaction of their own: all of them are behind the place, or none is.
+    /// Nothing may be enqueued before it resolves; then the transaction is to be ended, and what came of
+    /// that given to [`end_rewriting`](Self::end_rewriting).
+    pub(crate) async fn rewrite_in(
+        &self,
+        txn: &Transaction,
+        living: impl IntoIterator<Item = Message>,
+    ) -> Result<Receipt> {
+        self.count_anew();
+        let place = self.enqueue_in(txn, Message::new(&b"begin"[..])).await?;
+        for record in living {
+            drop(self.enqueue_in(txn, record).await?);
+        }
+        Ok(place)
     }
 
     /// The living records are durable behind `place`: what is before it is not needed any more.
     pub(crate) async fn end_rewriting(&self, place: Result<MessageId>) -> Result<()> {
         let done = async {
-            let place = place?;
+            let place = place.inspect_err(|_| {
+                // The old records stay, and there may be as many again before the next try.
+                let before = self.before.swap(0, Ordering::Relaxed);
+                let records = self.records.fetch_add(before, Ordering::Relaxed) + before;
+                self.patience.store(records * 2, Ordering::Relaxed);
+            })?;
             *self.from.lock() = Some(place);
+            self.patience.store(0, Ordering::Relaxed);
+            self.before.store(0, Ordering::Relaxed);
             // The last record names the place from now on.
             self.enqueue(Message::new(&b"end"[..])).await?.await?;
             let keeper = keeper(&self.client, &self.topic).await?;

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use self::commit::Commit;
 use self::gather::Gather;
 use self::guarantee::{Decision, decide};
-use self::once::{Epoch, Once};
+use self::once::{Job, Once};
 use self::order::Line;
 use self::sink::{Sink, WriteError};
 use self::source::{Incoming, Origin, Source};
@@ -232,12 +232,14 @@ impl Instance {
         let mut stop_at: Option<Instant> = None;
         loop {
             self.deliver_windows(work).await?;
-            self.release(work).await?;
+            if !self.once.as_ref().is_some_and(Once::holds) {
+                self.release(work).await?;
+            }
             self.hand_over_manual_acks(work).await;
             self.rewind(work).await?;
             let idle = work.line.is_empty() && work.retries.is_empty();
             if let (Some(once), Some(epochs)) = (&mut self.once, &work.epochs) {
-                once.hand_over(idle, epochs).await?;
+                once.hand_over(idle, epochs).await;
             }
             if let Some(fault) = fault.borrow().clone() {
                 return Err(fault);
@@ -805,7 +807,7 @@ struct Work {
     random: Random,
     commits: Option<mpsc::Sender<Commit>>,
     /// The same for whole transactions.
-    epochs: Option<mpsc::Sender<Epoch>>,
+    epochs: Option<mpsc::Sender<Job>>,
     /// Of an effectively-once instance: a message failed, and all from it on are processed again.
     rewind: Option<Rewind>,
     /// Windows that the host has no room for.

@@ -7,6 +7,7 @@
 //!   are committed in the order in which their messages were released.
 //! - Whatever fails ends the instance; it begins again from what is committed.
 //! - Each transaction has a record in the state's topic, which only the holder of the state can write.
+//! - That topic is written anew while nothing is filled or committed: what is written is committed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,8 +35,17 @@ pub(crate) struct Once {
     filling: Option<Epoch>,
     /// The newest message taken of each topic: one that comes again means a new beginning.
     taken: HashMap<Arc<str>, (i64, i64, i32)>,
-    /// A transaction is being committed.
+    /// A transaction is being committed, or the state's topic is being written anew.
     committing: Arc<AtomicBool>,
+    /// The latter.
+    rewriting: bool,
+}
+
+/// What the committer is given to do.
+pub(crate) enum Job {
+    Commit(Epoch),
+    /// The state's topic has many more records than there are values.
+    Rewrite,
 }
 
 /// The messages of one transaction.
@@ -49,8 +59,6 @@ pub(crate) struct Epoch {
     touched: bool,
     /// A successor knows of it when this is there.
     announced: Option<Receipt>,
-    /// The place of a rewriting of the state's topic that is part of it.
-    rewriting: Option<Receipt>,
     since: Instant,
 }
 
@@ -62,6 +70,7 @@ impl Once {
             filling: None,
             taken: HashMap::new(),
             committing: Arc::default(),
+            rewriting: false,
         }
     }
 
@@ -102,7 +111,6 @@ impl Once {
             written: 0,
             touched: false,
             announced,
-            rewriting: None,
             since: Instant::now(),
         });
         Ok(txn)
@@ -116,6 +124,12 @@ impl Once {
             epoch.written += written;
             epoch.touched |= touched;
         }
+    }
+
+    /// Whether messages are to wait before they are released: the state's topic is written anew, or is to be
+    /// as soon as what was released is committed.
+    pub(crate) fn holds(&self) -> bool {
+        self.filling.is_none() && (self.rewriting || self.state.wants_rewriting())
     }
 
     /// Whether the transaction can go; `idle` says that nothing else is to be released soon.
@@ -136,24 +150,22 @@ impl Once {
     }
 
     /// Hands the transaction to the committer, when it is time.
-    pub(crate) async fn hand_over(
-        &mut self,
-        idle: bool,
-        committer: &mpsc::Sender<Epoch>,
-    ) -> Result<(), Fault> {
-        if !self.is_due(idle) {
-            return Ok(());
-        }
-        let Some(mut epoch) = self.filling.take() else {
-            return Ok(());
+    pub(crate) async fn hand_over(&mut self, idle: bool, committer: &mpsc::Sender<Job>) {
+        let committing = self.committing.load(Ordering::Acquire);
+        self.rewriting &= committing;
+        let job = if self.filling.is_none() && !committing && self.state.wants_rewriting() {
+            self.rewriting = true;
+            Job::Rewrite
+        } else if self.is_due(idle)
+            && let Some(epoch) = self.filling.take()
+        {
+            Job::Commit(epoch)
+        } else {
+            return;
         };
-        let rewriting = self.state.rewrite_in(&epoch.txn).await;
-        epoch.rewriting = rewriting.map_err(Fault::Commit)?;
-        epoch.touched |= epoch.rewriting.is_some();
         self.committing.store(true, Ordering::Release);
         // When the committer is gone its fault is about to be seen.
-        _ = committer.send(epoch).await;
-        Ok(())
+        _ = committer.send(job).await;
     }
 
     /// The task that commits.
@@ -161,6 +173,7 @@ impl Once {
         Committer {
             acker,
             gauge,
+            client: self.client.clone(),
             state: self.state.clone(),
             committing: self.committing.clone(),
         }
@@ -182,43 +195,52 @@ impl Epoch {
 pub(crate) struct Committer {
     acker: Arc<dyn Acker>,
     gauge: Arc<Gauge>,
+    client: Client,
     state: Arc<FunctionState>,
     committing: Arc<AtomicBool>,
 }
 
 impl Committer {
     /// Runs until the instance lets go of its end, then commits what is left.
-    pub(crate) async fn run(self, mut epochs: mpsc::Receiver<Epoch>) -> Result<(), Fault> {
-        while let Some(epoch) = epochs.recv().await {
-            let touch = async {
-                match epoch.touched {
-                    true => Ok(()),
-                    false => self.state.touch(&epoch.txn).await,
+    pub(crate) async fn run(self, mut jobs: mpsc::Receiver<Job>) -> Result<(), Fault> {
+        while let Some(job) = jobs.recv().await {
+            match job {
+                Job::Commit(epoch) => self.commit(epoch).await?,
+                Job::Rewrite => {
+                    let rewritten = self.state.rewrite_alone(&self.client).await;
+                    rewritten.map_err(Fault::Commit)?;
                 }
-            };
-            let announced = async {
-                match epoch.announced {
-                    Some(receipt) => receipt.await.map(drop),
-                    None => Ok(()),
-                }
-            };
-            // Side by side: each waits for the disk.
-            let acks = self.acker.ack_in(&epoch.txn, epoch.origins);
-            let (acked, touched, announced) = tokio::join!(acks, touch, announced);
-            acked.map_err(Fault::Acknowledge)?;
-            touched.map_err(Fault::Commit)?;
-            announced.map_err(|error| Fault::Commit(self.state.note(&error)))?;
-            let committed = epoch.txn.commit().await;
-            committed.map_err(|error| Fault::Commit(self.state.note(&error)))?;
-            if let Some(place) = epoch.rewriting {
-                self.state.rewritten(place).await;
             }
-            self.gauge.stats.written(epoch.written);
-            self.gauge.stats.committed();
-            self.gauge.out_of_flight(epoch.count);
             self.committing.store(false, Ordering::Release);
             self.gauge.woken.notify_one();
         }
+        Ok(())
+    }
+
+    async fn commit(&self, epoch: Epoch) -> Result<(), Fault> {
+        let touch = async {
+            match epoch.touched {
+                true => Ok(()),
+                false => self.state.touch(&epoch.txn).await,
+            }
+        };
+        let announced = async {
+            match epoch.announced {
+                Some(receipt) => receipt.await.map(drop),
+                None => Ok(()),
+            }
+        };
+        // Side by side: each waits for the disk.
+        let acks = self.acker.ack_in(&epoch.txn, epoch.origins);
+        let (acked, touched, announced) = tokio::join!(acks, touch, announced);
+        acked.map_err(Fault::Acknowledge)?;
+        touched.map_err(Fault::Commit)?;
+        announced.map_err(|error| Fault::Commit(self.state.note(&error)))?;
+        let committed = epoch.txn.commit().await;
+        committed.map_err(|error| Fault::Commit(self.state.note(&error)))?;
+        self.gauge.stats.written(epoch.written);
+        self.gauge.stats.committed();
+        self.gauge.out_of_flight(epoch.count);
         Ok(())
     }
 }

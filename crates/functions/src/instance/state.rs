@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use geminga_client::{Batching, Client, Error, Message, MessageId, Receipt, Transaction};
@@ -30,6 +31,9 @@ const COUNTER: &str = "geminga.counter";
 const VERSION: &str = "geminga.version";
 /// Values written in one turn of a rewriting: so long do other changes wait.
 const REWRITE_AT_ONCE: usize = 256;
+/// How long a transaction that writes all values may take: a successor waits for 90 s at most.
+const REWRITE_MIN: Duration = Duration::from_secs(10);
+const REWRITE_MAX: Duration = Duration::from_secs(60);
 /// Bytes of a key, and entries of one function: what state costs in memory is bounded.
 const KEY_BYTES_MAX: usize = 1024;
 
@@ -293,43 +297,65 @@ impl FunctionState {
         sent.map(drop).map_err(|error| self.note(&error))
     }
 
-    /// Writes all values once more in `txn`, when it is time, as they are after the messages released
-    /// so far. What it returns belongs to [`rewritten`](Self::rewritten) after the commit.
-    pub(crate) async fn rewrite_in(&self, txn: &Transaction) -> Result<Option<Receipt>, String> {
+    /// Whether the topic is to be written anew, by [`rewrite_alone`](Self::rewrite_alone).
+    pub(crate) fn wants_rewriting(&self) -> bool {
+        match (&self.changelog, &self.alone) {
+            (Some(changelog), Some(alone)) => {
+                changelog.wants_rewriting(alone.released.lock().len())
+            }
+            _ => false,
+        }
+    }
+
+    /// Writes all values once more, as they are after the messages released so far, all of which must be
+    /// committed. It is a transaction of its own: how long it takes grows with the state, and nobody's outputs
+    /// wait for it. When it fails the old records are still there; an error says that they are
+    /// somebody else's now.
+    pub(crate) async fn rewrite_alone(&self, client: &Client) -> Result<(), String> {
         let (Some(changelog), Some(alone)) = (&self.changelog, &self.alone) else {
-            return Ok(None);
+            return Ok(());
         };
         let living = alone.released.lock().len();
         if !changelog.begin_rewriting(living) {
-            return Ok(None);
+            return Ok(());
         }
-        let _in_order = self.recording.lock().await;
-        let all: Vec<(String, Entry)> = {
-            let released = alone.released.lock();
-            let one = |(key, entry): (&String, &Entry)| (key.clone(), entry.clone());
-            released.iter().map(one).collect()
-        };
         let written = async {
-            let place = changelog.place_in(txn).await?;
-            for (key, entry) in all {
-                drop(changelog.enqueue_in(txn, record_of(&key, entry)).await?);
+            let in_order = self.recording.lock().await;
+            let all: Vec<(String, Entry)> = {
+                let released = alone.released.lock();
+                let one = |(key, entry): (&String, &Entry)| (key.clone(), entry.clone());
+                released.iter().map(one).collect()
+            };
+            let txn = client.transaction(time_for(&all)).await?;
+            let place = async {
+                // A successor aborts it then, instead of waiting for its time-out.
+                changelog.announce(&txn).await?.await?;
+                let records = all.into_iter().map(|(key, entry)| record_of(&key, entry));
+                changelog.rewrite_in(&txn, records).await
+            };
+            let place = place.await;
+            drop(in_order);
+            match place {
+                Ok(place) => {
+                    txn.commit().await?;
+                    place.await
+                }
+                Err(error) => {
+                    // By its time-out, when this fails too.
+                    _ = txn.abort().await;
+                    Err(error)
+                }
             }
-            Ok::<Receipt, Error>(place)
         };
-        written.await.map(Some).map_err(|error| {
-            changelog.give_up_rewriting();
-            self.note(&error)
-        })
-    }
-
-    /// The transaction of a rewriting was committed.
-    pub(crate) async fn rewritten(&self, place: Receipt) {
-        let Some(changelog) = &self.changelog else {
-            return;
+        let written = written.await;
+        let Err(error) = changelog.end_rewriting(written).await else {
+            return Ok(());
         };
-        if let Err(error) = changelog.end_rewriting(place.await).await {
-            // The old records are still there, and the next rewriting tries again.
-            tracing::warn!(%error, "state changelog not rewritten");
+        let why = self.note(&error);
+        tracing::warn!(why, "state changelog not rewritten");
+        match self.is_fenced() {
+            true => Err(why),
+            false => Ok(()),
         }
     }
 
@@ -398,6 +424,14 @@ impl FunctionState {
         }
         Ok(())
     }
+}
+
+/// How long writing these may take, at a megabyte and ten thousand records a second, which is slow.
+fn time_for(all: &[(String, Entry)]) -> Duration {
+    let bytes: usize = all.iter().map(|(key, e)| key.len() + e.value.len()).sum();
+    let ms = bytes / 1000 + all.len() / 10;
+    let more = Duration::from_millis(u64::try_from(ms).unwrap_or(u64::MAX));
+    REWRITE_MIN.saturating_add(more).min(REWRITE_MAX)
 }
 
 /// Applies a record of the topic.
@@ -483,6 +517,14 @@ mod tests {
             apply(&mut map, &change);
         }
         assert_eq!(map["n"].value[..], (-2_i64).to_be_bytes());
+        let seconds = |count: usize| {
+            let entry = map["n"].clone();
+            time_for(&vec![("key".to_owned(), entry); count]).as_secs()
+        };
+        assert_eq!(
+            [seconds(10), seconds(100_000), seconds(10_000_000)],
+            [10, 21, 60]
+        );
         assert_eq!((map["n"].is_counter, map["n"].version), (true, 2));
         assert!(!map["t"].is_counter && !map.contains_key("gone"));
     }

@@ -37,6 +37,16 @@ async fn count_of(stage: &Stage, id: &ComponentId, key: &str) -> Option<i64> {
 
 #[tokio::test]
 async fn a_function_that_counts_for_ever_keeps_a_bounded_changelog() {
+    counts_for_ever("ATLEAST_ONCE", 3).await;
+}
+
+/// The topic is written anew in transactions of its own, between those of the messages.
+#[tokio::test]
+async fn one_that_counts_once_does_so_too() {
+    counts_for_ever("EFFECTIVELY_ONCE", 2).await;
+}
+
+async fn counts_for_ever(guarantee: &str, rounds: u32) {
     let mut stage = Stage::with_changelogs_of(MAX).await;
     let (input, output) = (stage.topic("in"), stage.topic("out"));
     let code = r#"process() {
@@ -48,17 +58,21 @@ async fn a_function_that_counts_for_ever_keeps_a_bounded_changelog() {
     let id = stage
         .function(
             "f",
-            json!({"sh": code, "inputs": [&input], "output": &output}),
+            json!({"sh": code, "inputs": [&input], "output": &output, "processingGuarantees": guarantee}),
         )
         .await;
     let mut consumer = stage.consumer(&output).await;
-    for round in 1..=3 {
+    for round in 1..=rounds {
         stage.send(&input, numbers(0..700)).await;
         receive(&mut consumer, 700).await;
         stage.drained().await;
         for key in 0..7 {
             let count = count_of(&stage, &id, &format!("n{key}")).await;
-            assert_eq!(count, Some(100 * round), "round {round}, key {key}");
+            assert_eq!(
+                count,
+                Some(i64::from(100 * round)),
+                "round {round}, key {key}"
+            );
         }
         stage.worker.shutdown(Duration::from_secs(5)).await;
         // 2,800 records a round were written; what a start reads does not grow with them. It is a few times the bound,
@@ -71,7 +85,8 @@ async fn a_function_that_counts_for_ever_keeps_a_bounded_changelog() {
     let last = stage.worker.state_get(&id, "last").await.expect("there");
     assert_eq!(last.string_value.as_deref(), Some("699"));
     assert!(
-        last.version.is_some_and(|version| version >= 2100),
+        last.version
+            .is_some_and(|version| version >= u64::from(700 * rounds)),
         "{last:?}"
     );
     assert!(stage.worker.state_get(&id, "once5").await.is_err());
