@@ -58,6 +58,8 @@ const WINDOW_PLAIN: usize = 1000;
 const UNCOMMITTED_MAX: usize = 4096;
 /// Messages that a function with manual acks may hold.
 const HELD_MAX: usize = 10_000;
+/// Messages that are remembered as refused.
+const REFUSED_MAX: usize = 1000;
 /// How long a message is remembered as failing when it comes back from the broker.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -79,12 +81,21 @@ pub(crate) struct Gauge {
     pub(crate) woken: Notify,
     /// How effects happen once, of an instance that promises it.
     pub(crate) effectively_once: Mutex<Option<&'static str>>,
-    /// A message of which not all outputs can be written, and why: the transaction that has some of
-    /// them is aborted, and the next time it is given up.
-    refused: Mutex<Option<(String, String)>>,
+    /// Messages of which not all outputs can be written, and why: the transaction that has some of them is
+    /// aborted, and the next time they are given up. Kept until that is committed: there may be several
+    /// in one transaction.
+    refused: Mutex<HashMap<String, String>>,
 }
 
 impl Gauge {
+    /// These are acknowledged: what is remembered of them is of no more use.
+    fn forget_refused(&self, done: &[String]) {
+        let mut refused = self.refused.lock();
+        for place in done {
+            refused.remove(place);
+        }
+    }
+
     /// So many are acknowledged or given back. An instance that ended has set the count to 0.
     pub(crate) fn out_of_flight(&self, count: usize) {
         let less = |n: usize| Some(n.saturating_sub(count));
@@ -651,7 +662,6 @@ impl Instance {
         let mut commit = Commit::of(self.acknowledging(&held, outcome.verdict == Verdict::Hold));
         let outputs = outcome.outputs;
         let refused = self.refused(&held.message);
-        let known = refused.is_some();
         let written = match refused {
             Some(why) => Err(WriteError::Message(why)),
             None => self.sink.write(&held.message, outputs, txn.as_ref()).await,
@@ -662,10 +672,14 @@ impl Instance {
                 commit.written = count;
             }
             Err(WriteError::Sink(why)) => return Err(Fault::Sink(why)),
-            // Some of its outputs may be in the transaction already.
-            Err(WriteError::Message(why)) if txn.is_some() && count > 1 && !known => {
-                let place = place_of(&held.message);
-                *self.gauge.refused.lock() = Some((place, why.clone()));
+            Err(WriteError::Spoiled(why)) => {
+                let place = place_of(&held.message.topic, &held.message.id);
+                let mut refused = self.gauge.refused.lock();
+                if refused.len() >= REFUSED_MAX {
+                    // Others took them over long ago.
+                    refused.clear();
+                }
+                refused.insert(place, why.clone());
                 return Err(Fault::Sink(why));
             }
             Err(WriteError::Message(why)) => {
@@ -715,9 +729,11 @@ impl Instance {
     /// Why outputs of this message were refused before the instance began again, if they were.
     fn refused(&self, message: &Message) -> Option<String> {
         self.once.as_ref()?;
-        let mut refused = self.gauge.refused.lock();
-        let (_, why) = refused.take_if(|(place, _)| *place == place_of(message))?;
-        Some(why)
+        let refused = self.gauge.refused.lock();
+        if refused.is_empty() {
+            return None;
+        }
+        refused.get(&place_of(&message.topic, &message.id)).cloned()
     }
 
     /// The transaction that effects go into; none where the guarantee needs none.
@@ -836,8 +852,8 @@ impl Work {
     }
 }
 
-fn place_of(message: &Message) -> String {
-    format!("{} {}", message.topic, message.id)
+fn place_of(topic: &str, id: &str) -> String {
+    format!("{topic} {id}")
 }
 
 fn jittered(delay: Duration, random: &mut Random) -> Duration {

@@ -129,7 +129,8 @@ impl Once {
     /// Whether messages are to wait before they are released: the state's topic is written anew, or is to be
     /// as soon as what was released is committed.
     pub(crate) fn holds(&self) -> bool {
-        self.filling.is_none() && (self.rewriting || self.state.wants_rewriting())
+        let rewriting = self.rewriting && self.committing.load(Ordering::Acquire);
+        self.filling.is_none() && (rewriting || self.state.wants_rewriting())
     }
 
     /// Whether the transaction can go; `idle` says that nothing else is to be released soon.
@@ -217,6 +218,18 @@ impl Committer {
         Ok(())
     }
 
+    /// Places of messages, where some are remembered as refused.
+    fn given_up(&self, origins: &[Origin]) -> Vec<String> {
+        if self.gauge.refused.lock().is_empty() {
+            return Vec::new();
+        }
+        let places = origins.iter().filter_map(|origin| match origin {
+            Origin::Topic { topic, id } => Some(super::place_of(topic, &id.to_string())),
+            _ => None,
+        });
+        places.collect()
+    }
+
     async fn commit(&self, epoch: Epoch) -> Result<(), Fault> {
         let touch = async {
             match epoch.touched {
@@ -230,6 +243,7 @@ impl Committer {
                 None => Ok(()),
             }
         };
+        let given_up = self.given_up(&epoch.origins);
         // Side by side: each waits for the disk.
         let acks = self.acker.ack_in(&epoch.txn, epoch.origins);
         let (acked, touched, announced) = tokio::join!(acks, touch, announced);
@@ -238,6 +252,7 @@ impl Committer {
         announced.map_err(|error| Fault::Commit(self.state.note(&error)))?;
         let committed = epoch.txn.commit().await;
         committed.map_err(|error| Fault::Commit(self.state.note(&error)))?;
+        self.gauge.forget_refused(&given_up);
         self.gauge.stats.written(epoch.written);
         self.gauge.stats.committed();
         self.gauge.out_of_flight(epoch.count);

@@ -21,6 +21,8 @@ const TRACE: [&str; 3] = ["traceparent", "tracestate", "baggage"];
 pub(crate) enum WriteError {
     /// These outputs can not be written, whatever the sink does.
     Message(String),
+    /// The same, and some of them are in the transaction.
+    Spoiled(String),
     /// The sink can not go on.
     Sink(String),
 }
@@ -293,6 +295,7 @@ impl Sink for TopicSink {
                     self.producer(&crate::plan::full_name(topic)).await?;
                 }
             }
+            let mut posted = 0;
             let mut receipts = Vec::with_capacity(outputs.len());
             // How many outputs to the default topic this message has made.
             let mut made = 0;
@@ -316,7 +319,14 @@ impl Sink for TopicSink {
                 let message = self.message(input, output);
                 let producer = self.named(&topic, name.as_deref()).await?;
                 match txn {
-                    Some(txn) => producer.post_in(txn, message).await.map_err(refused)?,
+                    Some(txn) => {
+                        let sent = producer.post_in(txn, message).await;
+                        sent.map_err(|error| match refused(error) {
+                            WriteError::Message(why) if posted > 0 => WriteError::Spoiled(why),
+                            other => other,
+                        })?;
+                        posted += 1;
+                    }
                     None => receipts.push(producer.enqueue(message).await.map_err(refused)?),
                 }
             }
@@ -333,7 +343,7 @@ impl Sink for TopicSink {
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
         Box::pin(async move {
             let text = |error: WriteError| match error {
-                WriteError::Message(why) | WriteError::Sink(why) => why,
+                WriteError::Message(why) | WriteError::Spoiled(why) | WriteError::Sink(why) => why,
             };
             let producer = self.producer(topic).await.map_err(text)?;
             if let Some(txn) = txn {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use geminga_client::{Batching, Message};
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, jar, receive, texts};
+use crate::stage::{Stage, jar, nothing_more, receive, texts};
 
 async fn poisoned(code: Value, says_on_stderr: bool) {
     let kinds = [
@@ -201,4 +201,63 @@ async fn of_java() {
 #[tokio::test]
 async fn of_java_that_dies() {
     poisoned_java("Runtime.getRuntime().halt(3)").await;
+}
+
+/// What a function publishes can not be written: its message is given up once, and neither its other
+/// outputs nor its state changes are left.
+#[tokio::test]
+async fn of_outputs_that_no_transaction_takes() {
+    let stage = Stage::new().await;
+    let (input, output, dead) = (stage.topic("in"), stage.topic("out"), stage.topic("dead"));
+    let other = stage.topic("other");
+    let (mut out, mut letters) = (stage.consumer(&output).await, stage.consumer(&dead).await);
+    let mut others = stage.consumer(&other).await;
+    let code = format!(
+        r#"import os
+from pulsar import Function
+
+class F(Function):
+    def process(self, value, context):
+        context.incr_counter("n", 1)
+        if value == "nowhere":
+            context.publish("persistent://nobody/is/there", "x")
+        if value == "both":
+            context.publish("{other}", "half")
+        if value in ("both", "large"):
+            return os.urandom(6 * 1024 * 1024)
+        return "%s %d" % (value, context.get_counter("n"))
+"#
+    );
+    let id = stage
+        .function(
+            "f",
+            json!({"py": code, "className": "f.F", "inputs": [&input], "output": &output,
+                "processingGuarantees": "EFFECTIVELY_ONCE", "deadLetterTopic": &dead, "maxMessageRetries": 3,
+                "producerConfig": {"compressionType": "LZ4"},
+                "customRuntimeOptions": "{\"maxOutputBytes\": 16777216}"}),
+        )
+        .await;
+    let values = [
+        "a", "nowhere", "b", "large", "c", "both", "d", "nowhere", "both", "e",
+    ];
+    stage.send(&input, values).await;
+    let got = texts(&receive(&mut out, 5).await);
+    assert_eq!(got, ["a 1", "b 2", "c 3", "d 4", "e 5"]);
+    let given_up = receive(&mut letters, 5).await;
+    assert_eq!(
+        texts(&given_up),
+        ["nowhere", "large", "both", "nowhere", "both"]
+    );
+    let reason = |n: usize| given_up[n].property("geminga.reason").expect("a reason");
+    assert!(reason(0).contains("nobody"), "{}", reason(0));
+    for n in [1, 2] {
+        assert!(reason(n).contains("too large"), "{}", reason(n));
+    }
+    stage.drained().await;
+    let kept = stage.worker.state_get(&id, "n").await.expect("counted");
+    assert_eq!(kept.number_value, Some(5));
+    for consumer in [&mut out, &mut letters, &mut others] {
+        nothing_more(consumer).await;
+    }
+    stage.end().await;
 }
