@@ -1,15 +1,21 @@
 //! Sources and sinks: the built-in connectors.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use geminga_mesh::builtin::{FileSink, FileSource};
-use geminga_model::{ProcessingGuarantees, Resources, SinkConfig, SourceConfig};
+use geminga_model::{
+    BatchBuilder, ConsumerConfig, ProcessingGuarantees, Resources, SinkConfig, SourceConfig,
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::function::not_enforced;
-use super::topics::{position, producer, refuse_set, sub_type, topics, unsupported_schema};
-use super::{Input, Output, Plan, Policy, Process, RETRY_FIRST, Refused, Subscription, full_name};
+use super::topics::{pooled, position, producer, refuse_set, sub_type, topics, unsupported_schema};
+use super::{
+    Input, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused, Subscription,
+    full_name,
+};
 
 pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Plan> {
     refuse_set(
@@ -23,12 +29,30 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
                 config.custom_runtime_options.is_some(),
             ),
             ("secrets", config.secrets.is_some()),
-            (
-                "schemaType",
-                unsupported_schema(config.schema_type.as_deref()),
-            ),
+            ("archive", !is_builtin(config.archive.as_deref())),
         ],
     );
+    let schema = config.schema_type.as_deref().unwrap_or_default();
+    let is_string = schema.eq_ignore_ascii_case("string");
+    if !is_string && !["", "none", "bytes"].contains(&schema.to_ascii_lowercase().as_str()) {
+        refused.push(format!(
+            "`schemaType: {schema}` of a built-in source is not supported: its events are none, bytes or string"
+        ));
+    }
+    let by_key = [
+        config.batch_builder,
+        config
+            .producer_config
+            .as_ref()
+            .and_then(|c| c.batch_builder),
+    ];
+    let mut warnings = unused(config.resources.as_ref(), config.log_topic.is_some());
+    if by_key.contains(&Some(BatchBuilder::KeyBased)) {
+        warnings.push(
+            "`batchBuilder: KEY_BASED` has no effect: lines of a file have no key".to_owned(),
+        );
+    }
+    warnings.extend(unused_class(config.class_name.as_deref()));
     let guarantee = guarantee(config.processing_guarantees.unwrap_or_default(), refused);
     if config.parallelism() > 1 {
         refused.push(
@@ -62,11 +86,14 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
         process: Process::Identity,
         output: Output::Topics {
             default: config.topic_name.as_deref().map(full_name),
-            producer: producer(
-                config.producer_config.as_ref(),
-                config.batch_builder,
-                refused,
-            ),
+            producer: ProducerPlan {
+                string_schema: is_string,
+                ..producer(
+                    config.producer_config.as_ref(),
+                    config.batch_builder,
+                    refused,
+                )
+            },
             forward_properties: true,
         },
         window: None,
@@ -79,22 +106,22 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: false,
-        warnings: unused(config.resources.as_ref(), config.log_topic.is_some()),
+        warnings,
     })
 }
 
 pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
-    let transform = [
-        &config.transform_function,
-        &config.transform_function_class_name,
-        &config.transform_function_config,
-    ];
     refuse_set(
         refused,
         &[
+            ("transformFunction", config.transform_function.is_some()),
             (
-                "transformFunction",
-                transform.iter().any(|field| field.is_some()),
+                "transformFunctionClassName",
+                config.transform_function_class_name.is_some(),
+            ),
+            (
+                "transformFunctionConfig",
+                config.transform_function_config.is_some(),
             ),
             ("runtimeFlags", config.runtime_flags.is_some()),
             (
@@ -111,10 +138,17 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
                 config.topic_to_schema_properties.is_some(),
             ),
             ("timeoutMs", config.timeout_ms.is_some()),
+            ("archive", !is_builtin(config.archive.as_deref())),
         ],
     );
     let inputs = config.all_inputs();
+    let warnings = sink_warnings(config, &inputs);
     for (topic, spec) in &inputs {
+        if spec.serde_class_name.is_some() {
+            refused.push(format!(
+                "`serdeClassName` of input `{topic}` is not supported by this worker: a built-in sink takes bytes"
+            ));
+        }
         if unsupported_schema(spec.schema_type.as_deref()) {
             refused.push(format!(
                 "the schema of input `{topic}` is not supported: use none, bytes, string or json"
@@ -170,7 +204,7 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: config.cleans_up_subscription(),
-        warnings: unused(config.resources.as_ref(), config.log_topic.is_some()),
+        warnings,
     })
 }
 
@@ -200,6 +234,40 @@ fn guarantee(wanted: ProcessingGuarantees, refused: &mut Refused) -> ProcessingG
         );
     }
     wanted
+}
+
+fn is_builtin(archive: Option<&str>) -> bool {
+    archive.is_none_or(|archive| archive.starts_with("builtin://"))
+}
+
+fn unused_class(name: Option<&str>) -> Option<String> {
+    name.map(|name| format!("`className: {name}` has no effect: the type names what is built in"))
+}
+
+/// What a built-in sink accepts, since it is common, and has no use for.
+fn sink_warnings(config: &SinkConfig, inputs: &BTreeMap<String, ConsumerConfig>) -> Vec<String> {
+    let mut warnings = unused(config.resources.as_ref(), config.log_topic.is_some());
+    warnings.extend(unused_class(config.class_name.as_deref()));
+    warnings.extend(pooled(inputs));
+    let given = [
+        ("maxMessageRetries", config.max_message_retries.is_some()),
+        (
+            "negativeAckRedeliveryDelayMs",
+            config.negative_ack_redelivery_delay_ms.is_some(),
+        ),
+    ];
+    for (field, _) in given.into_iter().filter(|(_, given)| *given) {
+        warnings.push(format!(
+            "`{field}` has no effect: what a built-in sink can not take it never can, and it goes to the dead letters at once"
+        ));
+    }
+    if inputs.values().any(|spec| spec.schema_type.is_some()) {
+        warnings.push(
+            "`schemaType` and `topicToSchemaType` have no effect: a built-in sink writes the bytes as they came"
+                .to_owned(),
+        );
+    }
+    warnings
 }
 
 /// What is accepted, since it is common, and has no effect.

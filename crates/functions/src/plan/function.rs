@@ -7,7 +7,7 @@ use std::time::Duration;
 use geminga_model::{ConsumerConfig, FunctionConfig, ProcessingGuarantees, Resources, Runtime};
 use serde_json::{Map, Value};
 
-use super::topics::{position, producer, sub_type, topics, unsupported_schema};
+use super::topics::{pooled, position, producer, sub_type, topics, unsupported_schema};
 use super::window::window;
 use super::{
     Input, Language, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused,
@@ -217,7 +217,7 @@ pub(super) fn function(
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: config.cleans_up_subscription(),
-        warnings: [warnings, no_shared_state(config)].concat(),
+        warnings: [warnings, no_shared_state(config), pooled(&inputs)].concat(),
     })
 }
 

@@ -82,6 +82,14 @@ pub(super) fn topics(
     }
 }
 
+/// `poolMessages` is for clients that give each message a piece of memory that they manage.
+pub(super) fn pooled(inputs: &BTreeMap<String, ConsumerConfig>) -> Vec<String> {
+    let pool = inputs.values().any(|spec| spec.pool_messages == Some(true));
+    let said =
+        "`poolMessages` has no effect: messages share the memory that they came in".to_owned();
+    pool.then_some(said).into_iter().collect()
+}
+
 /// A setting by the name that Pulsar's Java client has for it. It counts for all inputs, which share
 /// one consumer.
 fn consumer_property(

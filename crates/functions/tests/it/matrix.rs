@@ -6,34 +6,39 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use geminga_broker::Broker;
 use geminga_client::{Batching, Consumer, InitialPosition, Message};
 use geminga_functions::ComponentId;
-use geminga_model::{ConsumerConfig, FunctionConfig, ProducerConfig, TopicName};
+use geminga_model::{ConsumerConfig, FunctionConfig, ProducerConfig, Resources, TopicName};
 use serde::de::{DeserializeOwned, Deserializer, Visitor, value::Error as Nothing};
 use serde_json::{Value, json};
 
 use crate::stage::{Stage, jar, receive, texts};
 
 /// The runtimes, each with a function that does the same: it answers with the payload, the user config's
-/// `greeting` and the secret `token`, logs what it saw, and fails for `bad`.
+/// `greeting` and the secret `token`, logs what it saw, fails for `bad`, and for `wait:PATH` waits until
+/// there is such a file.
 const RUNTIMES: [&str; 5] = ["bash", "python", "exec", "go", "java"];
 
 const BASH: &str = r#"process() {
   [[ $MSG != bad ]] || { echo "no luck" >&2; return 1; }
+  if [[ $MSG == wait:* ]]; then until [[ -e ${MSG#wait:} ]]; do sleep 0.02; done; fi
   log WARN "saw $MSG"
   local token; token=$(secret token)
   emit "$MSG $(conf greeting none) ${token:-none}"
 }"#;
 
-const PYTHON: &str = r#"from pulsar import Function
+const PYTHON: &str = r#"import os, time
+from pulsar import Function
 
 class Echo(Function):
     def process(self, word, context):
+        while isinstance(word, str) and word.startswith("wait:") and not os.path.exists(word[5:]):
+            time.sleep(0.02)
         if isinstance(word, list):
             return " ".join(str(w) for w in word)
         if word == "bad":
@@ -45,6 +50,7 @@ class Echo(Function):
 const EXEC: &str = r#"#!/bin/bash
 read -r MSG
 [ "$MSG" != bad ] || { echo "no luck" >&2; exit 1; }
+if [[ $MSG == wait:* ]]; then until [ -e "${MSG#wait:}" ]; do sleep 0.02; done; fi
 echo "saw $MSG" >&2
 while read -r more; do MSG="$MSG $more"; done
 secret=none
@@ -58,6 +64,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
+	"time"
 
 	log "github.com/apache/pulsar/pulsar-function-go/logutil"
 	"github.com/apache/pulsar/pulsar-function-go/pf"
@@ -66,6 +75,11 @@ import (
 func process(ctx context.Context, in []byte) ([]byte, error) {
 	if string(in) == "bad" {
 		return nil, errors.New("no luck")
+	}
+	if path, waits := strings.CutPrefix(string(in), "wait:"); waits {
+		for _, err := os.Stat(path); err != nil; _, err = os.Stat(path) {
+			time.Sleep(20 * time.Millisecond)
+		}
 	}
 	log.Warnf("saw %s", in)
 	fc, _ := pf.FromContext(ctx)
@@ -99,7 +113,8 @@ const JAVA: &str = r#"
 import org.apache.pulsar.functions.api.*;
 
 public class Echo implements Function<String, String> {
-    public String process(String in, Context context) {
+    public String process(String in, Context context) throws Exception {
+        while (in.startsWith("wait:") && !java.nio.file.Files.exists(java.nio.file.Path.of(in.substring(5)))) Thread.sleep(20);
         if (in.equals("bad")) throw new IllegalArgumentException("no luck");
         context.getLogger().warn("saw {}", in);
         String secret = context.getSecret("token");
@@ -118,7 +133,7 @@ class Window implements java.util.function.Function<java.util.Collection<String>
 "#;
 
 /// The names of a configuration object's fields, as they are written.
-fn fields<T: DeserializeOwned>() -> Vec<&'static str> {
+pub(crate) fn fields<T: DeserializeOwned>() -> Vec<&'static str> {
     struct Names<'a>(&'a mut Vec<&'static str>);
     impl<'de> Deserializer<'de> for Names<'_> {
         type Error = Nothing;
@@ -159,6 +174,7 @@ fn all_fields() -> Vec<String> {
         match name {
             "inputSpecs" => all.extend(within(name, fields::<ConsumerConfig>())),
             "producerConfig" => all.extend(within(name, fields::<ProducerConfig>())),
+            "resources" => all.extend(within(name, fields::<Resources>())),
             // Geminga's own notes, which nobody writes.
             "mesh" | "codeDigest" => {}
             name => all.push(name.to_owned()),
@@ -190,6 +206,9 @@ fn sample(field: &str) -> Value {
         "customSerdeInputs" => json!({"customSerdeInputs": {"in": "my.Serde"}}),
         "exposePulsarAdminClientEnabled" => json!({field: true}),
         "idleTimeoutMs" => json!({field: 1000}),
+        "inputSpecs.poolMessages" => json!({"inputSpecs": {"in": {"poolMessages": true}}}),
+        "resources.cpu" => json!({"resources": {"cpu": 1}}),
+        "resources.disk" => json!({"resources": {"disk": 1}}),
         "jar" | "py" | "go" | "sh" | "exec" | "wasm" => json!({field: "another.file"}),
         _ => json!({field: "my.Thing"}),
     }
@@ -317,6 +336,9 @@ impl Case<'_> {
     }
 }
 
+/// Whether it is enforced or warned of depends on what the kernel lets the worker do.
+const BY_THE_MACHINE: &str = "yes or warned";
+
 /// Who it is, where it reads and writes, what it is given, what becomes of failures.
 async fn common(case: &mut Case<'_>) {
     let (input, output) = (case.topic("in"), case.topic("out"));
@@ -331,9 +353,8 @@ async fn common(case: &mut Case<'_>) {
             "className": case.class(), "inputs": [&input], "output": &output, "runtime": case.runtime.to_uppercase(),
             "subName": "sub-name", "subscriptionPosition": "Earliest", "logTopic": &logs,
             "userConfig": {"greeting": "hello"}, "secrets": {"token": "s3cret"}, "parallelism": 2,
-            "maxMessageRetries": 1, "retryBackoffMs": 1, "deadLetterTopic": &dead, "timeoutMs": 20_000,
-            "processingGuarantees": "ATLEAST_ONCE", "resources": {"ram": 4_000_000_000_i64},
-            "customRuntimeOptions": "{\"window\": 7}", "maxPendingAsyncRequests": 5, "cleanupSubscription": true,
+            "maxMessageRetries": 1, "retryBackoffMs": 1, "deadLetterTopic": &dead,
+            "processingGuarantees": "ATLEAST_ONCE", "cleanupSubscription": true,
             "outputSchemaType": "string", "forwardSourceMessageProperty": true}))
         .await;
     assert_eq!(id.fqfn(), format!("public/default/common-{}", case.runtime));
@@ -459,13 +480,12 @@ async fn subscriptions(case: &mut Case<'_>) {
             &["customSchemaInputs"],
         ),
         (
-            json!({"inputSpecs": {&named: {"schemaType": "string", "receiverQueueSize": 3, "poolMessages": true,
+            json!({"inputSpecs": {&named: {"schemaType": "string", "receiverQueueSize": 3,
                 "consumerProperties": {"consumerName": "my-name", "priorityLevel": "2"}}}}),
             &named,
             &[
                 "inputSpecs.schemaType",
                 "inputSpecs.receiverQueueSize",
-                "inputSpecs.poolMessages",
                 "inputSpecs.consumerProperties",
             ],
         ),
@@ -474,7 +494,7 @@ async fn subscriptions(case: &mut Case<'_>) {
         let output = case.topic("out");
         given["output"] = json!(&output);
         let id = case.make(given).await;
-        if see.len() == 4 {
+        if see.len() == 3 {
             let consumer = case.permitted(input, &id.fqfn(), 3).await;
             assert_eq!(consumer["consumerName"], "my-name");
         }
@@ -495,8 +515,7 @@ async fn the_rest(case: &mut Case<'_>) {
     let (input, output) = (case.topic("in"), case.topic("out"));
     drop(keep(case.stage, &output).await);
     let id = case
-        .make(json!({"producerConfig": {"compressionType": "ZSTD", "batchBuilder": "KEY_BASED",
-            "maxPendingMessages": 10, "maxPendingMessagesAcrossPartitions": 20}, "batchBuilder": "KEY_BASED",
+        .make(json!({"producerConfig": {"compressionType": "ZSTD", "batchBuilder": "KEY_BASED"}, "batchBuilder": "KEY_BASED",
             "fqfn": format!("public/default/rest-{}", case.runtime), "name": null, "retainOrdering": true}))
         .await;
     assert_eq!(id.name, format!("rest-{}", case.runtime));
@@ -537,12 +556,38 @@ async fn the_rest(case: &mut Case<'_>) {
         "producerConfig.batchBuilder",
         "batchBuilder",
     ]);
-    // That a window bounds what is under way shows in the plan only (`plan/tests.rs`).
-    case.see(&[
-        "producerConfig.maxPendingMessages",
-        "producerConfig.maxPendingMessagesAcrossPartitions",
-    ]);
-    case.see(&["maxPendingAsyncRequests", "resources"]);
+    // What is pending is at most a batch: no entry holds more.
+    for field in ["maxPendingMessages", "maxPendingMessagesAcrossPartitions"] {
+        let (input, output) = (case.topic("in"), case.topic("out"));
+        drop(keep(case.stage, &output).await);
+        let id = case
+            .make(json!({"producerConfig": {field: 3}, "retainOrdering": true}))
+            .await;
+        let producer = case.stage.client.producer(&input).build().await;
+        let producer = producer.expect("producer");
+        for n in 0..40 {
+            producer
+                .post(Message::new(n.to_string()))
+                .await
+                .expect("sent");
+        }
+        producer.close().await.expect("sent");
+        assert_eq!(case.outputs(&output, 40).await.len(), 40);
+        let name: TopicName = output.parse().expect("a topic");
+        for entry in case
+            .stage
+            .broker()
+            .peek(&name, "keep", 100)
+            .await
+            .expect("peeked")
+        {
+            let metadata = geminga_proto::message::decode_metadata(&entry.block).expect("metadata");
+            let messages = metadata.num_messages_in_batch.unwrap_or(1);
+            assert!(messages <= 3, "{messages} messages in an entry");
+        }
+        case.see(&[&format!("producerConfig.{field}")]);
+        case.stage.worker.delete(&id).await.expect("deleted");
+    }
 
     let (input, output) = (case.topic("in"), case.topic("out"));
     let id = case
@@ -592,21 +637,82 @@ async fn the_rest(case: &mut Case<'_>) {
     case.stage.worker.delete(&id).await.expect("deleted");
 }
 
+/// What a process is started with, how much it gets at once, and for how long.
+async fn under_way(case: &mut Case<'_>) {
+    let (input, output) = (case.topic("in"), case.topic("out"));
+    let gate = case
+        .stage
+        .directory
+        .path()
+        .join(format!("gate-{}", case.number));
+    let flag = match case.runtime {
+        "bash" => "--norc",
+        "python" => "-Xutf8",
+        "java" => "-Dmy.property=1",
+        "go" => "-my-flag",
+        _ => "",
+    };
+    let mut given = json!({"customRuntimeOptions": "{\"env\": {\"MY_OPTION\": \"taken\"}}",
+        "resources": {"ram": 4_096_000_000_i64}, "maxPendingAsyncRequests": 2});
+    if !flag.is_empty() {
+        given["runtimeFlags"] = json!(flag);
+    }
+    let id = case.make(given).await;
+    let wait = format!("wait:{}", gate.display());
+    case.stage.send(&input, [wait.as_str(); 6]).await;
+    let mark = format!("GMG_FUNCTION={}\0", id.name);
+    let flagged = |text: &str| flag.is_empty() || text.contains(flag);
+    let limited = |text: &str| text.contains("4096000000");
+    case.stage
+        .until("started as asked", |_| {
+            let with = |name: &str| {
+                processes(&mark)
+                    .map(|at| read_text(&at.join(name)))
+                    .collect::<String>()
+            };
+            let (arguments, environment) = (with("cmdline"), with("environ"));
+            flagged(&arguments)
+                && environment.contains("MY_OPTION=taken\0")
+                && (limited(&arguments) || limited(&with("limits")))
+        })
+        .await;
+    let received = |worker: &geminga_functions::Worker| {
+        let status = worker.status(&id).expect("there");
+        status.instances[0].status.num_received
+    };
+    case.stage
+        .until("has two", |worker| received(worker) == 2)
+        .await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(received(&case.stage.worker), 2, "no more than it may have");
+    std::fs::write(&gate, "").expect("opened");
+    assert_eq!(case.outputs(&output, 6).await.len(), 6);
+    case.see(&[
+        "resources.ram",
+        "customRuntimeOptions",
+        "maxPendingAsyncRequests",
+    ]);
+    if !flag.is_empty() {
+        case.see(&["runtimeFlags"]);
+    }
+    case.stage.worker.delete(&id).await.expect("deleted");
+
+    let (input, dead) = (case.topic("in"), case.topic("dead"));
+    let mut letters = keep(case.stage, &dead).await;
+    let id = case
+        .make(json!({"timeoutMs": 300, "maxMessageRetries": 0, "deadLetterTopic": &dead}))
+        .await;
+    case.stage.send(&input, ["wait:/there/is/none"]).await;
+    let letter = receive(&mut letters, 1).await.remove(0);
+    assert_eq!(letter.property("geminga.kind"), Some("timeout"));
+    case.see(&["timeoutMs"]);
+    case.stage.worker.delete(&id).await.expect("deleted");
+}
+
 /// Fields that only some runtimes take.
 async fn special(case: &mut Case<'_>) {
-    let options = match case.runtime {
-        "bash" | "exec" => "{\"limits\": {\"openFiles\": 64}}",
-        _ => "{\"startTimeoutMs\": 30000}",
-    };
     let (input, output) = (case.topic("in"), case.topic("out"));
-    let mut given = json!({"customRuntimeOptions": options, "timeoutMs": 30_000});
-    match case.runtime {
-        "bash" => given["runtimeFlags"] = json!("--norc"),
-        "python" => given["runtimeFlags"] = json!("-X utf8"),
-        "java" => given["runtimeFlags"] = json!("-Dmy.property=1"),
-        "go" => given["runtimeFlags"] = json!("-flag"),
-        _ => {}
-    }
+    let mut given = json!({});
     if case.runtime == "java" {
         given["inputTypeClassName"] = json!("java.lang.String");
         given["outputTypeClassName"] = json!("java.lang.String");
@@ -619,7 +725,6 @@ async fn special(case: &mut Case<'_>) {
         given["customSerdeInputs"] = json!({&input: serde});
         given["outputSerdeClassName"] = json!(serde);
     }
-    let flagged = given.get("runtimeFlags").is_some();
     let id = case.make(given).await;
     case.stage.send(&input, ["a"]).await;
     assert_eq!(
@@ -628,10 +733,6 @@ async fn special(case: &mut Case<'_>) {
         "{}",
         case.runtime
     );
-    case.see(&["customRuntimeOptions", "timeoutMs"]);
-    if flagged {
-        case.see(&["runtimeFlags"]);
-    }
     if case.runtime == "java" {
         case.see(&["inputTypeClassName", "outputTypeClassName"]);
     }
@@ -668,15 +769,69 @@ async fn special(case: &mut Case<'_>) {
 
 /// Whether any process has this in its environment.
 fn runs(mark: &str) -> bool {
-    std::fs::read_dir("/proc")
-        .expect("/proc")
-        .flatten()
-        .any(|entry| {
-            let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-            environment
-                .windows(mark.len())
-                .any(|part| part == mark.as_bytes())
-        })
+    processes(mark).next().is_some()
+}
+
+/// The processes with this in their environment.
+fn processes(mark: &str) -> impl Iterator<Item = PathBuf> {
+    let all = std::fs::read_dir("/proc").expect("/proc").flatten();
+    all.map(|entry| entry.path())
+        .filter(move |path| read_text(&path.join("environ")).contains(mark))
+}
+
+fn read_text(path: &Path) -> String {
+    String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// Whether a process is in a control group of its own.
+fn in_a_group(process: &Path) -> bool {
+    read_text(&process.join("cgroup")) != read_text(Path::new("/proc/self/cgroup"))
+}
+
+/// Whether no file of a process can be larger than `resources.disk` of the sample, a byte.
+fn writes_no_large_file(process: &Path) -> bool {
+    let limits = read_text(&process.join("limits"));
+    let mut words = limits
+        .lines()
+        .filter_map(|line| line.strip_prefix("Max file size"));
+    words
+        .next()
+        .is_some_and(|line| line.split_whitespace().next() == Some("1"))
+}
+
+/// Waits until the function's process is held so.
+async fn held(case: &mut Case<'_>, field: &str, is_held: fn(&Path) -> bool) {
+    let (input, output) = (case.topic("in"), case.topic("out"));
+    let gate = case
+        .stage
+        .directory
+        .path()
+        .join(format!("gate-{}", case.number));
+    let id = case.make(sample(field)).await;
+    let wait = format!("wait:{}", gate.display());
+    case.stage.send(&input, [wait.as_str()]).await;
+    let mark = format!("GMG_FUNCTION={}\0", id.name);
+    case.stage
+        .until("held", |_| processes(&mark).any(|at| is_held(&at)))
+        .await;
+    std::fs::write(&gate, "").expect("opened");
+    assert_eq!(case.outputs(&output, 1).await.len(), 1);
+    case.stage.worker.delete(&id).await.expect("deleted");
+}
+
+/// Whether the status of a function with this field warns of it.
+async fn is_warned_of(case: &mut Case<'_>, field: &str) -> bool {
+    let Ok(config) = serde_json::from_value::<FunctionConfig>(case.config(sample(field))) else {
+        return false;
+    };
+    let Ok(id) = case.stage.worker.create(config.into(), None).await else {
+        return false;
+    };
+    let said = case.stage.worker.status(&id).expect("there").warnings;
+    case.stage.worker.delete(&id).await.expect("deleted");
+    let name = field.rsplit('.').next().unwrap_or(field);
+    said.iter()
+        .any(|why| why.contains(&format!("`{name}")) || why.contains(&format!(".{name}")))
 }
 
 /// Whether a field is refused, and by its name.
@@ -741,6 +896,7 @@ async fn column(runtime: &'static str) {
     common(&mut case).await;
     subscriptions(&mut case).await;
     the_rest(&mut case).await;
+    under_way(&mut case).await;
     special(&mut case).await;
     let mut found = BTreeMap::new();
     for field in all_fields() {
@@ -749,6 +905,18 @@ async fn column(runtime: &'static str) {
             (true, true) if field.ends_with("consumerProperties") => "in part",
             (true, _) => "yes",
             (false, true) => "refused",
+            (false, false) if is_warned_of(&mut case, &field).await => match &*field {
+                "resources.cpu" | "resources.disk" => BY_THE_MACHINE,
+                _ => "warned",
+            },
+            (false, false) if field == "resources.cpu" => {
+                held(&mut case, &field, in_a_group).await;
+                BY_THE_MACHINE
+            }
+            (false, false) if field == "resources.disk" => {
+                held(&mut case, &field, writes_no_large_file).await;
+                "yes"
+            }
             (false, false) => "neither seen nor refused by name",
         };
         found.insert(field, word.to_owned());
@@ -843,7 +1011,9 @@ const PAGE: &str = "\
 # Which field works where
 
 Made by a test that runs a function of each runtime with each field (`crates/functions/tests/it/matrix.rs`), and looks for the
-field's effect. `refused`: creation fails, and the answer names the field. `in part`: the answer names what is not taken.
+field's effect. `refused`: creation fails, and the answer names the field. `in part`: the answer names what is not taken. `warned`: it is
+taken, since files for Pulsar and Kubernetes have it, it has no effect, and the status of the function says so and why. `yes or warned`: enforced where
+the machine has control groups for the worker, or a warning.
 
 | field | bash | python | exec | go | java |
 |---|---|---|---|---|---|

@@ -208,9 +208,8 @@ async fn of_java_that_dies() {
 #[tokio::test]
 async fn of_outputs_that_no_transaction_takes() {
     let stage = Stage::new().await;
-    let (input, output, dead) = (stage.topic("in"), stage.topic("out"), stage.topic("dead"));
-    let other = stage.topic("other");
-    let (mut out, mut letters) = (stage.consumer(&output).await, stage.consumer(&dead).await);
+    let (input, output, other) = (stage.topic("in"), stage.topic("out"), stage.topic("other"));
+    let mut out = stage.consumer(&output).await;
     let mut others = stage.consumer(&other).await;
     let code = format!(
         r#"import os
@@ -232,11 +231,13 @@ class F(Function):
         .function(
             "f",
             json!({"py": code, "className": "f.F", "inputs": [&input], "output": &output,
-                "processingGuarantees": "EFFECTIVELY_ONCE", "deadLetterTopic": &dead, "maxMessageRetries": 3,
+                "processingGuarantees": "EFFECTIVELY_ONCE",
                 "producerConfig": {"compressionType": "LZ4"},
                 "customRuntimeOptions": "{\"maxOutputBytes\": 16777216}"}),
         )
         .await;
+    let dead = format!("{input}-{}-DLQ", id.fqfn().replace('/', "-"));
+    let mut letters = stage.consumer(&dead).await;
     let values = [
         "a", "nowhere", "b", "large", "c", "both", "d", "nowhere", "both", "e",
     ];
@@ -251,7 +252,11 @@ class F(Function):
     let reason = |n: usize| given_up[n].property("geminga.reason").expect("a reason");
     assert!(reason(0).contains("nobody"), "{}", reason(0));
     for n in [1, 2] {
-        assert!(reason(n).contains("too large"), "{}", reason(n));
+        assert!(
+            reason(n).contains("over the broker's limit"),
+            "{}",
+            reason(n)
+        );
     }
     stage.drained().await;
     let kept = stage.worker.state_get(&id, "n").await.expect("counted");

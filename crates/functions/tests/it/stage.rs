@@ -295,7 +295,9 @@ pub(crate) async fn jar(source: &Path) -> PathBuf {
         .arg(&classes)
         .arg(".");
     for mut command in [compiling, packing] {
-        let output = command.output().expect("a JDK is installed");
+        // The stage's worker lives on this thread: it would stand still for longer than its lease.
+        let ended = tokio::task::spawn_blocking(move || command.output()).await;
+        let output = ended.expect("no panic").expect("a JDK is installed");
         assert!(
             output.status.success(),
             "{}",

@@ -1,0 +1,329 @@
+//! Every field of `SourceConfig` and `SinkConfig`: its effect is seen in a run, or the status warns that
+//! it has none, or it is refused by its name at creation. What the run finds is
+//! `docs/connectors-matrix.md`; `GEMINGA_WRITE_MATRIX=1` writes it.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use geminga_functions::Component;
+use geminga_model::{
+    ConsumerConfig, ProducerConfig, Resources, SinkConfig, SourceConfig, TopicName,
+};
+use serde_json::{Value, json};
+
+use crate::matrix::fields;
+use crate::stage::{Stage, numbers, receive, texts};
+
+/// The fields of a configuration, those of objects within with their path.
+fn all_fields(outer: Vec<&'static str>) -> Vec<String> {
+    let mut all = Vec::new();
+    for name in outer {
+        let within = match name {
+            "inputSpecs" => fields::<ConsumerConfig>(),
+            "producerConfig" => fields::<ProducerConfig>(),
+            "resources" => fields::<Resources>(),
+            // Geminga's own note, which nobody writes.
+            "mesh" => continue,
+            _ => {
+                all.push(name.to_owned());
+                continue;
+            }
+        };
+        all.extend(within.into_iter().map(|field| format!("{name}.{field}")));
+    }
+    // An alias that serde tells as a field of its own.
+    all.retain(|name| !name.ends_with(".isRegexPattern"));
+    all
+}
+
+/// A value for the questions whether a field is refused, or warned of.
+fn sample(field: &str) -> Value {
+    let crypto = json!({"cryptoKeyReaderClassName": "my.Reader", "encryptionKeys": ["k"]});
+    let given = match field {
+        "cryptoConfig" => crypto.clone(),
+        "producerConfig.cryptoConfig" => crypto,
+        "producerConfig.useThreadLocalProducers" | "inputSpecs.poolMessages" => json!(true),
+        "inputSpecs.cryptoConfig" => crypto,
+        "inputSpecs.schemaProperties" | "topicToSchemaProperties" => json!({"a": "b"}),
+        "inputSpecs.consumerProperties" => json!({"ackTimeoutMillis": "5"}),
+        "inputSpecs.schemaType" => json!("string"),
+        "topicToSerdeClassName" => json!({"in": "my.Serde"}),
+        "topicToSchemaType" => json!({"in": "string"}),
+        "producerConfig.batchBuilder" | "batchBuilder" => json!("KEY_BASED"),
+        "batchSourceConfig" => json!({"discoveryTriggererClassName": "my.Trigger"}),
+        "configs" => json!({"no-such-setting": 1}),
+        "secrets" => json!({"token": "x"}),
+        "resources.cpu" | "resources.ram" | "resources.disk" => json!(1),
+        "processingGuarantees" => json!("EFFECTIVELY_ONCE"),
+        "parallelism" | "timeoutMs" | "negativeAckRedeliveryDelayMs" => json!(2),
+        "maxMessageRetries" => json!(1),
+        "autoAck" => json!(false),
+        "customRuntimeOptions" | "transformFunctionConfig" => json!("{}"),
+        _ => json!("my.Thing"),
+    };
+    match field.split_once('.') {
+        None => json!({field: given}),
+        Some(("inputSpecs", inner)) => json!({"inputSpecs": {"in": {inner: given}}}),
+        Some((outer, inner)) => json!({outer: {inner: given}}),
+    }
+}
+
+/// One kind of component, with what was seen of it.
+struct Kind {
+    base: Value,
+    component: fn(Value) -> Option<Component>,
+    seen: BTreeSet<String>,
+}
+
+impl Kind {
+    fn see(&mut self, fields: &[&str]) {
+        self.seen
+            .extend(fields.iter().map(|field| (*field).to_owned()));
+    }
+
+    async fn word(&self, stage: &Stage, field: &str) -> &'static str {
+        let seen = self.seen.contains(field);
+        let mut config = self.base.clone();
+        for (name, value) in sample(field).as_object().expect("fields") {
+            config[name] = value.clone();
+        }
+        config["name"] = json!(format!("word-{}", field.replace('.', "-").to_lowercase()));
+        let last = field.rsplit('.').next().unwrap_or(field);
+        let named = |said: &[String]| {
+            let marks = [format!("`{last}"), format!(".{last}")];
+            said.iter()
+                .any(|why| marks.iter().any(|mark| why.contains(mark)))
+        };
+        let Some(component) = (self.component)(config) else {
+            return if seen { "yes" } else { "neither" };
+        };
+        let refused = geminga_functions::check(&component)
+            .err()
+            .unwrap_or_default();
+        match (seen, named(&refused)) {
+            (true, true) => return "in part",
+            (false, true) => return "refused",
+            (true, false) => return "yes",
+            (false, false) => {}
+        }
+        let Ok(id) = stage.worker.create(component, None).await else {
+            return "neither";
+        };
+        let warnings = stage.worker.status(&id).expect("there").warnings;
+        stage.worker.delete(&id).await.expect("deleted");
+        if named(&warnings) {
+            "warned"
+        } else {
+            "neither"
+        }
+    }
+}
+
+fn source(config: Value) -> Option<Component> {
+    serde_json::from_value::<SourceConfig>(config)
+        .ok()
+        .map(Component::from)
+}
+
+fn sink(config: Value) -> Option<Component> {
+    serde_json::from_value::<SinkConfig>(config)
+        .ok()
+        .map(Component::from)
+}
+
+/// What the entries of a topic are packed with, and how many messages the largest has.
+async fn packing(stage: &Stage, topic: &str) -> (Option<i32>, i32) {
+    let name: TopicName = topic.parse().expect("a topic");
+    let entries = stage
+        .broker()
+        .peek(&name, "test", 100)
+        .await
+        .expect("peeked");
+    let (mut compression, mut most) = (None, 0);
+    for entry in &entries {
+        let metadata = geminga_proto::message::decode_metadata(&entry.block).expect("metadata");
+        compression = metadata.compression;
+        most = most.max(metadata.num_messages_in_batch.unwrap_or(1));
+    }
+    (compression, most)
+}
+
+async fn sources(stage: &Stage) -> Kind {
+    let lines = stage.file("lines", &numbers(0..40).join("\n"));
+    let base = json!({"sourceType": "file", "topicName": stage.topic("base"), "configs": {"path": &lines}});
+    let mut kind = Kind {
+        base,
+        component: source,
+        seen: BTreeSet::new(),
+    };
+    for (at, (given, fields)) in [
+        (json!({"schemaType": "string", "processingGuarantees": "ATMOST_ONCE"}),
+            &["schemaType", "processingGuarantees", "tenant", "namespace", "name", "topicName", "sourceType", "configs"][..]),
+        (json!({"producerConfig": {"compressionType": "ZSTD"}, "sourceType": null, "archive": "builtin://file"}),
+            &["producerConfig.compressionType", "archive"]),
+        (json!({"producerConfig": {"maxPendingMessages": 3}}), &["producerConfig.maxPendingMessages"]),
+        (json!({"producerConfig": {"maxPendingMessagesAcrossPartitions": 3}}), &["producerConfig.maxPendingMessagesAcrossPartitions"]),
+    ].into_iter().enumerate() {
+        let topic = stage.topic(&format!("source-{at}"));
+        let mut out = stage.consumer(&topic).await;
+        let mut config = kind.base.clone();
+        for (name, value) in given.as_object().expect("fields") {
+            config[name] = value.clone();
+        }
+        for (name, value) in [("tenant", "public"), ("namespace", "default"), ("name", &format!("source-{at}")), ("topicName", &topic)] {
+            config[name] = json!(value);
+        }
+        let id = stage.source(config).await;
+        assert_eq!(id.fqfn(), format!("public/default/source-{at}"));
+        let mut got = Vec::new();
+        let (mut compression, mut most) = (None, 0);
+        while got.len() < 40 {
+            if got.is_empty() {
+                // Before anything is acknowledged.
+                got.push(out.recv().await.expect("open"));
+                stage.until("all are stored", |worker| worker.status(&id).is_ok_and(|s| s.instances[0].status.num_written == 40)).await;
+                (compression, most) = packing(stage, &topic).await;
+            }
+            got.extend(out.recv_batch(40 - got.len()).await.expect("open"));
+        }
+        assert_eq!(texts(&got), numbers(0..40));
+        match at {
+            0 => assert!(got[0].schema_version.is_some(), "the topic has the schema"),
+            1 => assert_eq!(compression, Some(3), "ZSTD"),
+            _ => assert!(most <= 3, "{most} messages in an entry"),
+        }
+        kind.see(fields);
+        stage.worker.delete(&id).await.expect("deleted");
+    }
+    kind
+}
+
+async fn in_file(stage: &Stage, path: &Path, wanted: &str) {
+    let has = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text == wanted);
+    stage
+        .until(&format!("`{wanted}` in the file"), |_| has(path))
+        .await;
+}
+
+async fn sinks(stage: &Stage) -> Kind {
+    let base = json!({"sinkType": "file", "inputs": [stage.topic("base-in")],
+        "configs": {"path": stage.directory.path().join("base")}});
+    let mut kind = Kind {
+        base,
+        component: sink,
+        seen: BTreeSet::new(),
+    };
+    let (named, other) = (stage.topic("sink-named"), stage.topic("sink-other"));
+    let stem = stage.topic("sink-oth");
+    let pattern = format!("{}.*", stem.rsplit_once('-').expect("a name").0);
+    let dead = stage.topic("sink-dead");
+    let mut letters = stage.consumer(&dead).await;
+    drop(stage.consumer(&named).await);
+    drop(stage.consumer(&other).await);
+    stage.send(&named, ["early"]).await;
+    stage.send(&other, ["early"]).await;
+    for (at, (given, input, kind_of, see)) in [
+        (json!({"inputs": [&named], "sourceSubscriptionName": "sub", "sourceSubscriptionPosition": "Earliest", "retainOrdering": true,
+            "maxMessageRetries": 0, "deadLetterTopic": &dead, "processingGuarantees": "ATMOST_ONCE", "cleanupSubscription": true}),
+            &named, "Failover", &["inputs", "sourceSubscriptionName", "sourceSubscriptionPosition", "retainOrdering", "configs", "sinkType",
+            "tenant", "namespace", "name", "cleanupSubscription", "processingGuarantees"][..]),
+        (json!({"inputs": null, "topicsPattern": &pattern, "sourceSubscriptionName": "sub", "sourceSubscriptionPosition": "Earliest",
+            "retainKeyOrdering": true, "sinkType": null, "archive": "builtin://file"}),
+            &other, "Key_Shared", &["topicsPattern", "retainKeyOrdering", "archive"]),
+        (json!({"inputs": null, "inputSpecs": {&pattern: {"regexPattern": true, "receiverQueueSize": 3,
+            "consumerProperties": {"consumerName": "my-name"}}}, "sourceSubscriptionName": "sub", "sourceSubscriptionPosition": "Earliest",
+            "maxMessageRetries": 0, "deadLetterTopic": &dead, "autoAck": true}),
+            &other, "Shared", &["inputSpecs.regexPattern", "inputSpecs.receiverQueueSize", "inputSpecs.consumerProperties", "deadLetterTopic"]),
+    ].into_iter().enumerate() {
+        let path = stage.directory.path().join(format!("sink-{at}"));
+        let mut config = kind.base.clone();
+        for (name, value) in given.as_object().expect("fields") {
+            config[name] = value.clone();
+        }
+        config["tenant"] = json!("public");
+        config["namespace"] = json!("default");
+        config["name"] = json!(format!("sink-{at}"));
+        config["configs"]["path"] = json!(&path);
+        let id = stage.sink(config).await;
+        assert_eq!(id.fqfn(), format!("public/default/sink-{at}"));
+        in_file(stage, &path, "early\n").await;
+        let topic: TopicName = input.parse().expect("a topic");
+        let stats = stage.broker().topic_stats(&topic).await.expect("stats");
+        let stats = serde_json::to_value(stats).expect("JSON");
+        let subscription = &stats["subscriptions"]["sub"];
+        assert_eq!(subscription["type"], kind_of);
+        if at == 2 {
+            let consumer = &subscription["consumers"][0];
+            assert_eq!(consumer["consumerName"], "my-name");
+            assert!(consumer["availablePermits"].as_i64() <= Some(3), "{consumer}");
+            stage.send(input, ["no\nline", "line"]).await;
+            let letter = receive(&mut letters, 1).await.remove(0);
+            assert_eq!(&letter.payload[..], b"no\nline");
+            in_file(stage, &path, "early\nline\n").await;
+        }
+        kind.see(see);
+        stage.worker.delete(&id).await.expect("deleted");
+        let stats = stage.broker().topic_stats(&topic).await.expect("stats");
+        let stats = serde_json::to_value(stats).expect("JSON");
+        assert!(stats["subscriptions"]["sub"].is_null(), "it is cleaned up");
+    }
+    // Two instances, of the sink that may have them.
+    let input = stage.topic("sink-table");
+    let id = stage.sink(json!({"name": "table", "sinkType": "table", "inputs": [&input], "parallelism": 2, "sourceSubscriptionName": "sub"})).await;
+    let topic: TopicName = input.parse().expect("a topic");
+    let stats = stage.broker().topic_stats(&topic).await.expect("stats");
+    let stats = serde_json::to_value(stats).expect("JSON");
+    assert_eq!(
+        stats["subscriptions"]["sub"]["consumers"]
+            .as_array()
+            .map(Vec::len),
+        Some(2)
+    );
+    kind.see(&["parallelism"]);
+    stage.worker.delete(&id).await.expect("deleted");
+    kind
+}
+
+#[tokio::test]
+async fn each_field_is_honoured_warned_of_or_refused() {
+    let stage = Stage::new().await;
+    let mut page = String::from(PAGE);
+    let mut holes = Vec::new();
+    for (title, kind, outer) in [
+        ("Sources", sources(&stage).await, fields::<SourceConfig>()),
+        ("Sinks", sinks(&stage).await, fields::<SinkConfig>()),
+    ] {
+        _ = write!(page, "\n## {title}\n\n| field | |\n|---|---|\n");
+        for field in all_fields(outer) {
+            let word = kind.word(&stage, &field).await;
+            if word == "neither" {
+                holes.push(format!("{title}: {field}"));
+            }
+            _ = writeln!(page, "| `{field}` | {word} |");
+        }
+    }
+    assert!(
+        holes.is_empty(),
+        "neither seen nor refused by name nor warned of: {holes:#?}"
+    );
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/connectors-matrix.md");
+    if std::env::var("GEMINGA_WRITE_MATRIX").is_ok() {
+        std::fs::write(&path, &page).expect("written");
+    }
+    let there = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(
+        there, page,
+        "docs/connectors-matrix.md is stale: GEMINGA_WRITE_MATRIX=1 writes it"
+    );
+    stage.end().await;
+}
+
+const PAGE: &str = "\
+# Which field of sources and sinks works
+
+Made by a test that runs the built-in connectors with each field (`crates/functions/tests/it/connectors.rs`), and looks for the field's
+effect. `refused`: creation fails, and the answer names the field. `in part`: the answer names the values that are not taken. `warned`: it
+is taken, since files for Pulsar and Kubernetes have it, it has no effect, and the status says so and why. Of `parallelism` and
+`processingGuarantees` the file source takes 1 and no `EFFECTIVELY_ONCE`.
+";
