@@ -241,22 +241,20 @@ mod tests {
     async fn all_who_wait_for_room_go_on() {
         let pipe = Pipe::default();
         assert!(pipe.push(&vec![0; ROOM_BYTES]));
-        let two = (
-            tokio::spawn({
-                let pipe = pipe.clone();
-                async move { pipe.room().await }
-            }),
-            tokio::spawn({
-                let pipe = pipe.clone();
-                async move { pipe.room().await }
-            }),
-        );
+        let (tasks, woken) = (geminga_stdx::Tasks::new(), Arc::new(Mutex::new(0)));
+        for _ in 0..2 {
+            let (pipe, woken) = (pipe.clone(), woken.clone());
+            tasks.spawn_cancellable("a writer", async move {
+                pipe.room().await;
+                *woken.lock() += 1;
+            });
+        }
         while pipe.state.lock().writers.len() < 2 {
             tokio::task::yield_now().await;
         }
         pipe.take();
-        two.0.await.expect("woken");
-        two.1.await.expect("woken");
+        tasks.join(std::time::Duration::from_secs(5)).await;
+        assert_eq!(*woken.lock(), 2);
     }
 
     #[tokio::test]

@@ -206,6 +206,24 @@ impl Scope {
         command
     }
 
+    /// As [`spawn`](Self::spawn), and waits for those who leave: what was killed a moment ago counts in the
+    /// group until it is gone.
+    pub(crate) async fn spawn_soon(
+        &self,
+        command: &mut Command,
+        limits: &Limits,
+    ) -> io::Result<Process> {
+        for _ in 0..FULL_TRIES {
+            match self.spawn(command, limits) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+                known => return known,
+            }
+        }
+        self.spawn(command, limits)
+    }
+
     /// Starts `command`, puts the limits on it, and tells the guard.
     pub(crate) fn spawn(&self, command: &mut Command, limits: &Limits) -> io::Result<Process> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -279,6 +297,9 @@ pub(crate) fn marked(token: &str) -> Vec<Pid> {
         .collect()
 }
 
+/// How often a process is tried to be started in a group that is full, and the pause between.
+pub(crate) const FULL_TRIES: u32 = 40;
+pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// The folder of secrets in a host's private directory.
 const SECRETS: &str = "secrets";
 /// How gladly the kernel kills a process for want of memory: from -1000 to 1000.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::body::{Body, Exit, Launch, Launcher, Scoped, describe_death};
 use super::handle::{Ends, Handle};
-use super::process::Scope;
+use super::process::{FULL_PAUSE, FULL_TRIES, Scope};
 use super::sandbox::not_done;
 use super::stderr::{Rate, Tail, pump};
 use super::wire::{Codec, FromHost, PROTOCOL, WireError, verdict_of_status};
@@ -205,7 +205,17 @@ impl Warm {
     }
 
     async fn launch_ready(&mut self) -> Result<Running, Broken> {
-        let launched = self.launch.launch(&self.spec, self.base)?;
+        let mut tries = 0;
+        let launched = loop {
+            match self.launch.launch(&self.spec, self.base) {
+                // Its predecessor was killed a moment ago: what it leaves still fills its group.
+                Err(Broken::Start { .. }) if tries < FULL_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+                known => break known?,
+            }
+        };
         let mut running = Running {
             process: launched.process,
             reader: launched.reader,

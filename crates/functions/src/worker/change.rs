@@ -416,6 +416,7 @@ impl Worker {
                 drop(inner.warming.lock().remove(id));
                 entry.crew.stop_all(STOP_GRACE).await;
                 inner.components.lock().remove(id);
+                inner.lines.close(id).await;
             }
             return;
         };
@@ -463,6 +464,7 @@ impl Worker {
                 if let Some(old) = known {
                     old.crew.stop_all(STOP_GRACE).await;
                     old.crew.forget_state().await;
+                    inner.lines.close(id).await;
                 }
                 Arc::new(Entry { record, crew })
             }

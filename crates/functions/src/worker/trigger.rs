@@ -2,7 +2,8 @@
 //!
 //! The answer is found by the id of the message that was sent, which every output carries in its
 //! properties; so any number of calls may be under way at once, beside other messages. The calls of a
-//! function share its producers and one reader of its outputs, which end when nobody calls for a while.
+//! function share its producers and one reader of its outputs, which end with the function, or when nobody
+//! calls for a while.
 //!
 //! What must hold: a reader begins before the first message is sent, so that no answer is missed; an
 //! answer that comes before its message's id is known is kept, within bounds, while any is not known.
@@ -14,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use geminga_client::{Batching, Client, Message, MessageId, Producer, Reader, ReceivedMessage};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::supervisor::Crew;
@@ -26,6 +27,8 @@ use crate::plan::{Plan, full_name};
 
 /// Without a call for so long, a function's producers and reader end.
 const IDLE: Duration = Duration::from_secs(30);
+/// What the end of a function waits for theirs: its topics can be deleted then.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// Answers, and bytes of them, that came before their messages' ids are known.
 const EARLY_MAX: usize = 4096;
 const EARLY_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -86,6 +89,17 @@ struct Line {
     client: Client,
     producers: tokio::sync::Mutex<HashMap<String, Arc<Producer>>>,
     calls: Mutex<Calls>,
+    stage: watch::Sender<Stage>,
+}
+
+/// How far a line is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// Its function ends.
+    Ending,
+    /// Nothing of it is on the broker any more.
+    Gone,
 }
 
 /// Why a line ended.
@@ -107,6 +121,26 @@ struct Calls {
     last: Instant,
     /// It takes no more calls.
     ended: Option<End>,
+}
+
+impl Lines {
+    /// The function ends: so do its producers and readers.
+    pub(crate) async fn close(&self, id: &ComponentId) {
+        let slot = self.0.lock().remove(id);
+        let Some(line) = slot.and_then(|slot| slot.line.lock().upgrade()) else {
+            return;
+        };
+        line.stage.send_if_modified(|stage| {
+            let is_open = *stage == Stage::Open;
+            if is_open {
+                *stage = Stage::Ending;
+            }
+            is_open
+        });
+        let mut stage = line.stage.subscribe();
+        let gone = stage.wait_for(|stage| *stage == Stage::Gone);
+        let _ = tokio::time::timeout(CLOSE_LIMIT, gone).await;
+    }
 }
 
 impl Worker {
@@ -195,14 +229,28 @@ impl Line {
                 last: Instant::now(),
                 ended: None,
             }),
+            stage: watch::Sender::new(Stage::Open),
         });
         let kept = line.clone();
         inner.tasks.spawn_cancellable("function calls", async move {
-            let why = kept.read(outputs, dead).await;
-            let mut calls = kept.calls.lock();
-            calls.ended = Some(why);
-            // Whoever waits still learns that nothing will come.
-            calls.waiting.clear();
+            let mut readers = [outputs, dead];
+            let why = kept.read(&mut readers).await;
+            {
+                let mut calls = kept.calls.lock();
+                calls.ended = Some(why);
+                // Whoever waits still learns that nothing will come.
+                calls.waiting.clear();
+            }
+            // What can not be closed is closed with the connection.
+            for reader in readers.into_iter().flatten() {
+                let _ = reader.close().await;
+            }
+            for (_, producer) in kept.producers.lock().await.drain() {
+                if let Some(producer) = Arc::into_inner(producer) {
+                    let _ = producer.close().await;
+                }
+            }
+            kept.stage.send_replace(Stage::Gone);
         });
         Ok(line)
     }
@@ -212,14 +260,16 @@ impl Line {
     }
 
     /// Reads answers until nobody calls any more, or they can not be read.
-    async fn read(&self, mut outputs: Option<Reader>, mut dead: Option<Reader>) -> End {
+    async fn read(&self, [outputs, dead]: &mut [Option<Reader>; 2]) -> End {
+        let mut stage = self.stage.subscribe();
         loop {
             tokio::select! {
-                got = next(&mut outputs) => match got {
+                _ = stage.wait_for(|stage| *stage == Stage::Ending) => return End::Idle,
+                got = next(outputs) => match got {
                     Ok(messages) => messages.into_iter().for_each(|message| self.output(message)),
                     Err(error) => return End::Broken("reading the output", error),
                 },
-                got = next(&mut dead) => match got {
+                got = next(dead) => match got {
                     Ok(messages) => messages.iter().for_each(|message| self.dead(message)),
                     Err(error) => return End::Broken("reading dead letters", error),
                 },
@@ -430,6 +480,7 @@ mod tests {
 
     fn line() -> Line {
         Line {
+            stage: watch::Sender::new(Stage::Open),
             version: 1,
             answers: true,
             client: Client::builder("pulsar://127.0.0.1:1").build(),

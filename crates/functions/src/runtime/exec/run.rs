@@ -41,7 +41,7 @@ pub(super) async fn run(
     message_id: Option<String>,
 ) -> Result<Ran, Broken> {
     let program = std::path::PathBuf::from(command.as_std().get_program());
-    let mut process = match scope.spawn(&mut command, &spec.options.limits) {
+    let mut process = match scope.spawn_soon(&mut command, &spec.options.limits).await {
         Ok(process) => process,
         // The message, not the code, is at fault.
         Err(error) if matches!(error.kind(), std::io::ErrorKind::ArgumentListTooLong) => {
