@@ -464,7 +464,7 @@ impl Worker {
                 if let Some(old) = known {
                     old.crew.stop_all(STOP_GRACE).await;
                     old.crew.forget_state().await;
-                    inner.lines.close(id).await;
+                    inner.lines.retire(id);
                 }
                 Arc::new(Entry { record, crew })
             }

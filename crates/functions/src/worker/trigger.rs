@@ -96,7 +96,10 @@ struct Line {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// Its function ends.
+    /// A newer version has a line of its own: the calls under way are the last ones. What the old code
+    /// left of them the new one answers.
+    Retiring,
+    /// Its function is gone.
     Ending,
     /// Nothing of it is on the broker any more.
     Gone,
@@ -124,22 +127,32 @@ struct Calls {
 }
 
 impl Lines {
-    /// The function ends: so do its producers and readers.
+    /// The function is gone: so are its producers and readers, and what is under way has no answer.
     pub(crate) async fn close(&self, id: &ComponentId) {
-        let slot = self.0.lock().remove(id);
-        let Some(line) = slot.and_then(|slot| slot.line.lock().upgrade()) else {
+        let Some(line) = self.end(id, Stage::Ending) else {
             return;
         };
-        line.stage.send_if_modified(|stage| {
-            let is_open = *stage == Stage::Open;
-            if is_open {
-                *stage = Stage::Ending;
-            }
-            is_open
-        });
         let mut stage = line.stage.subscribe();
         let gone = stage.wait_for(|stage| *stage == Stage::Gone);
         let _ = tokio::time::timeout(CLOSE_LIMIT, gone).await;
+    }
+
+    /// A newer version takes the calls from now on.
+    pub(crate) fn retire(&self, id: &ComponentId) {
+        self.end(id, Stage::Retiring);
+    }
+
+    fn end(&self, id: &ComponentId, to: Stage) -> Option<Arc<Line>> {
+        let slot = self.0.lock().remove(id)?;
+        let line = slot.line.lock().upgrade()?;
+        line.stage.send_if_modified(|stage| {
+            let goes_on = *stage != Stage::Gone;
+            if goes_on {
+                *stage = to;
+            }
+            goes_on
+        });
+        Some(line)
     }
 }
 
@@ -149,12 +162,17 @@ impl Worker {
     /// # Errors
     /// When the topic is not one of its inputs, or nothing comes within the limit.
     pub async fn trigger(&self, id: &ComponentId, asked: Asked) -> Result<Answered, WorkerError> {
-        let entry = self.entry(id)?;
-        let topic = input(&entry.crew.plan, asked.topic.as_deref())?;
         let limit = asked.limit;
         let answered = async {
-            let line = self.line(id, &entry.crew).await?;
-            line.call(&topic, asked).await
+            loop {
+                let entry = self.entry(id)?;
+                let topic = input(&entry.crew.plan, asked.topic.as_deref())?;
+                let line = self.line(id, &entry.crew).await?;
+                // It may have ended since: then there is a newer one.
+                if let Some(call) = Call::begin(&line) {
+                    return line.call(call, &topic, asked).await;
+                }
+            }
         };
         match tokio::time::timeout(limit, answered).await {
             Ok(answered) => answered,
@@ -263,8 +281,20 @@ impl Line {
     async fn read(&self, [outputs, dead]: &mut [Option<Reader>; 2]) -> End {
         let mut stage = self.stage.subscribe();
         loop {
+            let idle_for = match *stage.borrow_and_update() {
+                Stage::Open => IDLE,
+                Stage::Retiring => Duration::ZERO,
+                Stage::Ending | Stage::Gone => return End::Idle,
+            };
+            {
+                let calls = self.calls.lock();
+                let is_idle = calls.waiting.is_empty() && calls.sending == 0;
+                if is_idle && calls.last.elapsed() >= idle_for {
+                    return End::Idle;
+                }
+            }
             tokio::select! {
-                _ = stage.wait_for(|stage| *stage == Stage::Ending) => return End::Idle,
+                _ = stage.changed() => {}
                 got = next(outputs) => match got {
                     Ok(messages) => messages.into_iter().for_each(|message| self.output(message)),
                     Err(error) => return End::Broken("reading the output", error),
@@ -274,11 +304,6 @@ impl Line {
                     Err(error) => return End::Broken("reading dead letters", error),
                 },
                 () = tokio::time::sleep(IDLE / 4) => {}
-            }
-            let calls = self.calls.lock();
-            let is_idle = calls.waiting.is_empty() && calls.sending == 0;
-            if is_idle && calls.last.elapsed() >= IDLE {
-                return End::Idle;
             }
         }
     }
@@ -337,7 +362,12 @@ impl Line {
         Ok(made)
     }
 
-    async fn call(&self, topic: &str, asked: Asked) -> Result<Answered, WorkerError> {
+    async fn call(
+        &self,
+        mut call: Call<'_>,
+        topic: &str,
+        asked: Asked,
+    ) -> Result<Answered, WorkerError> {
         let producer = self.producer(topic).await?;
         let mut message = Message::new(asked.payload);
         for (name, value) in &asked.properties {
@@ -349,7 +379,6 @@ impl Line {
         if let Some(ms) = asked.event_time_ms {
             message = message.event_time(ms);
         }
-        let mut call = Call::begin(self);
         let sent = producer.send(message).await;
         if sent.is_err() {
             // One that was closed, by a topic that is gone: the next call makes another.
@@ -419,15 +448,19 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    fn begin(line: &'a Line) -> Self {
+    /// None when the line takes no more.
+    fn begin(line: &'a Line) -> Option<Self> {
         let mut calls = line.calls.lock();
+        if calls.ended.is_some() {
+            return None;
+        }
         calls.sending += 1;
         calls.last = Instant::now();
-        Self {
+        Some(Self {
             line,
             sending: true,
             keys: Vec::new(),
-        }
+        })
     }
 
     /// Its message has this id: its answers.
@@ -496,6 +529,10 @@ mod tests {
         }
     }
 
+    fn begin(line: &Line) -> Call<'_> {
+        Call::begin(line).expect("open")
+    }
+
     fn id(entry_id: i64) -> MessageId {
         format!("7:{entry_id}:-1").parse().expect("an id")
     }
@@ -509,7 +546,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_finds_its_call_whichever_comes_first() {
         let line = line();
-        let (mut first, mut second) = (Call::begin(&line), Call::begin(&line));
+        let (mut first, mut second) = (begin(&line), begin(&line));
         failed(&line, 2);
         let mut of_second = second.sent(id(2));
         assert_eq!(
@@ -533,12 +570,12 @@ mod tests {
     #[tokio::test]
     async fn early_answers_are_bounded_and_a_line_that_ends_says_so() {
         let line = line();
-        let mut call = Call::begin(&line);
+        let mut call = begin(&line);
         for entry in 0..10_000 {
             failed(&line, entry);
         }
         assert_eq!(line.calls.lock().early.len(), EARLY_MAX);
-        let answers = Call::begin(&line);
+        let answers = begin(&line);
         drop(answers);
         assert_eq!(line.calls.lock().sending, 1);
         line.calls.lock().ended = Some(End::Idle);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use geminga_functions::{Answered, Asked, Kind, WorkerError, run_pipe};
+use geminga_functions::{Answered, Asked, Kind, Upload, WorkerError, run_pipe};
 use geminga_model::FunctionConfig;
 use serde_json::json;
 
@@ -342,5 +342,35 @@ async fn calls_of_a_function_share_what_they_need() {
     };
     let answer = stage.worker.trigger(&id, asked).await.expect("an answer");
     assert!(matches!(answer, Answered::Output { payload, .. } if payload == "got x"));
+    stage.end().await;
+}
+
+/// The old code never answers it; the new one gets the message again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_under_way_outlives_an_update() {
+    let stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let begun = stage.directory.path().join("begun");
+    let code = format!("process() {{ : > '{}'; sleep 60; }}", begun.display());
+    let fields = json!({"sh": code, "inputs": [&input], "output": &output});
+    let id = stage.function("f", fields).await;
+    let tasks = geminga_stdx::Tasks::new();
+    let (done, answered) = tokio::sync::oneshot::channel();
+    let (worker, of) = (stage.worker.clone(), id.clone());
+    tasks.spawn_cancellable("call", async move {
+        let asked = Asked {
+            payload: "x".into(),
+            limit: crate::stage::PATIENCE,
+            ..Asked::default()
+        };
+        let _ = done.send(worker.trigger(&of, asked).await);
+    });
+    stage.until("the old code has it", |_| begun.exists()).await;
+    let upload = Upload::new("f.sh", b"process() { emit \"new $MSG\"; }".to_vec());
+    let unchanged = FunctionConfig::default().into();
+    let updated = stage.worker.update(&id, unchanged, Some(upload)).await;
+    updated.expect("updated");
+    let answer = answered.await.expect("asked").expect("answered");
+    assert!(matches!(answer, Answered::Output { payload, .. } if payload == "new x"));
     stage.end().await;
 }
