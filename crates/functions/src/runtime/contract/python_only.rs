@@ -111,6 +111,12 @@ async fn a_lock_builds_nothing() {
         "--prefer-binary --no-bin :all:\\ngreet==1.0 --hash=sha256:%s",
         "./wheels/greet-1.0.tar.gz --hash=sha256:%s",
         "greet @ file:wheels/greet-1.0.tar.gz --hash=sha256:%s",
+        // Ends of lines, and an encoding, that pip sees.
+        "# x\\x0c--no-binary greet\\ngreet==1.0 --hash=sha256:%s",
+        "greet==1.0 --hash=sha256:%s # x\\u2028--no-binary greet",
+        "# -*- coding: utf-7 -*-\\n# +AAo---no-binary greet\\ngreet==1.0 --hash=sha256:%s",
+        // A comment that the next line belongs to.
+        "greet==1.0 --hash=sha256:%s \\\\\\n # x \\\\\\n --no-binary greet",
     ] {
         let directory = tempfile::tempdir().expect("a directory");
         let script = format!(
@@ -129,7 +135,8 @@ with tarfile.open(path, 'w:gz') as out:
         entry.size = len(text)
         out.addfile(entry, io.BytesIO(text.encode()))
 digest = hashlib.sha256(open(path, 'rb').read()).hexdigest()
-open('package/requirements.lock', 'w').write('--no-index\\n--find-links wheels\\n' + '{lines}' % digest + '\\n')
+lines = '{lines}' % digest + '\\n--no-index\\n--find-links wheels\\n'
+open('package/requirements.lock', 'w', encoding='utf-8').write(lines)
 "
         );
         make(directory.path(), &script);
