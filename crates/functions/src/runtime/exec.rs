@@ -1,6 +1,8 @@
 //! Any executable or script: a process a message (`spawn`), a warm process (`stream`), or a process
 //! a batch (`batch`). The contract with the program is in `docs/guide/bash.md`.
 
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -140,8 +142,8 @@ impl Program {
         };
         if let Some(extra) = extra {
             command
-                .env("GMG_FD3", &extra.outputs)
-                .env("GMG_FD4", &extra.control);
+                .env("GMG_FD3", &extra.outputs.path)
+                .env("GMG_FD4", &extra.control.path);
         }
         command
             .args(&self.arguments)
@@ -154,50 +156,95 @@ impl Program {
 }
 
 /// The files behind descriptors 3 (more outputs) and 4 (control) of a spawned process.
+///
+/// They lie where the function may write, so their names may come to lead anywhere: the worker, which no wall
+/// holds, reads and empties by its own handles only, and makes files only where there is nothing yet.
 #[derive(Debug)]
 pub(crate) struct Extra {
     prelude: PathBuf,
-    outputs: PathBuf,
-    control: PathBuf,
+    outputs: Written,
+    control: Written,
 }
 
 const PRELUDE: &str = "exec 3>>\"$GMG_FD3\" 4>>\"$GMG_FD4\"\nunset BASH_ENV GMG_FD3 GMG_FD4\n";
 
 impl Extra {
-    fn new(scope: &Scope, lane: usize) -> std::io::Result<Self> {
-        let outputs = scope.file(&format!("outputs-{lane}"), "")?;
-        let control = scope.file(&format!("control-{lane}"), "")?;
+    fn new(scope: &Scope, lane: usize) -> io::Result<Self> {
         Ok(Self {
             prelude: scope.file("prelude.sh", PRELUDE)?,
-            outputs,
-            control,
+            outputs: Written::make(scope, &format!("outputs-{lane}"))?,
+            control: Written::make(scope, &format!("control-{lane}"))?,
         })
     }
 
+    /// Puts back what the function took away: it may clear its directory.
+    fn restore(&mut self, scope: &Scope) -> io::Result<()> {
+        scope.file("prelude.sh", PRELUDE)?;
+        self.outputs.restore(scope)?;
+        self.control.restore(scope)
+    }
+
     /// What was written, up to `max` bytes of each; the files are empty afterwards.
-    fn take(&self, max: u64) -> Result<(Vec<u8>, Vec<u8>), String> {
-        let take = |path: &Path| -> Result<Vec<u8>, String> {
-            let size = std::fs::metadata(path).map_or(0, |m| m.len());
-            if size == 0 {
-                return Ok(Vec::new());
-            }
-            let text = if size > max {
-                None
-            } else {
-                std::fs::read(path).ok()
-            };
-            let _ = std::fs::File::create(path);
+    fn take(&mut self, max: u64) -> Result<(Vec<u8>, Vec<u8>), String> {
+        let (outputs, control) = (self.outputs.take(max), self.control.take(max));
+        let failed = |error: io::Error| format!("descriptor 3 or 4 can not be read: {error}");
+        let fits = |text: Option<Vec<u8>>| {
             text.ok_or_else(|| format!("more than {max} bytes on descriptor 3 or 4"))
         };
-        Ok((take(&self.outputs)?, take(&self.control)?))
+        Ok((
+            fits(outputs.map_err(failed)?)?,
+            fits(control.map_err(failed)?)?,
+        ))
+    }
+}
+
+/// A file that a function writes and the worker reads.
+#[derive(Debug)]
+struct Written {
+    path: PathBuf,
+    file: File,
+}
+
+impl Written {
+    fn make(scope: &Scope, name: &str) -> io::Result<Self> {
+        let path = scope.path(name);
+        let file = scope.make(&path)?;
+        Ok(Self { path, file })
+    }
+
+    /// Makes it anew when its name leads elsewhere by now.
+    fn restore(&mut self, scope: &Scope) -> io::Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        let own = self.file.metadata()?;
+        // Of a link this is the link itself, and removing does not follow one either.
+        let removed = match std::fs::symlink_metadata(&self.path) {
+            Ok(there) if (there.dev(), there.ino()) == (own.dev(), own.ino()) => return Ok(()),
+            Ok(there) if there.is_dir() => std::fs::remove_dir_all(&self.path),
+            Ok(_) => std::fs::remove_file(&self.path),
+            Err(_) => Ok(()),
+        };
+        removed?;
+        self.file = scope.make(&self.path)?;
+        Ok(())
+    }
+
+    /// What it holds, or `None` when that is more than `max` bytes. It is empty afterwards.
+    fn take(&mut self, max: u64) -> io::Result<Option<Vec<u8>>> {
+        if self.file.metadata()?.len() == 0 {
+            return Ok(Some(Vec::new()));
+        }
+        let mut text = Vec::new();
+        self.file.rewind()?;
+        (&self.file).take(max + 1).read_to_end(&mut text)?;
+        self.file.set_len(0)?;
+        Ok((text.len() as u64 <= max).then_some(text))
     }
 }
 
 /// The words of a script's first line.
 pub(crate) fn shebang(path: &Path) -> Option<Vec<String>> {
-    use std::io::Read;
     let mut first = [0_u8; 256];
-    let count = std::fs::File::open(path).ok()?.read(&mut first).ok()?;
+    let count = File::open(path).ok()?.read(&mut first).ok()?;
     let line = first[..count]
         .strip_prefix(b"#!")?
         .split(|&b| b == b'\n')

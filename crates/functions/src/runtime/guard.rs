@@ -73,6 +73,10 @@ impl Guard {
         })
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.lock().id()
+    }
+
     pub(crate) fn add(&self, group: i32) {
         self.say('+', group);
     }

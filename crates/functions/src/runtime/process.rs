@@ -6,6 +6,7 @@
 //! it starts and before it is given a message; those of all together, and the walls, are the sandbox's.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -57,6 +58,7 @@ impl Processes {
         let private = parent.join(format!("geminga-{scope}"));
         make_private(&private)?;
         let guard = Guard::start(&scope, &private, &cgroups.parents())?;
+        cgroups.put_guard(&scope, guard.id());
         Ok(Self {
             inner: Arc::new(Inner {
                 guard,
@@ -80,7 +82,8 @@ impl Processes {
             spec.instance
         ));
         make_private(&directory)?;
-        if let Ok(Some((user, group))) = spec.options.run_as() {
+        let owner = spec.options.run_as().ok().flatten();
+        if let Some((user, group)) = owner {
             std::os::unix::fs::chown(&directory, Some(user), Some(group))?;
             // The way there must be passable for the other user.
             set_mode(&self.inner.private, 0o711)?;
@@ -99,10 +102,19 @@ impl Processes {
                 code: spec.code.path.clone(),
                 changes_user: spec.options.run_as.is_some(),
             },
+            owner,
             group: group.map(Arc::new),
             next: AtomicU64::new(0),
         })
     }
+}
+
+/// A new file: where there is something already, a link that leads nowhere too, it is not made.
+fn make_new(path: &Path, mode: u32) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true).mode(mode);
+    options.open(path)
 }
 
 /// Each secret is a file of its name in `$GMG_SECRETS`, for programs that know no host protocol.
@@ -161,6 +173,8 @@ pub(crate) struct Scope {
     directory: PathBuf,
     share: Share,
     walls: Walled,
+    /// Whom its processes run as, when that is not the worker's user.
+    owner: Option<(u32, u32)>,
     group: Option<Arc<Group>>,
     next: AtomicU64,
 }
@@ -177,11 +191,32 @@ pub(crate) struct Walled {
 impl Scope {
     /// A file of ours in the private directory, written at its first use.
     pub(crate) fn file(&self, name: &str, text: &str) -> io::Result<PathBuf> {
-        let path = self.directory.join(name);
-        if !path.exists() {
-            std::fs::write(&path, text)?;
+        use std::io::Write;
+        let path = self.path(name);
+        match make_new(&path, 0o644) {
+            Ok(mut file) => file.write_all(text.as_bytes()).inspect_err(|_| {
+                // Half of it would be taken for all of it.
+                let _ = std::fs::remove_file(&path);
+            })?,
+            // Whatever is there now is the function's own: it reads it behind its own walls.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
         }
         Ok(path)
+    }
+
+    /// Where a file of this name is in the private directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// A new file for the function to write and the worker to read.
+    pub(crate) fn make(&self, path: &Path) -> io::Result<File> {
+        let file = make_new(path, 0o600)?;
+        if let Some((user, group)) = self.owner {
+            std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+        }
+        Ok(file)
     }
 
     /// A command with the cleared environment, the limits' user, and its own process group.
@@ -200,7 +235,7 @@ impl Scope {
             .stderr(Stdio::null())
             .process_group(0)
             .kill_on_drop(true);
-        if let Ok(Some((user, group))) = spec.options.run_as() {
+        if let Some((user, group)) = self.owner {
             command.uid(user).gid(group);
         }
         command
@@ -230,7 +265,7 @@ impl Scope {
         let token = format!("{}{number}.", self.token);
         command.env("GMG_SCOPE", &token);
         let group = self.group.as_deref();
-        let child = sandbox::spawn(command, &self.walls, group, &self.directory)?;
+        let (child, inside) = sandbox::spawn(command, &self.walls, group, &self.directory)?;
         let pid = child
             .id()
             .and_then(|id| i32::try_from(id).ok())
@@ -245,7 +280,9 @@ impl Scope {
             token,
         };
         let share = &self.share;
-        let (memory, count) = group.map_or((false, false), Group::holds);
+        // A group holds only what is in it.
+        let holding = group.filter(|_| inside);
+        let (memory, count) = holding.map_or((false, false), Group::holds);
         put_limits(pid, limits, share.disk_bytes, count);
         // Where memory is short, the kernel takes a function before the worker.
         let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
@@ -502,6 +539,24 @@ pub(crate) fn trim_output(bytes: &[u8], options: &Options) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_file_of_ours_is_not_written_through_a_link() {
+        let directory = tempfile::tempdir().expect("temporary");
+        let processes = Processes::start_with(Some(directory.path()), Cgroups::default());
+        let scope = processes.expect("guard").scope(&HostSpec::default());
+        let scope = scope.expect("made");
+        let outside = directory.path().join("outside");
+        for name in ["host", "host-again"] {
+            std::os::unix::fs::symlink(&outside, scope.path(name)).expect("linked");
+            scope.file(name, "text").expect("it is there");
+            assert!(scope.make(&scope.path(name)).is_err());
+            assert!(!outside.exists());
+        }
+        let path = scope.file("other", "text").expect("written");
+        scope.file("other", "changed").expect("it is there");
+        assert_eq!(std::fs::read(path).expect("read"), b"text");
+    }
 
     #[test]
     fn output_loses_one_newline_of_text_and_nothing_else() {

@@ -7,7 +7,7 @@
 //! | rlimits | one process: address space, file size, open files, CPU time | everywhere |
 //! | cgroup v1 or v2 | all processes together: memory, CPU share, number | where the worker may write there |
 //! | the watch | the same for memory and number, and disk, a few times a second | everywhere |
-//! | Landlock | files (`sandbox.files: private`) | kernel 5.13 |
+//! | Landlock | files (`sandbox.files: private`) | kernel 5.13; emptying them 6.2, signals 6.12 |
 //! | no capabilities | whoever is behind a wall, root too | everywhere |
 //! | seccomp | sockets (`sandbox.network: none`) | x86-64 and arm64 |
 //!
@@ -118,8 +118,9 @@ impl Walls {
 
     /// A refusal of the kernel's comes out of user code in its own words: says whose it may be.
     pub(crate) fn explain(&self, failure: &mut Failure) {
-        const REFUSALS: [&str; 4] = [
+        const REFUSALS: [&str; 5] = [
             "ermission denied",
+            "peration not permitted",
             "PermissionError",
             "AccessDeniedException",
             "EACCES",
@@ -141,13 +142,42 @@ impl Walls {
     }
 }
 
+/// What Landlock holds: each version more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Landlock {
+    #[default]
+    Nothing,
+    /// That files are opened, made and removed.
+    Files,
+    /// That they are emptied.
+    Truncation,
+    /// That processes outside are signalled.
+    Signals,
+}
+
+impl Landlock {
+    /// What `sandbox.files: private` promises and this one does not hold.
+    fn lets_through(self) -> &'static [&'static str] {
+        const ALL: [&str; 2] = [
+            "it can signal processes outside, and reach their abstract sockets (Linux 6.12 refuses that)",
+            "it can empty files outside that its user may write (Linux 6.2 refuses that)",
+        ];
+        match self {
+            Self::Nothing => &["the kernel has no Landlock"],
+            Self::Files => &ALL,
+            Self::Truncation => &ALL[..1],
+            Self::Signals => &[],
+        }
+    }
+}
+
 /// What this machine can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Abilities {
     pub(crate) memory: bool,
     pub(crate) processes: bool,
     pub(crate) cpu: bool,
-    pub(crate) files: bool,
+    pub(crate) files: Landlock,
     pub(crate) network: bool,
 }
 
@@ -161,7 +191,7 @@ impl Abilities {
                 memory: cgroups.has("memory"),
                 processes: cgroups.has("pids"),
                 cpu: cgroups.has("cpu"),
-                files: confine::has_landlock(),
+                files: confine::landlock(),
                 network: confine::has_seccomp(),
             };
             let by = |kernel: bool, how: &'static str, otherwise: &'static str| {
@@ -171,7 +201,7 @@ impl Abilities {
                 memory = by(can.memory, "cgroup", "watched"),
                 processes = by(can.processes, "cgroup", "watched"),
                 cpu = by(can.cpu, "cgroup", "not held"),
-                files = by(can.files, "landlock", "no walls"),
+                files = by(can.files > Landlock::Nothing, "landlock", "no walls"),
                 network = by(can.network, "seccomp", "no walls"),
                 "what holds processes of functions"
             );
@@ -204,11 +234,11 @@ pub(crate) fn not_enforced(
             "`limits.processes: {processes}`: no cgroup is writable on this machine, so they are counted a few times a second"
         ));
     }
-    if walls.files == Files::Private && !can.files {
-        all.push(
-            "`sandbox.files: private` is not enforced on this machine: its kernel has no Landlock"
-                .to_owned(),
-        );
+    if walls.files == Files::Private {
+        let through = can.files.lets_through().iter();
+        all.extend(through.map(|what| {
+            format!("`sandbox.files: private` is not wholly enforced on this machine: {what}")
+        }));
     }
     if walls.network == Network::None && !can.network {
         all.push(
@@ -249,7 +279,7 @@ impl Verdict {
     }
 }
 
-/// Starts `command` behind the walls and in the group.
+/// Starts `command` behind the walls and in the group, and says whether it is in the group.
 ///
 /// # Errors
 /// When it does not start, or a wall that is required can not be put up.
@@ -258,23 +288,21 @@ pub(crate) fn spawn(
     walled: &Walled,
     group: Option<&Group>,
     private: &Path,
-) -> io::Result<Child> {
+) -> io::Result<(Child, bool)> {
     let confined = walled.walls.stand();
     if !confined && group.is_none_or(|group| !group.by_thread()) {
         let child = command.spawn()?;
-        enter(group, &child);
-        return Ok(child);
+        let inside = enter(group, &child);
+        return Ok((child, inside));
     }
     let runtime = tokio::runtime::Handle::current();
     let program = PathBuf::from(command.as_std().get_program());
     // Its own thread: what it does to itself stays with it, and with what it starts.
-    let child = std::thread::scope(|scope| {
+    let (child, inside) = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("geminga-spawn".to_owned());
         let started = thread.spawn_scoped(scope, || {
             let _inside = runtime.enter();
-            if let Some(group) = group {
-                group.enter_thread();
-            }
+            let inside = group.is_none_or(Group::enter_thread);
             if confined {
                 let Walled {
                     walls,
@@ -283,19 +311,20 @@ pub(crate) fn spawn(
                 } = walled;
                 confine::this_thread(walls, code, &program, private, *changes_user)?;
             }
-            command.spawn()
+            Ok((command.spawn()?, inside))
         })?;
         started
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread that starts processes ended")))
     })?;
-    enter(group, &child);
-    Ok(child)
+    let inside = enter(group, &child) && inside;
+    Ok((child, inside))
 }
 
-fn enter(group: Option<&Group>, child: &Child) {
-    if let (Some(group), Some(pid)) = (group, child.id()) {
-        group.enter(pid);
+fn enter(group: Option<&Group>, child: &Child) -> bool {
+    match (group, child.id()) {
+        (Some(group), Some(pid)) => group.enter(pid),
+        _ => true,
     }
 }
 
@@ -307,7 +336,7 @@ mod tests {
         memory: false,
         processes: false,
         cpu: false,
-        files: false,
+        files: Landlock::Nothing,
         network: false,
     };
 
@@ -326,9 +355,14 @@ mod tests {
             memory: true,
             processes: true,
             cpu: true,
-            files: true,
+            files: Landlock::Signals,
             network: true,
         };
+        for (files, count) in [(Landlock::Files, 2), (Landlock::Truncation, 1)] {
+            let said = not_enforced(&share, Some(9), &walls, Abilities { files, ..all });
+            assert_eq!(said.len(), count, "{said:?}");
+            assert!(said[0].contains("signal processes outside"), "{said:?}");
+        }
         assert!(not_enforced(&share, Some(9), &walls, all).is_empty());
         assert!(not_enforced(&Share::default(), None, &Walls::default(), NOTHING).is_empty());
     }
@@ -355,6 +389,12 @@ mod tests {
                 true,
             ),
             (&private, "PermissionError: [Errno 13]", "", true),
+            (
+                &private,
+                "ended with status 1",
+                "kill: (1) - Operation not permitted",
+                true,
+            ),
             (&private, "ended with status 1", "no such file", false),
             (&Walls::default(), "Permission denied", "", false),
         ] {

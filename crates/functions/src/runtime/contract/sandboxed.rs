@@ -3,7 +3,7 @@
 //! machine when the sandbox fails: a bomb counts its own sparks, and they go out by themselves.
 
 use super::super::sandbox::cgroup::Cgroups;
-use super::super::sandbox::{Abilities, Files, Network};
+use super::super::sandbox::{Abilities, Files, Landlock, Network};
 use super::*;
 
 /// The layer is there, or the test says that it was not run.
@@ -74,6 +74,28 @@ async fn a_fork_bomb_meets_its_limit() {
             f.stop().await;
         }
     }
+}
+
+/// As the kernel makes them below a group that has processes: there, with limits, and closed.
+#[tokio::test]
+async fn a_group_that_takes_no_process_is_not_relied_on() {
+    let root = tempfile::tempdir().expect("temporary");
+    let own = root.path().join("own");
+    std::fs::create_dir(&own).expect("made");
+    for file in ["cgroup.controllers", "cgroup.subtree_control"] {
+        std::fs::write(own.join(file), "cpu memory pids\n").expect("written");
+    }
+    let cgroups = Cgroups::below(root.path(), "0::/own\n");
+    assert!(cgroups.has("pids") && cgroups.has("memory"));
+    let code = "read -r m; [[ $m == x ]] || { echo \"$m\"; exit; }\n\
+                for i in {1..60}; do sleep 20 & done; wait";
+    let mut f = start(cgroups, Kind::Spawn, code, |spec| {
+        spec.options.limits.processes = Some(40);
+    })
+    .await;
+    limit(&f.ask(b"x").await, "limits.processes");
+    assert_eq!(payloads(&f.ask(b"next").await), [b"next"]);
+    f.stop().await;
 }
 
 #[tokio::test]
@@ -209,7 +231,8 @@ async fn a_flood_of_output_is_cut_at_its_limit() {
 
 #[tokio::test]
 async fn files_outside_are_out_of_reach_and_its_own_are_not() {
-    if !has("Landlock", Abilities::of_this_machine().files) {
+    let landlock = Abilities::of_this_machine().files;
+    if !has("Landlock", landlock > Landlock::Nothing) {
         return;
     }
     let outside = tempfile::tempdir().expect("temporary");
@@ -220,7 +243,8 @@ async fn files_outside_are_out_of_reach_and_its_own_are_not() {
     let code = format!(
         "cat >/dev/null\ncat {0} /etc/shadow /proc/{3}/environ /proc/{3}/root{0} 2>&1; echo x >{1}/new; ln -s / \"$GMG_TMP/r\"\n\
          cat \"$GMG_TMP/r\"{0} 2>&1; cat {2}/given; echo; echo no >{2}/given\n\
-         echo mine >\"$GMG_TMP/f\" && cat \"$GMG_TMP/f\"; kill -0 {3} 2>&1; true",
+         echo mine >\"$GMG_TMP/f\" && cat \"$GMG_TMP/f\"\n\
+         kill -0 {3} && echo signalled; perl -e 'truncate($ARGV[0], 0) and print \"emptied\"' {2}/given; true",
         secret.display(),
         outside.path().display(),
         granted.path().display(),
@@ -229,7 +253,7 @@ async fn files_outside_are_out_of_reach_and_its_own_are_not() {
     for kind in [Kind::Spawn, Kind::BashPlain] {
         let mut f = start(Cgroups::find(), kind, &code, |spec| {
             spec.options.sandbox.files = Files::Private;
-            spec.options.sandbox.required = true;
+            spec.options.sandbox.required = landlock == Landlock::Signals;
             spec.options.sandbox.read = vec![granted.path().to_path_buf()];
         })
         .await;
@@ -242,8 +266,73 @@ async fn files_outside_are_out_of_reach_and_its_own_are_not() {
         );
         assert!(said.contains("granted\nmine"), "{kind:?}: {said}");
         assert!(!outside.path().join("new").exists());
-        let given = std::fs::read_to_string(granted.path().join("given")).expect("read");
-        assert_eq!(given, "granted", "what may be read may not be written");
+        if has("Landlock of signals", landlock >= Landlock::Signals) {
+            assert!(!said.contains("signalled"), "{kind:?}: {said}");
+        }
+        if has("Landlock of truncation", landlock >= Landlock::Truncation) {
+            assert!(!said.contains("emptied"), "{kind:?}: {said}");
+            let given = std::fs::read_to_string(granted.path().join("given")).expect("read");
+            assert_eq!(given, "granted", "what may be read may not be written");
+        }
+        f.stop().await;
+    }
+}
+
+/// A private directory is the function's to write, so any name in it may lead elsewhere by now; and the worker is behind
+/// no wall.
+#[tokio::test]
+async fn the_worker_follows_no_link_out_of_a_private_directory() {
+    let outside = tempfile::tempdir().expect("temporary");
+    let file = outside.path().join("ledger");
+    let content = "{\"payload\":\"treasure\"}\n";
+    std::fs::write(&file, content).expect("written");
+    let code = format!(
+        "read -r m\n\
+         case $m in\n\
+         link) for name in outputs control; do ln -sf {0} \"$GMG_TMP/$name-0\"; done ;;\n\
+         clear) rm -rf \"$GMG_TMP\"/*; mkdir -p \"$GMG_TMP/control-0/a\" ;;\n\
+         *) echo '{{\"payload\":\"more\"}}' >&3; echo \"$m\" ;;\n\
+         esac",
+        file.display()
+    );
+    let mut f = start(Cgroups::find(), Kind::Spawn, &code, |spec| {
+        spec.options.sandbox.files = Files::Private;
+        spec.options.concurrency = Some(1);
+    })
+    .await;
+    for trick in [&b"link"[..], b"clear", b"link"] {
+        let tricked = f.ask(trick).await;
+        assert_eq!(tricked.verdict, Verdict::Done, "{tricked:?}");
+        assert!(payloads(&tricked).is_empty(), "{tricked:?}");
+        let kept = std::fs::read_to_string(&file).expect("read");
+        assert_eq!(kept, content);
+        let next = f.ask(b"next").await;
+        assert_eq!(payloads(&next), [&b"next"[..], b"more"]);
+    }
+    f.stop().await;
+    assert_eq!(std::fs::read_to_string(&file).expect("read"), content);
+}
+
+#[tokio::test]
+async fn another_user_has_its_descriptors_too() {
+    use std::os::unix::fs::PermissionsExt;
+    if !has("root", rustix::process::geteuid().is_root()) {
+        return;
+    }
+    for files in [Files::All, Files::Private] {
+        let code = "cat >/dev/null; echo '{\"payload\":\"more\"}' >&3; id -u";
+        let mut f = start(Cgroups::find(), Kind::Spawn, code, |spec| {
+            let folder = spec.code.path.parent().expect("a folder");
+            let open = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(folder, open).expect("set");
+            spec.options.run_as = Some("65534:65534".to_owned());
+            spec.options.sandbox.files = files;
+        })
+        .await;
+        for _ in 0..2 {
+            let outcome = f.ask(b"x").await;
+            assert_eq!(payloads(&outcome), [&b"65534"[..], b"more"], "{outcome:?}");
+        }
         f.stop().await;
     }
 }
@@ -251,7 +340,10 @@ async fn files_outside_are_out_of_reach_and_its_own_are_not() {
 #[tokio::test]
 async fn functions_of_every_language_live_behind_walls_and_a_refusal_names_them() {
     let can = Abilities::of_this_machine();
-    if !has("Landlock and seccomp", can.files && can.network) {
+    if !has(
+        "Landlock and seccomp",
+        can.files == Landlock::Signals && can.network,
+    ) {
         return;
     }
     let outside = tempfile::tempdir().expect("temporary");

@@ -72,6 +72,8 @@ impl Process {
     async fn one(&mut self, delivery: &Delivery) -> Result<Outcome, Broken> {
         let (spec, message) = (&self.spec, &delivery.message);
         let started = Instant::now();
+        let restored = self.extra.restore(&self.scope);
+        restored.map_err(crate::runtime::private_directory)?;
         let mut command = self.program.command(&self.scope, spec, Some(&self.extra));
         message::environment(&mut command, message);
         let mut input = Vec::new();

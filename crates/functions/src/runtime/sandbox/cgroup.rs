@@ -1,11 +1,18 @@
 //! Control groups, of either version, without a library: a directory for each instance, numbers written to
 //! its files, process ids to `cgroup.procs`.
 //!
-//! What must hold: nothing outside a directory of ours is written; a directory goes when its instance does, and
-//! what still lives in it is killed; a controller that can not be used is left out, and said.
+//! What must hold: nothing outside a directory of ours is written, but for the controllers of the directory that ours
+//! are made in; a directory goes when its instance does, and what still lives in it is killed; a controller that can not
+//! be used is left out, and said.
+//!
+//! Version 2 has no processes beside groups with controllers, so the worker's own group is no place for others while it
+//! is in there. Where that group was given to it (`Delegate=yes`, a container), the worker moves into a leaf of it, and
+//! the groups of functions are the leaf's neighbours; elsewhere they are the neighbours of the worker's own group.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -23,11 +30,23 @@ const LEAVE: Duration = Duration::from_millis(500);
 /// Where this process may make groups.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cgroups {
-    /// Version 2: one directory for all controllers, and which of them it has.
-    unified: Option<(PathBuf, Vec<String>)>,
+    unified: Option<Unified>,
     /// Version 1: a directory for each controller.
     separate: Vec<(String, PathBuf)>,
 }
+
+/// Version 2: one directory for all controllers, and which of them it has.
+#[derive(Debug, Clone)]
+struct Unified {
+    place: PathBuf,
+    names: Vec<String>,
+    /// It is outside the worker's own group: what ends that group does not end what is made here.
+    outside: bool,
+}
+
+/// The start of the names of groups that are not an instance's: those of workers and their guards.
+const LEAF: &str = "geminga-worker-";
+const GUARDS: &str = "geminga-guard-";
 
 /// Lines of `/proc/self/cgroup`: controllers and path. Version 2's controllers are empty.
 fn memberships(text: &str) -> Vec<(Vec<&str>, &str)> {
@@ -48,15 +67,12 @@ impl Cgroups {
         Self::below(Path::new(ROOT), &text)
     }
 
-    fn below(root: &Path, memberships_of_worker: &str) -> Self {
+    pub(crate) fn below(root: &Path, memberships_of_worker: &str) -> Self {
         let mut found = Self::default();
         for (controllers, path) in memberships(memberships_of_worker) {
             let path = path.trim_start_matches('/');
             if controllers.is_empty() {
-                let own = root.join(path);
-                // Where a group has processes, as the worker's has, its children have no controllers: its neighbours do.
-                let beside = own.parent().filter(|up| up.starts_with(root));
-                found.unified = unified(&own).or_else(|| unified(beside?));
+                found.unified = unified(root, path, std::process::id());
             }
             for name in controllers {
                 if matches!(name, "memory" | "cpu" | "pids") {
@@ -72,26 +88,46 @@ impl Cgroups {
     }
 
     pub(crate) fn has(&self, controller: &str) -> bool {
-        let unified = self.unified.iter().flat_map(|(_, names)| names);
+        let unified = self.unified.iter().flat_map(|unified| &unified.names);
         let separate = self.separate.iter().map(|(name, _)| name);
         unified.chain(separate).any(|name| name == controller)
     }
 
     /// The directories in which groups are made.
     pub(crate) fn parents(&self) -> Vec<PathBuf> {
-        let unified = self.unified.iter().map(|(place, _)| place);
+        let unified = self.unified.iter().map(|unified| &unified.place);
         let separate = self.separate.iter().map(|(_, place)| place);
         unified.chain(separate).cloned().collect()
+    }
+
+    /// Where groups are outside the worker's own, its guard must be too: who kills the whole of the worker's group, as
+    /// `systemctl kill` does, must leave one that ends the functions.
+    pub(crate) fn put_guard(&self, scope: &str, pid: u32) {
+        let Some(unified) = self.unified.as_ref().filter(|unified| unified.outside) else {
+            return;
+        };
+        let entries = fs::read_dir(&unified.place).into_iter().flatten().flatten();
+        for entry in entries {
+            // A guard can not remove the group that it is in. This fails where one lives.
+            if entry.file_name().to_string_lossy().starts_with(GUARDS) {
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+        let place = unified.place.join(format!("{GUARDS}{scope}"));
+        let put = fs::create_dir(&place).and_then(|()| put(&place, pid));
+        if let Err(error) = put {
+            tracing::warn!(place = %place.display(), %error, "the process guard stays in the worker's control group");
+        }
     }
 
     /// A group of this name with these limits; `None` when there is no controller for any of them.
     pub(crate) fn group(&self, name: &str, share: &Share, processes: Option<u64>) -> Option<Group> {
         let mut group = Group::default();
         group.share = *share;
-        if let Some((parent, names)) = &self.unified {
-            let place = parent.join(name);
+        if let Some(unified) = &self.unified {
+            let place = unified.place.join(name);
             if fs::create_dir(&place).is_ok() {
-                for controller in names {
+                for controller in &unified.names {
                     group.limit(&place, controller, &UNIFIED, processes);
                 }
                 group.unified = Some(place);
@@ -111,7 +147,7 @@ impl Cgroups {
     }
 }
 
-/// Whether a directory can be made there: it is tried.
+/// Whether a group can be made there that processes can be put into: it is tried.
 fn may_make(parent: &Path) -> bool {
     let name = format!(
         "geminga-try-{}",
@@ -119,20 +155,113 @@ fn may_make(parent: &Path) -> bool {
     );
     let place = parent.join(name);
     let made = fs::create_dir(&place).is_ok();
+    // Of version 2: below a group that shares its controllers by threads, nothing but threads can be put.
+    let whole = fs::read_to_string(place.join("cgroup.type"));
+    let whole = whole.map_or(true, |kind| kind.trim() == "domain");
     let _ = fs::remove_dir(&place);
-    made
+    made && whole
 }
 
-/// A directory of version 2 whose children have controllers.
-fn unified(own: &Path) -> Option<(PathBuf, Vec<String>)> {
+/// Where groups of version 2 may be, seen from the group that the worker is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// In it: nothing else is.
+    Within,
+    /// In it, when the worker has moved into a leaf.
+    Leaf,
+    /// Beside it.
+    Beside,
+}
+
+/// `members` are who is in the worker's own group, as the kernel writes them; `given` says that whoever made the group
+/// leaves it to the worker.
+fn layout(is_root: bool, members: &str, worker: u32, given: bool) -> Layout {
+    let mut members = members.split_whitespace();
+    match (members.next(), members.next()) {
+        // The root of the machine alone may have both.
+        _ if is_root => Layout::Within,
+        (None, _) => Layout::Within,
+        (Some(first), None) if given && first == worker.to_string() => Layout::Leaf,
+        _ => Layout::Beside,
+    }
+}
+
+/// The directory of version 2 for groups of a worker that is in `path` below `root`.
+fn unified(root: &Path, path: &str, worker: u32) -> Option<Unified> {
+    let own = root.join(path);
     if !own.join("cgroup.controllers").exists() {
         return None;
     }
-    let control = own.join("cgroup.subtree_control");
+    let is_root = !own.join("cgroup.type").exists();
+    let members = fs::read_to_string(own.join("cgroup.procs")).unwrap_or_default();
+    let given = path.is_empty() || is_delegated(&own);
+    let within = match layout(is_root, &members, worker, given) {
+        Layout::Within => usable(&own),
+        Layout::Leaf => match move_to_leaf(&own, worker) {
+            Ok(()) => usable(&own),
+            Err(error) => {
+                tracing::debug!(own = %own.display(), %error, "the worker stays in its control group");
+                None
+            }
+        },
+        Layout::Beside => None,
+    };
+    let unified = |place: &Path, names, outside| Unified {
+        place: place.to_path_buf(),
+        names,
+        outside,
+    };
+    if let Some(names) = within {
+        return Some(unified(&own, names, false));
+    }
+    let beside = own.parent().filter(|up| up.starts_with(root))?;
+    // A worker in its leaf is still in the group that it was given.
+    let leaf = own.file_name()?.to_string_lossy().starts_with(LEAF);
+    Some(unified(beside, usable(beside)?, !leaf))
+}
+
+/// Systemd marks what it leaves to others.
+fn is_delegated(place: &Path) -> bool {
+    ["user.delegate", "trusted.delegate"].iter().any(|name| {
+        let mut value = [0_u8; 8];
+        let read = rustix::fs::getxattr(place, *name, &mut value[..]);
+        matches!(read, Ok(1..)) && value[0] == b'1'
+    })
+}
+
+fn move_to_leaf(own: &Path, worker: u32) -> io::Result<()> {
+    // Those of workers that ended here. This fails where one lives.
+    for entry in fs::read_dir(own)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(LEAF) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+    let leaf = own.join(format!("{LEAF}{worker}"));
+    match fs::create_dir(&leaf) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => put(&leaf, worker),
+    }
+}
+
+/// The controllers that groups made in a directory of version 2 have; `None` when none can be made.
+fn usable(place: &Path) -> Option<Vec<String>> {
+    if !place.join("cgroup.controllers").exists() {
+        return None;
+    }
+    let control = place.join("cgroup.subtree_control");
+    let is_root = !place.join("cgroup.type").exists();
+    let is_empty = match fs::read_to_string(place.join("cgroup.procs")) {
+        Ok(members) => members.trim().is_empty(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    // Beside processes the kernel still gives the controllers that count by threads, and so makes of the whole group one
+    // whose children take no process: nothing is asked of it then.
+    if !is_root && !is_empty {
+        return None;
+    }
     let given = || fs::read_to_string(&control).unwrap_or_default();
     for name in CONTROLLERS {
         if !given().split_whitespace().any(|has| has == name) {
-            // Refused where it has processes of its own and is not the root.
             let _ = fs::write(&control, format!("+{name}"));
         }
     }
@@ -144,7 +273,17 @@ fn unified(own: &Path) -> Option<(PathBuf, Vec<String>)> {
         .filter(|name| CONTROLLERS.contains(name))
         .map(str::to_owned)
         .collect();
-    (!names.is_empty() && may_make(own)).then(|| (own.to_path_buf(), names))
+    (!names.is_empty() && may_make(place)).then_some(names)
+}
+
+/// Puts a process into a group of version 2.
+fn put(place: &Path, pid: u32) -> io::Result<()> {
+    use std::io::Write;
+    // The kernel has made the file: where it is not, this is no group.
+    let mut procs = fs::File::options()
+        .write(true)
+        .open(place.join("cgroup.procs"))?;
+    procs.write_all(pid.to_string().as_bytes())
 }
 
 /// The group of one instance. Dropping it kills what is left and removes it.
@@ -158,6 +297,8 @@ pub(crate) struct Group {
     processes: Option<u64>,
     /// What was told already, of each counter.
     told: Mutex<(u64, u64)>,
+    /// That a process could not be put in was said.
+    warned: AtomicBool,
 }
 
 /// The files of a version.
@@ -227,29 +368,45 @@ impl Group {
         !self.separate.is_empty()
     }
 
-    /// Puts the calling thread in, as far as that is possible.
-    pub(crate) fn enter_thread(&self) {
+    /// Puts the calling thread in. False when that failed somewhere: then nothing is held.
+    pub(crate) fn enter_thread(&self) -> bool {
+        let mut inside = true;
         for place in &self.separate {
             // 0 is who writes; its number would make the kernel stop every process for a moment.
-            if let Err(error) = fs::write(place.join("tasks"), "0") {
-                tracing::warn!(place = %place.display(), %error, "not put into its control group");
+            let put = fs::write(place.join("tasks"), "0");
+            inside &= put.map_err(|error| self.warn(place, &error)).is_ok();
+        }
+        inside
+    }
+
+    /// Puts a process into the group that no thread can enter alone. What it has started by then stays outside, and is
+    /// found by its mark. False when that failed.
+    pub(crate) fn enter(&self, pid: u32) -> bool {
+        let Some(place) = &self.unified else {
+            return true;
+        };
+        match put(place, pid) {
+            Ok(()) => true,
+            // It has ended already.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+                true
+            }
+            Err(error) => {
+                self.warn(place, &error);
+                false
             }
         }
     }
 
-    /// Puts a process into the group that no thread can enter alone. What it has started by then stays outside, and is
-    /// found by its mark.
-    pub(crate) fn enter(&self, pid: u32) {
-        if let Some(place) = &self.unified {
-            match fs::write(place.join("cgroup.procs"), pid.to_string()) {
-                Ok(()) => {}
-                // It has ended already.
-                Err(error)
-                    if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
-                Err(error) => {
-                    tracing::warn!(place = %place.display(), %error, "not put into its control group");
-                }
-            }
+    /// Once: there may be a process for every message.
+    fn warn(&self, place: &Path, error: &io::Error) {
+        if !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                place = %place.display(),
+                %error,
+                "processes can not be put into their control group: what they use together is looked at a few times a \
+                 second, and their CPU is not held"
+            );
         }
     }
 
@@ -363,7 +520,14 @@ mod tests {
         let root = tempfile::tempdir().expect("temporary");
         let slice = root.path().join("user.slice/app.slice");
         fs::create_dir_all(slice.join("me.scope")).expect("made");
-        fs::write(slice.join("cgroup.controllers"), "cpu memory pids").expect("written");
+        for (file, text) in [
+            ("cgroup.controllers", "cpu memory pids"),
+            ("me.scope/cgroup.controllers", "cpu memory pids"),
+            ("me.scope/cgroup.type", "domain\n"),
+            ("me.scope/cgroup.procs", "1\n2\n"),
+        ] {
+            fs::write(slice.join(file), text).expect("written");
+        }
         fs::write(slice.join("cgroup.subtree_control"), "memory pids cpu io\n").expect("written");
         let cgroups = Cgroups::below(root.path(), "0::/user.slice/app.slice/me.scope\n");
         assert_eq!(cgroups.parents(), std::slice::from_ref(&slice));
@@ -379,7 +543,9 @@ mod tests {
         assert_eq!(read("pids.max"), "7");
         assert_eq!(read("cpu.max"), "150000 100000");
         assert_eq!((group.holds(), group.by_thread()), ((true, true), false));
-        group.enter(77);
+        assert!(!group.enter(77), "no kernel made this group");
+        fs::write(slice.join("g/cgroup.procs"), "").expect("written");
+        assert!(group.enter(77));
         assert_eq!(read("cgroup.procs"), "77");
         assert_eq!(group.hit(), None);
         fs::write(slice.join("g/memory.events"), "oom 1\noom_kill 1\n").expect("written");
@@ -389,6 +555,133 @@ mod tests {
         assert!(group.hit().expect("hit").contains("limits.processes"));
         // Nobody has the number 77 there, so that nobody is killed when the group goes.
         fs::write(slice.join("g/cgroup.procs"), "").expect("written");
+    }
+
+    #[test]
+    fn where_groups_of_version_2_are_depends_on_who_is_in_the_workers_own() {
+        for (is_root, members, given, wanted) in [
+            (true, "1\n7\n", false, Layout::Within),
+            (false, "", false, Layout::Within),
+            (false, "7\n", true, Layout::Leaf),
+            (false, "7\n", false, Layout::Beside),
+            (false, "77\n", true, Layout::Beside),
+            (false, "7\n8\n", true, Layout::Beside),
+            // Who is outside the name space of the reader.
+            (false, "0\n", true, Layout::Beside),
+        ] {
+            let found = layout(is_root, members, 7, given);
+            assert_eq!(found, wanted, "{is_root} {members:?} {given}");
+        }
+    }
+
+    /// The kernel gives `cpu` and `pids` to a group with processes, and then lets no process into its children.
+    #[test]
+    fn a_group_with_processes_is_asked_for_nothing() {
+        let root = tempfile::tempdir().expect("temporary");
+        let own = root.path().join("system.slice/geminga.service");
+        fs::create_dir_all(&own).expect("made");
+        for (file, text) in [
+            ("cgroup.controllers", "cpu memory pids"),
+            ("cgroup.subtree_control", ""),
+            ("cgroup.type", "domain\n"),
+            ("cgroup.procs", "77\n"),
+        ] {
+            fs::write(own.join(file), text).expect("written");
+        }
+        let cgroups = Cgroups::below(root.path(), "0::/system.slice/geminga.service\n");
+        assert!(cgroups.parents().is_empty(), "{cgroups:?}");
+        let given = fs::read_to_string(own.join("cgroup.subtree_control")).expect("read");
+        assert_eq!(given, "");
+    }
+
+    /// A group of version 2 that this test may make, when the machine has such a mount.
+    struct Real(PathBuf);
+
+    impl Real {
+        fn make() -> Option<Self> {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+            let name = geminga_stdx::Random::from_entropy().name(8);
+            let made = mounts.lines().find_map(|line| {
+                let (before, after) = line.split_once(" - ")?;
+                let mount = before
+                    .split(' ')
+                    .nth(4)
+                    .filter(|_| after.starts_with("cgroup2 "))?;
+                let place = Path::new(mount).join(format!("geminga-test-{name}"));
+                fs::create_dir(&place).is_ok().then_some(Self(place))
+            });
+            if made.is_none() {
+                println!("not run: no control group of version 2 can be made here");
+            }
+            made
+        }
+
+        fn child(&self, name: &str) -> PathBuf {
+            let place = self.0.join(name);
+            fs::create_dir(&place).expect("made");
+            place
+        }
+    }
+
+    impl Drop for Real {
+        fn drop(&mut self) {
+            for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(entry.path());
+            }
+            let _ = fs::remove_dir(&self.0);
+        }
+    }
+
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn start() -> Self {
+            let started = std::process::Command::new("sleep").arg("60").spawn();
+            Self(started.expect("sleep runs"))
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_group_that_takes_no_process_is_not_used_and_not_believed() {
+        let Some(real) = Real::make() else { return };
+        assert!(may_make(&real.0));
+        let threads = real.child("threads");
+        fs::write(threads.join("cgroup.type"), "threaded").expect("written");
+        assert!(!may_make(&real.0), "its children take threads alone");
+        let mut group = Group::default();
+        group.unified = Some(real.child("g"));
+        let sleeper = Sleeper::start();
+        assert!(!group.enter(sleeper.0.id()));
+    }
+
+    #[test]
+    fn a_worker_that_is_alone_in_what_it_was_given_moves_into_a_leaf() {
+        let Some(real) = Real::make() else { return };
+        let sleeper = Sleeper::start();
+        let worker = sleeper.0.id();
+        put(&real.0, worker).expect("put");
+        let ended = real.child(&format!("{LEAF}0"));
+        assert_eq!(usable(&real.0), None);
+        assert!(!is_delegated(&real.0));
+        let flags = rustix::fs::XattrFlags::empty();
+        if rustix::fs::setxattr(&real.0, "trusted.delegate", b"1", flags).is_ok() {
+            assert!(is_delegated(&real.0));
+        }
+        move_to_leaf(&real.0, worker).expect("moved");
+        let read = |place: &Path| fs::read_to_string(place.join("cgroup.procs")).expect("read");
+        assert_eq!(read(&real.0), "");
+        let leaf = real.0.join(format!("{LEAF}{worker}"));
+        assert_eq!(read(&leaf).trim(), worker.to_string());
+        assert!(!ended.exists(), "a leaf without a worker");
+        move_to_leaf(&real.0, worker).expect("a second time");
+        drop(sleeper);
     }
 
     #[test]
@@ -410,7 +703,7 @@ mod tests {
         assert_eq!(read("pids/g/pids.max"), Some(PROCESSES.to_string()));
         assert!(!root.path().join("cpu/g").exists());
         assert_eq!((group.holds(), group.by_thread()), ((true, true), true));
-        group.enter_thread();
+        assert!(group.enter_thread());
         assert_eq!(read("memory/a/g/tasks").as_deref(), Some("0"));
         let none = Cgroups::below(Path::new("/nowhere"), "4:memory:/a\n0::/\n");
         assert!(none.group("g", &Share::default(), None).is_none());

@@ -13,7 +13,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetA
 
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::{Files, Network, Walls};
+use super::{Files, Landlock, Network, Walls};
 
 /// What a program needs to be a program.
 const SYSTEM: &[&str] = &[
@@ -87,12 +87,21 @@ const IO_URING_SETUP: i64 = 425;
 /// The same call by the other way in that x86-64 has.
 const X32: i64 = 0x4000_0000;
 
-pub(super) fn has_landlock() -> bool {
-    let made = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(ABI::V1))
-        .and_then(Ruleset::create);
-    made.is_ok()
+/// What this kernel's Landlock holds: it is tried.
+pub(super) fn landlock() -> Landlock {
+    let strict = || Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let files = |abi| strict().handle_access(AccessFs::from_all(abi));
+    let made = |ruleset: Result<Ruleset, _>| ruleset.and_then(Ruleset::create).is_ok();
+    let signals = files(NEWEST).and_then(|ruleset| ruleset.scope(Scope::from_all(NEWEST)));
+    if made(signals) {
+        Landlock::Signals
+    } else if made(files(ABI::V3)) {
+        Landlock::Truncation
+    } else if made(files(ABI::V1)) {
+        Landlock::Files
+    } else {
+        Landlock::Nothing
+    }
 }
 
 pub(super) fn has_seccomp() -> bool {
@@ -109,10 +118,11 @@ pub(super) fn this_thread(
 ) -> io::Result<()> {
     if walls.files == Files::Private {
         let enforced = files(walls, code, program, private).map_err(io::Error::other)?;
-        if walls.required && enforced.ruleset == RulesetStatus::NotEnforced {
-            return Err(io::Error::other(
-                "`sandbox.files: private` is required, and the kernel has no Landlock",
-            ));
+        if walls.required && enforced.ruleset != RulesetStatus::FullyEnforced {
+            let missing = landlock().lets_through().join("; ");
+            return Err(io::Error::other(format!(
+                "`sandbox.files: private` is required, and not wholly enforced on this machine: {missing}"
+            )));
         }
     }
     if walls.network == Network::None {
