@@ -269,6 +269,11 @@ class GemingaPerf:
     def running(self):
         return self.process.poll() is None
 
+    def end(self):
+        """Before it is done, for one whose result is not wanted."""
+        self.process.kill()
+        self.process.communicate()
+
     def result(self, seconds=300):
         out, err = self.process.communicate(timeout=seconds)
         if self.process.returncode:

@@ -31,7 +31,7 @@ def arguments():
     given.add_argument("--only", default=",".join(CASES), help="cases, with commas: " + ", ".join(CASES))
     given.add_argument("--scale", type=float, default=1.0, help="the share of the full size to do")
     given.add_argument("--durability", default="fsync", choices=("fsync", "os"))
-    given.add_argument("--out", default="bench-out/scale", help="where servers keep their data, and what was measured")
+    given.add_argument("--out", default="bench-out/scale", help="where servers keep their data")
     given.add_argument("--markdown", help="a file that the table is written into, between its two marks")
     return given.parse_args()
 
@@ -91,6 +91,8 @@ def main():
     given = arguments()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if given.markdown and given.scale < 1:
+        sys.exit("error: --markdown: the table holds figures of the full size; leave --scale out, or print the table by leaving --markdown out")
     os.makedirs(given.out, exist_ok=True)
     system = "pulsar" if given.pulsar else "geminga"
     context = Context(system, given.geminga, given.pulsar, os.path.abspath(given.out), given.durability, given.scale)
@@ -109,7 +111,9 @@ def main():
         print(table(measured, pulsar))
         return
     known = json.loads(GEMINGA.read_text()) if GEMINGA.exists() else {}
-    known = {name: case for name in CASES if (case := measured.get(name, known.get(name)))}
+    # What did not end takes no figure's place.
+    ended = {name: case for name, case in measured.items() if all(row["key"] != "failed" for row in case["rows"])}
+    known = {name: case for name in CASES if (case := ended.get(name, known.get(name)) or measured.get(name))}
     GEMINGA.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
     write_into(given.markdown, table(known, pulsar))
 

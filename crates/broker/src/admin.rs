@@ -189,7 +189,7 @@ impl Broker {
         }
         self.core
             .catalog
-            .delete(&namespace_key(namespace.as_str()))
+            .delete_namespace(namespace.as_str())
             .await?;
         self.core.security.grants.forget(namespace).await?;
         self.forget_quotas(namespace).await?;

@@ -125,6 +125,12 @@ impl Catalog {
         Ok(found.map(|(partitioned, _)| partitioned.partitions))
     }
 
+    pub(crate) async fn delete_namespace(&self, namespace: &str) -> Result<(), BrokerError> {
+        self.delete(&namespace_key(namespace)).await?;
+        self.policies.lock().remove(namespace);
+        Ok(())
+    }
+
     pub(crate) async fn policies(&self, namespace: &str) -> Result<Option<Known>, BrokerError> {
         let key = namespace_key(namespace);
         let Some(found) = self.store.get(&key).await? else {

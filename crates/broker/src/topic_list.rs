@@ -5,7 +5,7 @@
 //! there are. News for a client that has much to read waits, merged, and goes when there is room;
 //! only a client that takes nothing at all for a keep-alive interval is closed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -273,6 +273,30 @@ impl Watchers {
         }
     }
 
+    /// Topics come after the lists too. Clients whose watchers then have more names than we keep for one
+    /// connection are closed, but for those that have only one watcher: they come back, and a watcher
+    /// too many is refused.
+    fn close_greedy(&self, all: &mut Vec<Watcher>) {
+        let mut kept: HashMap<*const Peer, (usize, usize)> = HashMap::new();
+        for watcher in all.iter() {
+            let (watchers, names) = kept.entry(Arc::as_ptr(&watcher.peer)).or_default();
+            *watchers += 1;
+            *names += watcher.topics.len().max(watcher.names_coming) + watcher.news.len();
+        }
+        kept.retain(|_, (watchers, names)| *watchers > 1 && *names > self.names_per_peer_max);
+        all.retain(|watcher| {
+            let Some((_, names)) = kept.get_mut(&Arc::as_ptr(&watcher.peer)) else {
+                return true;
+            };
+            // Said once.
+            if std::mem::take(names) > 0 {
+                tracing::info!(peer = %watcher.peer.address, "closed: it watches too many topics");
+                watcher.peer.outbox.abort();
+            }
+            false
+        });
+    }
+
     /// The task that tells them. Each message has a hash over all names, so what happens within a
     /// short time is told at once; with very many names that time is longer.
     pub(crate) async fn tell(&self) {
@@ -280,11 +304,15 @@ impl Watchers {
             self.news.notified().await;
             let began = Instant::now();
             let mut any_later = false;
-            self.all.lock().retain_mut(|watcher| {
-                let told = watcher.tell(began, self.patience);
-                any_later |= told == Told::Later;
-                told != Told::Closed
-            });
+            {
+                let mut all = self.all.lock();
+                self.close_greedy(&mut all);
+                all.retain_mut(|watcher| {
+                    let told = watcher.tell(began, self.patience);
+                    any_later |= told == Told::Later;
+                    told != Told::Closed
+                });
+            }
             tokio::time::sleep(TELL_EVERY.max(began.elapsed() * 10)).await;
             if any_later {
                 self.news.notify_one();
@@ -455,6 +483,29 @@ mod tests {
         watch(&watchers, &other, 3, 2).unwrap();
         // The same number again takes the place of the first.
         watch(&watchers, &other, 2, 4).unwrap();
+    }
+
+    #[test]
+    fn what_comes_after_the_lists_is_bounded_too() {
+        let watchers = Watchers {
+            names_per_peer_max: 10,
+            ..Watchers::new(PATIENCE)
+        };
+        let peer = |id| Peer::new(id, "client".to_owned(), false, 1 << 20, 0);
+        let (one, greedy) = (peer(1), peer(2));
+        watch(&watchers, &one, 1, 4).unwrap();
+        watch(&watchers, &greedy, 1, 4).unwrap();
+        watch(&watchers, &greedy, 2, 4).unwrap();
+        let close = || watchers.close_greedy(&mut watchers.all.lock());
+        close();
+        assert_eq!(watchers.all.lock().len(), 3, "8 names are few enough");
+        for number in 4..20 {
+            watchers.changed(&topic(number).parse().unwrap(), true);
+        }
+        close();
+        assert_eq!(watchers.all.lock().len(), 1);
+        assert!(write(&greedy, 0).1);
+        assert!(!write(&one, 0).1, "one watcher may have them all");
     }
 
     #[test]

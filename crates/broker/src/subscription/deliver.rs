@@ -55,6 +55,15 @@ pub(crate) struct Source<'a> {
 }
 
 impl Source<'_> {
+    /// Entries delivered in one pass: with few at a time a hundred subscriptions spend their time on
+    /// locks and wake-ups. What is in memory is not read, so `entries_max` is only for what is held back.
+    fn tail_max(&self) -> usize {
+        match self.throttled {
+            true => self.entries_max,
+            false => self.entries_max.max(AHEAD_ENTRIES),
+        }
+    }
+
     fn is_aborted(&self, position: Position, head: &Peek<'_>) -> bool {
         self.transactions
             .is_some_and(|buffer| buffer.is_aborted(position, head))
@@ -143,7 +152,7 @@ impl Subscription {
                             generation: self.generation,
                         };
                     }
-                    let limits = ReadLimits::new(count, source.bytes_max);
+                    let limits = ReadLimits::new(count, source.bytes_max.min(AHEAD_BYTES));
                     match source.ledger.read_cached(self.read, limits) {
                         Some(entries) if !entries.is_empty() => {
                             if self.is_held_back(&entries, source.limit) {
@@ -248,7 +257,7 @@ impl Subscription {
                 None => Want::Nothing,
                 Some(flow) => {
                     let entries = (flow.permits() as f32 / per_entry).ceil() as usize;
-                    Want::Tail(entries.clamp(1, source.entries_max))
+                    Want::Tail(entries.clamp(1, source.tail_max()))
                 }
             },
             Dispatch::Many(many) => {
@@ -259,7 +268,7 @@ impl Subscription {
                 match many.want(usize::MAX, past_replay) {
                     Want::Tail(permits) => {
                         let entries = (permits as f32 / per_entry).ceil() as usize;
-                        Want::Tail(entries.clamp(1, source.entries_max))
+                        Want::Tail(entries.clamp(1, source.tail_max()))
                     }
                     Want::Replay(mut positions) => {
                         positions.truncate(source.entries_max);

@@ -266,12 +266,13 @@ impl Topic {
         }
         self.count_for_quota(&mut state, done.bytes as u64);
         self.close_when_done(&mut state);
-        self.dispatch_all(&mut state);
         drop(state);
+        // With many subscriptions the dispatch takes a while, and nobody is to wait for it to publish.
         self.core.publishing.give_back(done.bytes);
         for (peer, count) in done.sends {
             peer.sends_end(count);
         }
+        self.dispatch_all(&mut self.lock());
     }
 
     /// Sends the receipts of all runs up to `through`, and of duplicates that waited for them.

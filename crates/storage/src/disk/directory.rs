@@ -13,11 +13,18 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::{Advice, OFlags, fadvise};
 use rustix::io::Errno;
 
 use super::{BLOCK_BYTES, Disk, DiskFile, GENTLE_READ_BYTES, Open};
+
+/// What takes less came from the page cache, and needs no rest.
+const FROM_DISK_MIN: Duration = Duration::from_micros(50);
+/// A disk that hangs for a moment does not hold readers up for as long again.
+const REST_MAX: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 pub struct DirectoryDisk {
@@ -59,7 +66,7 @@ impl Disk for DirectoryDisk {
             direct_works: AtomicBool::new(direct.is_some()),
             direct,
             syncs,
-            reads_ahead: AtomicBool::new(true),
+            reads_ahead: Mutex::new(true),
         }))
     }
 
@@ -128,7 +135,7 @@ struct DirectoryFile {
     syncs: bool,
     /// Whether the kernel reads more than it is asked for, as it does until it is told not to. With
     /// disks that are set up for it that is 8 MB: as many milliseconds in which nothing is synced.
-    reads_ahead: AtomicBool,
+    reads_ahead: Mutex<bool>,
 }
 
 impl DirectoryFile {
@@ -143,8 +150,9 @@ impl DirectoryFile {
     }
 
     fn read_ahead(&self, wanted: bool) {
-        if self.reads_ahead.load(Ordering::Relaxed) != wanted {
-            self.reads_ahead.store(wanted, Ordering::Relaxed);
+        let mut reads_ahead = self.reads_ahead.lock();
+        if *reads_ahead != wanted {
+            *reads_ahead = wanted;
             let advice = if wanted {
                 Advice::Normal
             } else {
@@ -172,8 +180,13 @@ impl DiskFile for DirectoryFile {
         self.read_ahead(false);
         let mut at = offset;
         for piece in buf.chunks_mut(GENTLE_READ_BYTES) {
+            let began = Instant::now();
             self.file.read_exact_at(piece, at)?;
             at += piece.len() as u64;
+            let took = began.elapsed();
+            if took >= FROM_DISK_MIN {
+                std::thread::sleep(took.min(REST_MAX));
+            }
         }
         Ok(())
     }

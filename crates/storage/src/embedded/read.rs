@@ -30,11 +30,18 @@ pub(super) async fn read(
                 first,
                 limits,
             };
-            let turn = shared.traffic.turn().await;
-            let gently = turn.is_some();
+            // It keeps log files from being used again, so it is made once more after the wait.
+            drop(plan);
+            let gait = shared.traffic.gait(limits).await;
             let reader = shared.clone();
-            let reading = move || execute(&reader, plan, request, gently);
-            let read = match tokio::runtime::Handle::try_current() {
+            // The turn ends with the read, also when nobody waits for it any more.
+            let reading = move || {
+                let plan = reader.index.plan(ledger, first, limits);
+                let read = execute(&reader, plan, request, gait.gently);
+                drop(gait);
+                read
+            };
+            match tokio::runtime::Handle::try_current() {
                 Ok(runtime) => {
                     let cancelled = |_| Err(StoreError::stopped("a read was cancelled"));
                     runtime
@@ -43,9 +50,7 @@ pub(super) async fn read(
                         .unwrap_or_else(cancelled)
                 }
                 Err(_) => reading(),
-            };
-            drop(turn);
-            read
+            }
         }
     }
 }

@@ -2,52 +2,43 @@
 //!
 //! A sync waits behind every read that was given to the disk before it. A reader that catches up at the
 //! disk's speed, with the kernel reading ahead of it, makes each commit wait for megabytes. The budget
-//! while entries are being appended: one read at a time over the whole store, with
-//! [`crate::disk::GENTLE_READ_BYTES`] of it under way and nothing read ahead, and after it a rest as
-//! long as it took. So a commit finds at most so much before it (a quarter of a millisecond of a disk
-//! that reads 1 GB/s), half of the time nothing, and readers leave time to those at the tail. Without
-//! appends there is no limit. State records alone (acks of the readers themselves, say) are no appends.
+//! while entries are being appended: one large read at a time over the whole store, in pieces
+//! of [`GENTLE_READ_BYTES`] with nothing read ahead, and after each piece a rest as long as it
+//! took ([`crate::disk::DiskFile::read_gently_at`]). So a commit finds mostly one piece before it at most,
+//! half of the time nothing, and readers leave time to those at the tail. Without appends there is no limit.
+//! State records alone (acks of the readers themselves, say) are no appends.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::ReadLimits;
+use crate::disk::GENTLE_READ_BYTES;
 
 /// How long after an append the next one is reckoned with.
 const RECENT: Duration = Duration::from_secs(2);
-/// Shorter rests are left out: the timers are not that exact.
-const REST_MIN: Duration = Duration::from_micros(200);
-/// A disk that hangs for a moment does not hold readers up for as long again.
-const REST_MAX: Duration = Duration::from_millis(20);
-
 pub(super) struct Traffic {
     began: Instant,
     /// Milliseconds from `began` to the last append, and one more; 0 before the first.
     last_ms: AtomicU64,
-    /// When the next read may begin.
-    next: Mutex<Instant>,
+    /// Whose turn it is to read.
+    reading: Arc<Mutex<()>>,
 }
 
-/// A read's turn, as long as it is kept.
-pub(super) struct Turn<'a> {
-    next: MutexGuard<'a, Instant>,
-    began: Instant,
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let now = Instant::now();
-        *self.next = now + (now - self.began).min(REST_MAX);
-    }
+/// How a read is to be done, and its turn as long as this is kept.
+pub(super) struct Gait {
+    pub(super) gently: bool,
+    _turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl Traffic {
     pub(super) fn new() -> Self {
-        let now = Instant::now();
         Self {
-            began: now,
+            began: Instant::now(),
             last_ms: AtomicU64::new(0),
-            next: Mutex::new(now),
+            reading: Arc::default(),
         }
     }
 
@@ -60,18 +51,19 @@ impl Traffic {
         }
     }
 
-    /// A read's turn: at once when nobody appends, which is told by none.
-    pub(super) async fn turn(&self) -> Option<Turn<'_>> {
-        if !is_recent(self.last_ms.load(Ordering::Relaxed), self.now_ms()) {
-            return None;
+    /// Waits for the turn of a read, where one is needed.
+    pub(super) async fn gait(&self, limits: ReadLimits) -> Gait {
+        let gently = is_recent(self.last_ms.load(Ordering::Relaxed), self.now_ms());
+        // A search by halves, say, would stand behind those who catch up at each step.
+        let is_small = limits.entries_max <= 1 || limits.bytes_max <= GENTLE_READ_BYTES;
+        let turn = match gently && !is_small {
+            true => Some(self.reading.clone().lock_owned().await),
+            false => None,
+        };
+        Gait {
+            gently,
+            _turn: turn,
         }
-        let next = self.next.lock().await;
-        let rest = next.saturating_duration_since(Instant::now());
-        if rest >= REST_MIN {
-            tokio::time::sleep(rest).await;
-        }
-        let began = Instant::now();
-        Some(Turn { next, began })
     }
 
     fn now_ms(&self) -> u64 {
@@ -103,19 +95,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn reads_wait_for_their_turn_only_while_entries_are_appended() {
+    async fn large_reads_take_turns_only_while_entries_are_appended() {
         let traffic = Traffic::new();
-        assert!(traffic.turn().await.is_none());
+        let (large, small) = (ReadLimits::new(100, 1 << 20), ReadLimits::new(1, 1 << 20));
+        assert!(!traffic.gait(large).await.gently);
         traffic.note();
-        let turn = traffic.turn().await;
-        assert!(turn.is_some());
-        let mut next = std::pin::pin!(traffic.turn());
+        let turn = traffic.gait(large).await;
+        assert!(turn.gently);
+        assert!(traffic.gait(small).await.gently, "without a turn");
+        let mut next = std::pin::pin!(traffic.gait(large));
         let waits =
             std::future::poll_fn(|cx| std::task::Poll::Ready(next.as_mut().poll(cx).is_pending()));
         assert!(waits.await);
         drop(turn);
-        let next = next.await.unwrap();
-        let (began, was) = (next.began, *next.next);
-        assert!(began + REST_MIN >= was, "it began before the rest was over");
+        assert!(next.await.gently);
     }
 }
