@@ -95,8 +95,13 @@ struct Guests {
 }
 
 impl Launcher for Guests {
-    fn launch(&self, _spec: &HostSpec, _next: u64) -> Result<Launched, Broken> {
-        Ok(guest::launch(&self.engine, &self.code, &self.spec))
+    fn launch<'a>(
+        &'a self,
+        _spec: &'a HostSpec,
+        _next: u64,
+    ) -> BoxFuture<'a, Result<Launched, Broken>> {
+        let launched = guest::launch(&self.engine, &self.code, &self.spec);
+        Box::pin(std::future::ready(Ok(launched)))
     }
 
     fn window(&self) -> usize {

@@ -74,42 +74,50 @@ fn other_interpreter(path: &Path) -> bool {
 struct Shells;
 
 impl Launch for Shells {
-    fn launch(&self, scope: &Scope, spec: &HostSpec, _next: u64) -> Result<Launched, Broken> {
-        let host = scope
-            .file("geminga.bash", HOST)
-            .map_err(super::private_directory)?;
-        let token = geminga_stdx::Random::from_entropy().name(24);
-        let program = PathBuf::from(BASH);
-        let mut command = scope.command(&program, spec);
-        command
-            .args(["--noprofile", "--norc"])
-            .args(&spec.runtime_flags)
-            .arg(host)
-            .env("GMG_HOST_BINDING", "shell")
-            .env("GMG_HOST_TOKEN", &token)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut process = scope
-            .spawn(&mut command, &spec.options.limits)
-            .map_err(|error| start_error(&program, &error))?;
-        let (Some(stdin), Some(stdout), Some(stderr)) = (
-            process.child.stdin.take(),
-            process.child.stdout.take(),
-            process.child.stderr.take(),
-        ) else {
-            return Err(super::no_pipes());
-        };
-        let stdout = stdout
-            .into_owned_fd()
-            .and_then(super::pipe::Patient::new)
-            .map_err(|error| start_error(&program, &error))?;
-        Ok(Launched {
-            process: Box::new(process),
-            reader: Box::new(stdout),
-            writer: Box::new(stdin),
-            logs: vec![Box::new(stderr)],
-            codec: Box::new(Shell::new(&token, spec.options.clone())),
+    fn launch<'a>(
+        &'a self,
+        scope: &'a Scope,
+        spec: &'a HostSpec,
+        _next: u64,
+    ) -> BoxFuture<'a, Result<Launched, Broken>> {
+        Box::pin(async move {
+            let host = scope
+                .file("geminga.bash", HOST)
+                .map_err(super::private_directory)?;
+            let token = geminga_stdx::Random::from_entropy().name(24);
+            let program = PathBuf::from(BASH);
+            let mut command = scope.command(&program, spec);
+            command
+                .args(["--noprofile", "--norc"])
+                .args(&spec.runtime_flags)
+                .arg(host)
+                .env("GMG_HOST_BINDING", "shell")
+                .env("GMG_HOST_TOKEN", &token)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            let mut process = scope
+                .spawn(&mut command, &spec.options.limits)
+                .await
+                .map_err(|error| start_error(&program, &error))?;
+            let (Some(stdin), Some(stdout), Some(stderr)) = (
+                process.child.stdin.take(),
+                process.child.stdout.take(),
+                process.child.stderr.take(),
+            ) else {
+                return Err(super::no_pipes());
+            };
+            let stdout = stdout
+                .into_owned_fd()
+                .and_then(super::pipe::Patient::new)
+                .map_err(|error| start_error(&program, &error))?;
+            Ok(Launched {
+                process: Box::new(process),
+                reader: Box::new(stdout),
+                writer: Box::new(stdin),
+                logs: vec![Box::new(stderr)],
+                codec: Box::new(Shell::new(&token, spec.options.clone())),
+            })
         })
     }
 

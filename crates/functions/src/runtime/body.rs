@@ -69,6 +69,8 @@ impl Body for Process {
 /// The limit that a process ran into, when it did not end well.
 fn with_cause(exit: Exit, process: &Process) -> Exit {
     let cause = (exit.code != Some(0)).then(|| process.cause()).flatten();
+    // It is the only process of its host, so that what was met is its own.
+    let cause = cause.map(|cause| (FailureKind::Limit, cause.why));
     Exit { cause, ..exit }
 }
 
@@ -78,7 +80,11 @@ pub trait Launcher: Send + Sync + 'static {
     ///
     /// # Errors
     /// When it does not start.
-    fn launch(&self, spec: &HostSpec, next: u64) -> Result<Launched, Broken>;
+    fn launch<'a>(
+        &'a self,
+        spec: &'a HostSpec,
+        next: u64,
+    ) -> BoxFuture<'a, Result<Launched, Broken>>;
 
     /// Messages in flight, when the options do not say.
     fn window(&self) -> usize;
@@ -87,13 +93,20 @@ pub trait Launcher: Send + Sync + 'static {
     fn frame(&self) -> usize;
 
     /// Ends what user code left behind.
-    fn sweep(&self) {}
+    fn sweep(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// How a kind of warm process is started, within the scope of its host.
 pub(crate) trait Launch: Send + Sync + 'static {
     /// Starts a process that will first see message `next`.
-    fn launch(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<Launched, Broken>;
+    fn launch<'a>(
+        &'a self,
+        scope: &'a Scope,
+        spec: &'a HostSpec,
+        next: u64,
+    ) -> BoxFuture<'a, Result<Launched, Broken>>;
     /// Messages in flight, when the options do not say.
     fn window(&self) -> usize {
         2048
@@ -121,8 +134,16 @@ pub(super) struct Scoped {
 }
 
 impl Launcher for Scoped {
-    fn launch(&self, spec: &HostSpec, next: u64) -> Result<Launched, Broken> {
-        self.launch.launch(&self.scope, spec, next)
+    fn launch<'a>(
+        &'a self,
+        spec: &'a HostSpec,
+        next: u64,
+    ) -> BoxFuture<'a, Result<Launched, Broken>> {
+        Box::pin(async move {
+            let room = self.scope.make_room(spec);
+            room.map_err(super::private_directory)?;
+            self.launch.launch(&self.scope, spec, next).await
+        })
     }
 
     fn window(&self) -> usize {
@@ -133,8 +154,8 @@ impl Launcher for Scoped {
         self.launch.frame()
     }
 
-    fn sweep(&self) {
-        self.scope.sweep();
+    fn sweep(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.scope.sweep_out())
     }
 }
 
@@ -165,7 +186,7 @@ impl Launched {
 }
 
 /// Starts `command` with a socket as its standard input.
-pub(super) fn on_socket(
+pub(super) async fn on_socket(
     mut command: tokio::process::Command,
     program: &Path,
     scope: &Scope,
@@ -186,6 +207,7 @@ pub(super) fn on_socket(
         .stderr(Stdio::piped());
     let mut process = scope
         .spawn(&mut command, &spec.options.limits)
+        .await
         .map_err(|error| start_error(program, &error))?;
     let (Some(stdout), Some(stderr)) = (process.child.stdout.take(), process.child.stderr.take())
     else {

@@ -265,27 +265,35 @@ struct Tool {
 }
 
 impl Launch for Tool {
-    fn launch(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<Launched, Broken> {
-        let mut command = self.program.command(scope, spec, None);
-        if spec.options.framing == Framing::Host {
-            return on_socket(command, &self.program.path, scope, spec);
-        }
-        let mut process = scope
-            .spawn(&mut command, &spec.options.limits)
-            .map_err(|error| start_error(&self.program.path, &error))?;
-        let (Some(stdin), Some(stdout), Some(stderr)) = (
-            process.child.stdin.take(),
-            process.child.stdout.take(),
-            process.child.stderr.take(),
-        ) else {
-            return Err(super::no_pipes());
-        };
-        Ok(Launched {
-            process: Box::new(process),
-            reader: Box::new(stdout),
-            writer: Box::new(stdin),
-            logs: vec![Box::new(stderr)],
-            codec: Box::new(Plain::new(&spec.options, next)),
+    fn launch<'a>(
+        &'a self,
+        scope: &'a Scope,
+        spec: &'a HostSpec,
+        next: u64,
+    ) -> BoxFuture<'a, Result<Launched, Broken>> {
+        Box::pin(async move {
+            let mut command = self.program.command(scope, spec, None);
+            if spec.options.framing == Framing::Host {
+                return on_socket(command, &self.program.path, scope, spec).await;
+            }
+            let mut process = scope
+                .spawn(&mut command, &spec.options.limits)
+                .await
+                .map_err(|error| start_error(&self.program.path, &error))?;
+            let (Some(stdin), Some(stdout), Some(stderr)) = (
+                process.child.stdin.take(),
+                process.child.stdout.take(),
+                process.child.stderr.take(),
+            ) else {
+                return Err(super::no_pipes());
+            };
+            Ok(Launched {
+                process: Box::new(process),
+                reader: Box::new(stdout),
+                writer: Box::new(stdin),
+                logs: vec![Box::new(stderr)],
+                codec: Box::new(Plain::new(&spec.options, next)),
+            })
         })
     }
 

@@ -287,14 +287,21 @@ struct Programs {
 }
 
 impl Launch for Programs {
-    fn launch(&self, scope: &Scope, spec: &HostSpec, _next: u64) -> Result<Launched, Broken> {
-        let mut command = scope.command(&self.program, spec);
-        command.args(&spec.runtime_flags).args(&spec.options.args);
-        if let Some(bytes) = spec.options.limits.data_bytes {
-            // The collector works harder before the kernel says no.
-            command.env("GOMEMLIMIT", (bytes / 10 * 9).to_string());
-        }
-        on_socket(command, &self.program, scope, spec)
+    fn launch<'a>(
+        &'a self,
+        scope: &'a Scope,
+        spec: &'a HostSpec,
+        _next: u64,
+    ) -> BoxFuture<'a, Result<Launched, Broken>> {
+        Box::pin(async move {
+            let mut command = scope.command(&self.program, spec);
+            command.args(&spec.runtime_flags).args(&spec.options.args);
+            if let Some(bytes) = spec.options.limits.data_bytes {
+                // The collector works harder before the kernel says no.
+                command.env("GOMEMLIMIT", (bytes / 10 * 9).to_string());
+            }
+            on_socket(command, &self.program, scope, spec).await
+        })
     }
 }
 

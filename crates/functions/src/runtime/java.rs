@@ -337,22 +337,29 @@ struct Machines {
 }
 
 impl Launch for Machines {
-    fn launch(&self, scope: &Scope, spec: &HostSpec, _next: u64) -> Result<Launched, Broken> {
-        let mut command = scope.command(&self.java, spec);
-        command.args([
-            "-Xshare:auto",
-            "-XX:+UseSerialGC",
-            "-XX:-UsePerfData",
-            "-Dfile.encoding=UTF-8",
-        ]);
-        if let Some(bytes) = spec.heap_bytes {
-            command.arg(format!("-Xmx{bytes}"));
-        }
-        command
-            .args(&spec.runtime_flags)
-            .arg("-cp")
-            .arg(&self.class_path)
-            .arg("geminga.Host");
-        on_socket(command, &self.java, scope, spec)
+    fn launch<'a>(
+        &'a self,
+        scope: &'a Scope,
+        spec: &'a HostSpec,
+        _next: u64,
+    ) -> BoxFuture<'a, Result<Launched, Broken>> {
+        Box::pin(async move {
+            let mut command = scope.command(&self.java, spec);
+            command.args([
+                "-Xshare:auto",
+                "-XX:+UseSerialGC",
+                "-XX:-UsePerfData",
+                "-Dfile.encoding=UTF-8",
+            ]);
+            if let Some(bytes) = spec.heap_bytes {
+                command.arg(format!("-Xmx{bytes}"));
+            }
+            command
+                .args(&spec.runtime_flags)
+                .arg("-cp")
+                .arg(&self.class_path)
+                .arg("geminga.Host");
+            on_socket(command, &self.java, scope, spec).await
+        })
     }
 }

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
@@ -19,10 +19,10 @@ use tokio::process::{Child, Command};
 
 use super::guard::Guard;
 use super::options::{Limits, Options};
-use super::sandbox::cgroup::{Cgroups, Group};
+use super::sandbox::cgroup::{Cgroups, Group, Stay};
 use super::sandbox::watch::{Watch, Watched};
-use super::sandbox::{self, PROCESSES, Share, Verdict, Walls};
-use super::{Broken, FailureKind, HostSpec};
+use super::sandbox::{self, Cause, PROCESSES, Share, Verdict, Walls};
+use super::{Broken, HostSpec};
 
 /// The worker's processes. Cheap to clone; the last clone takes the guard and the directory along.
 #[derive(Debug, Clone)]
@@ -81,14 +81,12 @@ impl Processes {
             file_name(&spec.name),
             spec.instance
         ));
-        make_private(&directory)?;
         let owner = spec.options.run_as().ok().flatten();
-        if let Some((user, group)) = owner {
-            std::os::unix::fs::chown(&directory, Some(user), Some(group))?;
+        if owner.is_some() {
             // The way there must be passable for the other user.
             set_mode(&self.inner.private, 0o711)?;
         }
-        put_secrets(&directory, spec)?;
+        furnish(&directory, spec, owner)?;
         let name = format!("geminga-{}-{number}", self.inner.scope);
         let processes = spec.options.limits.processes;
         let group = self.inner.cgroups.group(&name, &spec.share, processes);
@@ -104,6 +102,7 @@ impl Processes {
             },
             owner,
             group: group.map(Arc::new),
+            full: Arc::default(),
             next: AtomicU64::new(0),
         })
     }
@@ -117,18 +116,20 @@ fn make_new(path: &Path, mode: u32) -> io::Result<File> {
     options.open(path)
 }
 
-/// Each secret is a file of its name in `$GMG_SECRETS`, for programs that know no host protocol.
-fn put_secrets(directory: &Path, spec: &HostSpec) -> io::Result<()> {
+/// Makes a host's private directory, with its secrets: each is a file of its name in `$GMG_SECRETS`, for programs that
+/// know no host protocol.
+fn furnish(directory: &Path, spec: &HostSpec, owner: Option<(u32, u32)>) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::{OpenOptionsExt, chown};
-    if spec.secrets.is_empty() {
-        return Ok(());
-    }
-    let owner = spec.options.run_as().ok().flatten();
     let own = |path: &Path| match owner {
         Some((user, group)) => chown(path, Some(user), Some(group)),
         None => Ok(()),
     };
+    make_private(directory)?;
+    own(directory)?;
+    if spec.secrets.is_empty() {
+        return Ok(());
+    }
     let folder = directory.join(SECRETS);
     make_private(&folder)?;
     own(&folder)?;
@@ -176,6 +177,8 @@ pub(crate) struct Scope {
     /// Whom its processes run as, when that is not the worker's user.
     owner: Option<(u32, u32)>,
     group: Option<Arc<Group>>,
+    /// The private directory holds more than it may.
+    full: Arc<AtomicBool>,
     next: AtomicU64,
 }
 
@@ -241,30 +244,64 @@ impl Scope {
         command
     }
 
-    /// As [`spawn`](Self::spawn), and waits for those who leave: what was killed a moment ago counts in the
-    /// group until it is gone.
-    pub(crate) async fn spawn_soon(
+    /// Gives the host a new private directory when its own was found to hold more than it may: what is left in there
+    /// would be the end of whoever comes next.
+    pub(crate) fn make_room(&self, spec: &HostSpec) -> io::Result<()> {
+        if !self.full.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut aside = self.directory.clone().into_os_string();
+        aside.push(format!(".{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        let moved = match std::fs::rename(&self.directory, &aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        let made = moved.and_then(|()| furnish(&self.directory, spec, self.owner));
+        if made.is_err() {
+            self.full.store(true, Ordering::Relaxed);
+        }
+        // There may be much in it; and it is below what the guard removes.
+        let remove = std::thread::Builder::new().name("geminga-remove".to_owned());
+        if let Err(error) = remove.spawn(move || std::fs::remove_dir_all(aside)) {
+            tracing::warn!(%error, "a private directory that was full stays until the worker ends");
+        }
+        made
+    }
+
+    /// For hosts with several processes at once, each for a message of its own: the kernel shall not take them all for
+    /// the memory of one.
+    pub(crate) fn apart(&self) {
+        if let Some(group) = &self.group {
+            group.apart();
+        }
+    }
+
+    /// Starts `command`, puts the limits on it, and tells the guard. Where the group is full it waits for those who
+    /// leave: what was killed a moment ago counts until it is gone.
+    pub(crate) async fn spawn(
         &self,
         command: &mut Command,
         limits: &Limits,
     ) -> io::Result<Process> {
         for _ in 0..FULL_TRIES {
-            match self.spawn(command, limits) {
+            match self.try_spawn(command, limits) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
                 known => return known,
             }
         }
-        self.spawn(command, limits)
+        self.try_spawn(command, limits)
     }
 
-    /// Starts `command`, puts the limits on it, and tells the guard.
-    pub(crate) fn spawn(&self, command: &mut Command, limits: &Limits) -> io::Result<Process> {
+    fn try_spawn(&self, command: &mut Command, limits: &Limits) -> io::Result<Process> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let token = format!("{}{number}.", self.token);
         command.env("GMG_SCOPE", &token);
+        let share = &self.share;
+        let fills = share.disk_bytes.is_some() && limits.file_bytes.is_none();
         let group = self.group.as_deref();
+        let stay = self.group.as_ref().map(Stay::begin);
         let (child, inside) = sandbox::spawn(command, &self.walls, group, &self.directory)?;
         let pid = child
             .id()
@@ -275,11 +312,11 @@ impl Scope {
             child,
             group: pid,
             processes: self.processes.clone(),
-            held: self.group.clone(),
+            stay,
             verdict: Verdict::default(),
             token,
+            full: fills.then(|| self.full.clone()),
         };
-        let share = &self.share;
         // A group holds only what is in it.
         let holding = group.filter(|_| inside);
         let (memory, count) = holding.map_or((false, false), Group::holds);
@@ -291,20 +328,30 @@ impl Scope {
             let watched = Watched {
                 private: self.directory.clone(),
                 token: process.token.clone(),
+                scope: self.token.clone(),
                 memory: (!memory).then(|| share.memory()),
                 processes: (!count).then(|| limits.processes.unwrap_or(PROCESSES)),
                 disk: share.disk_bytes,
                 verdict: process.verdict.clone(),
+                full: self.full.clone(),
             };
             self.processes.inner.watch.add(pid, watched);
         }
         Ok(process)
     }
 
-    /// Kills every process of this host, in whatever session it hides.
-    pub(crate) fn sweep(&self) {
+    /// Kills every process of this host, in whatever session it hides, and does not look whether it is gone.
+    fn sweep(&self) {
         if let Some(group) = &self.group {
             group.kill();
+        }
+        sweep(&self.token);
+    }
+
+    /// The same, until nothing lives in the group.
+    pub(crate) async fn sweep_out(&self) {
+        if let Some(group) = &self.group {
+            group.kill_all().await;
         }
         sweep(&self.token);
     }
@@ -335,8 +382,8 @@ pub(crate) fn marked(token: &str) -> Vec<Pid> {
 }
 
 /// How often a process is tried to be started in a group that is full, and the pause between.
-pub(crate) const FULL_TRIES: u32 = 40;
-pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(50);
+const FULL_TRIES: u32 = 40;
+const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// The folder of secrets in a host's private directory.
 const SECRETS: &str = "secrets";
 /// How gladly the kernel kills a process for want of memory: from -1000 to 1000.
@@ -446,17 +493,37 @@ pub(crate) struct Process {
     pub(crate) child: Child,
     group: i32,
     processes: Processes,
-    held: Option<Arc<Group>>,
+    /// Its time in the group of its host.
+    stay: Option<Stay>,
     verdict: Verdict,
     token: String,
+    /// Whether the private directory is full: where one file may be as large as all of it.
+    full: Option<Arc<AtomicBool>>,
 }
 
+/// The signal of a process that writes a larger file than it may.
+const XFSZ: i32 = 25;
+
 impl Process {
+    /// A file that came to its limit leaves no room for whoever comes next.
+    fn note(&self, status: io::Result<ExitStatus>) -> io::Result<ExitStatus> {
+        use std::os::unix::process::ExitStatusExt;
+        let is_full = |status: &ExitStatus| {
+            // Or what it had started, as a shell tells it.
+            status.signal() == Some(XFSZ) || status.code() == Some(128 + XFSZ)
+        };
+        if let (Some(full), Ok(true)) = (&self.full, status.as_ref().map(is_full)) {
+            full.store(true, Ordering::Relaxed);
+        }
+        status
+    }
+
     /// The limit of all processes together that ended it, or kept it from its work.
-    pub(crate) fn cause(&self) -> Option<(FailureKind, String)> {
-        let why = self.verdict.take();
-        let why = why.or_else(|| self.held.as_ref()?.hit())?;
-        Some((FailureKind::Limit, why))
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        match self.verdict.take() {
+            Some(why) => Some(Cause { why, its_own: true }),
+            None => self.stay.as_ref()?.met(),
+        }
     }
 
     /// Kills what it started, in whatever session it hides.
@@ -475,17 +542,18 @@ impl Process {
         self.signal(Signal::TERM);
         if let Ok(status) = tokio::time::timeout(grace, self.child.wait()).await {
             self.signal(Signal::KILL);
-            return status.ok();
+            return self.note(status).ok();
         }
         self.signal(Signal::KILL);
-        self.child.wait().await.ok()
+        let status = self.child.wait().await;
+        self.note(status).ok()
     }
 
     /// Waits for the end of the leader, then kills what it left in its group.
     pub(crate) async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = self.child.wait().await;
         self.signal(Signal::KILL);
-        status
+        self.note(status)
     }
 }
 

@@ -203,16 +203,23 @@ struct Interpreters {
 }
 
 impl Launch for Interpreters {
-    fn launch(&self, scope: &Scope, spec: &HostSpec, _next: u64) -> Result<Launched, Broken> {
-        let host = scope
-            .file("python_host.py", HOST)
-            .map_err(super::private_directory)?;
-        let mut command = scope.command(&self.interpreter, spec);
-        command.args(&spec.runtime_flags).arg(host);
-        if let Some(folders) = &self.folders {
-            command.env("GMG_PYTHON_PATH", folders);
-        }
-        on_socket(command, &self.interpreter, scope, spec)
+    fn launch<'a>(
+        &'a self,
+        scope: &'a Scope,
+        spec: &'a HostSpec,
+        _next: u64,
+    ) -> BoxFuture<'a, Result<Launched, Broken>> {
+        Box::pin(async move {
+            let host = scope
+                .file("python_host.py", HOST)
+                .map_err(super::private_directory)?;
+            let mut command = scope.command(&self.interpreter, spec);
+            command.args(&spec.runtime_flags).arg(host);
+            if let Some(folders) = &self.folders {
+                command.env("GMG_PYTHON_PATH", folders);
+            }
+            on_socket(command, &self.interpreter, scope, spec).await
+        })
     }
 }
 

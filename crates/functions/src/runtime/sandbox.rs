@@ -22,8 +22,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 
+use super::Failure;
 use super::process::Walled;
-use super::{Failure, FailureKind};
 
 pub(crate) mod cgroup;
 mod confine;
@@ -249,13 +249,9 @@ pub(crate) fn not_enforced(
 }
 
 /// The words for a message that took too long, and what may have kept it.
-pub(crate) fn not_done(
-    timeout_ms: u64,
-    cause: Option<(FailureKind, String)>,
-    dropped: u64,
-) -> String {
+pub(crate) fn not_done(timeout_ms: u64, cause: Option<String>, dropped: u64) -> String {
     let mut text = format!("not done after {timeout_ms} ms");
-    if let Some((_, why)) = cause {
+    if let Some(why) = cause {
         text = format!("{text}; {why}");
     }
     if dropped > 0 {
@@ -263,6 +259,14 @@ pub(crate) fn not_done(
             format!("{text}; of what it printed {dropped} bytes were too many, and were dropped");
     }
     text
+}
+
+/// A limit that was met while a process ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cause {
+    pub(crate) why: String,
+    /// No other process of its host was there, or the worker saw that it was this one.
+    pub(crate) its_own: bool,
 }
 
 /// The cause of an end that came from a limit of ours; the first one counts.
@@ -331,6 +335,7 @@ fn enter(group: Option<&Group>, child: &Child) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::FailureKind;
 
     const NOTHING: Abilities = Abilities {
         memory: false,
@@ -409,7 +414,7 @@ mod tests {
     #[test]
     fn a_time_out_says_what_kept_it() {
         assert_eq!(not_done(5, None, 0), "not done after 5 ms");
-        let cause = Some((FailureKind::Limit, "too many".to_owned()));
+        let cause = Some("too many".to_owned());
         let said = not_done(5, cause, 7);
         assert!(
             said.contains("5 ms; too many; of what it printed 7 bytes"),

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::body::{Body, Exit, Launch, Launcher, Scoped, describe_death};
 use super::handle::{Ends, Handle};
-use super::process::{FULL_PAUSE, FULL_TRIES, Scope};
+use super::process::Scope;
 use super::sandbox::not_done;
 use super::stderr::{Rate, Tail, pump};
 use super::wire::{Codec, FromHost, PROTOCOL, WireError, verdict_of_status};
@@ -205,17 +205,7 @@ impl Warm {
     }
 
     async fn launch_ready(&mut self) -> Result<Running, Broken> {
-        let mut tries = 0;
-        let launched = loop {
-            match self.launch.launch(&self.spec, self.base) {
-                // Its predecessor was killed a moment ago: what it leaves still fills its group.
-                Err(Broken::Start { .. }) if tries < FULL_TRIES => {
-                    tries += 1;
-                    tokio::time::sleep(FULL_PAUSE).await;
-                }
-                known => break known?,
-            }
-        };
+        let launched = self.launch.launch(&self.spec, self.base).await?;
         let mut running = Running {
             process: launched.process,
             reader: launched.reader,
@@ -261,7 +251,7 @@ impl Warm {
                 Ok(Err(Greeting::Ended)) => {
                     let exit = running.process.wait().await.unwrap_or_default();
                     let stderr_tail = last_words(&mut running).await;
-                    self.launch.sweep();
+                    self.launch.sweep().await;
                     if let Some((_, reason)) = exit.cause {
                         return Err(Broken::Deployment {
                             reason,
@@ -281,7 +271,7 @@ impl Warm {
                 }
                 Err(_) => {
                     running.process.kill(self.spec.options.kill_grace()).await;
-                    self.launch.sweep();
+                    self.launch.sweep().await;
                     let stderr_tail = last_words(&mut running).await;
                     let reason = format!("the code was not ready after {} ms", limit.as_millis());
                     return Err(Broken::Start {
@@ -571,7 +561,7 @@ impl Warm {
             },
             _ => running.process.kill(grace).await,
         };
-        self.launch.sweep();
+        self.launch.sweep().await;
         let stderr_tail = last_words(&mut running).await;
         self.pending_state.clear();
         self.pending_bytes.clear();
@@ -666,7 +656,7 @@ impl Warm {
         if tokio::time::timeout(wait, goodbye).await.is_err() {
             running.process.kill(self.spec.options.kill_grace()).await;
         }
-        self.launch.sweep();
+        self.launch.sweep().await;
         last_words(&mut running).await;
     }
 }
@@ -758,7 +748,11 @@ fn death(
     let (kind, reason, exit_code) = match end {
         End::TimedOut => (
             FailureKind::Timeout,
-            not_done(spec.options.timeout_ms, exit.cause, dropped),
+            not_done(
+                spec.options.timeout_ms,
+                exit.cause.map(|met| met.1),
+                dropped,
+            ),
             None,
         ),
         End::Misbehaved(error @ (WireError::TooLarge(_) | WireError::TooMuchState(_))) => {

@@ -161,18 +161,86 @@ async fn a_warm_process_that_grows_is_ended_by_name() {
 
 #[tokio::test]
 async fn a_private_directory_does_not_outgrow_its_disk() {
-    let many = "read -r m; [[ $m == x ]] || { echo \"$m\"; exit; }\n\
+    let many = "read -r m; [[ $m == x ]] || { ${m%next}; cat \"$GMG_SECRETS/word\"; exit; }\n\
                 for i in {1..20}; do head -c 1000000 /dev/zero >\"$GMG_TMP/$i\"; done; sleep 20";
-    let one = "read -r m; [[ $m == x ]] || { echo \"$m\"; exit; }\n\
+    let one = "read -r m; [[ $m == x ]] || { ${m%next}; cat \"$GMG_SECRETS/word\"; exit; }\n\
                exec head -c 20000000 /dev/zero >\"$GMG_TMP/one\"";
-    for (code, named) in [(many, "resources.disk"), (one, "larger file than allowed")] {
-        let mut f = start(Cgroups::find(), Kind::Spawn, code, |spec| {
+    for (kind, code, named) in [
+        (Kind::Spawn, many, "resources.disk"),
+        (Kind::BashPlain, many, "resources.disk"),
+        (Kind::Spawn, one, "larger file than allowed"),
+    ] {
+        let mut f = start(Cgroups::find(), kind, code, |spec| {
             spec.share.disk_bytes = Some(5_000_000);
+            spec.secrets.insert("word".to_owned(), "kept".to_owned());
         })
         .await;
         limit(&f.ask(b"x").await, named);
+        // Nobody is ended for what another left: it would be within a look of the watch.
+        for wait in ["", "sleep 1 "] {
+            let next = f.ask(format!("{wait}next").as_bytes()).await;
+            assert_eq!(payloads(&next), [b"kept"], "{kind:?} {wait}: {next:?}");
+        }
         f.stop().await;
     }
+}
+
+/// Each lane has its own processes, and its own message to be blamed.
+#[tokio::test]
+async fn lanes_have_their_memory_together() {
+    let hold = "import sys, os, time, glob\n\
+                x = bytearray(50 << 20)\n\
+                up = os.environ['GMG_TMP'] + '/up.'\n\
+                open(up + sys.argv[1], 'w').close()\n\
+                while len(glob.glob(up + '*')) < 4: time.sleep(0.01)\n\
+                time.sleep(3)\n";
+    let code = "read -r m; python3 -c \"$PROGRAM\" \"$m\" || exit 1; echo \"$m\"";
+    let mut f = start(Cgroups::default(), Kind::Spawn, code, |spec| {
+        spec.share.memory_bytes = Some(150 << 20);
+        spec.options.concurrency = Some(4);
+        spec.options
+            .env
+            .insert("PROGRAM".to_owned(), hold.to_owned());
+        spec.options.timeout_ms = 20_000;
+    })
+    .await;
+    for payload in [b"1", b"2", b"3", b"4"] {
+        f.send(text(payload)).await;
+    }
+    let outcomes = f.outcomes(4).await;
+    let (failed, done): (Vec<_>, Vec<_>) = outcomes
+        .iter()
+        .partition(|outcome| matches!(outcome.verdict, Verdict::Failed(_)));
+    for outcome in &failed {
+        let failure = limit(outcome, "resources.ram");
+        assert!(failure.reason.contains("other messages"), "{failure:?}");
+    }
+    assert!(!failed.is_empty() && !done.is_empty(), "{outcomes:?}");
+    f.stop().await;
+}
+
+/// What the kernel counted is told of the message in whose time it happened.
+#[tokio::test]
+async fn a_limit_is_not_blamed_on_a_later_message() {
+    if !has("pids cgroup", Cgroups::find().has("pids")) {
+        return;
+    }
+    // The shell tries again after a second, and then there is room.
+    let code = "read -r m; [[ $m == x ]] || exit 3\n\
+                for i in {1..12}; do sleep 0.5 & done; wait; echo \"$m\"";
+    let mut f = start(Cgroups::find(), Kind::Spawn, code, |spec| {
+        spec.options.limits.processes = Some(8);
+        spec.options.concurrency = Some(2);
+    })
+    .await;
+    assert_eq!(payloads(&f.ask(b"x").await), [b"x"]);
+    for _ in 0..2 {
+        let bad = f.ask(b"bad").await;
+        let failure = failure(&bad);
+        assert_ne!(failure.kind, FailureKind::Limit, "{failure:?}");
+        assert!(!failure.reason.contains("limits.processes"), "{failure:?}");
+    }
+    f.stop().await;
 }
 
 #[tokio::test]
@@ -389,6 +457,10 @@ async fn no_socket_of_the_network_is_made_and_pairs_are() {
     }
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
     let port = listener.local_addr().expect("bound").port();
+    let folder = tempfile::tempdir().expect("temporary");
+    let logged = folder.path().join("log");
+    let log = std::os::unix::net::UnixDatagram::bind(&logged).expect("bound");
+    let logged = logged.display();
     let code = format!(
         "import socket, subprocess\n\
          def process(input):\n\
@@ -402,8 +474,14 @@ async fn no_socket_of_the_network_is_made_and_pairs_are() {
          \x20               said.append('denied')\n\
          \x20   child = subprocess.run(['bash', '-c', 'echo > /dev/tcp/127.0.0.1/{port}'], stderr=subprocess.PIPE)\n\
          \x20   said.append(str(child.returncode))\n\
-         \x20   a, b = socket.socketpair()\n\
-         \x20   a.send(b'within'); said.append(b.recv(10).decode())\n\
+         \x20   for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):\n\
+         \x20       a, b = socket.socketpair(socket.AF_UNIX, kind)\n\
+         \x20       a.send(b'within'); said.append(b.recv(10).decode())\n\
+         \x20   try:\n\
+         \x20       a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+         \x20       a.sendto(b'without', '{logged}'); said.append('open')\n\
+         \x20   except PermissionError:\n\
+         \x20       said.append('denied')\n\
          \x20   return ' '.join(said)\n"
     );
     let (directory, mut spec) = function(&code, "f.py");
@@ -414,8 +492,10 @@ async fn no_socket_of_the_network_is_made_and_pairs_are() {
         .expect("starts");
     assert_eq!(
         payloads(&f.ask(b"x").await),
-        [b"denied denied denied denied denied denied 1 within"]
+        [b"denied denied denied denied denied denied 1 within within denied"]
     );
+    log.set_nonblocking(true).expect("set");
+    assert!(log.recv(&mut [0; 8]).is_err(), "somebody sent");
     listener.set_nonblocking(true).expect("set");
     assert!(listener.accept().is_err(), "somebody came through");
     f.stop().await;
@@ -441,6 +521,29 @@ async fn groups_are_gone_when_their_host_is() {
         !places.iter().any(|place| place.exists())
     })
     .await;
+}
+
+/// The lane that finds out ends while messages are still handed over.
+#[tokio::test]
+async fn code_that_does_not_run_is_told_to_whoever_hands_over_more() {
+    let mut f = start(Cgroups::find(), Kind::Spawn, "exit 127", |spec| {
+        spec.options.mode = Some(Mode::Batch);
+        spec.options.window = Some(100_000);
+    })
+    .await;
+    let hand_over = async {
+        loop {
+            let message = Arc::new(text(b"x"));
+            let delivery = Delivery { ticket: 0, message };
+            if let Err(broken) = f.host.deliver(vec![delivery]).await {
+                return broken;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(std::time::Duration::from_secs(20), hand_over);
+    let broken = in_time.await.expect("the lane ends");
+    assert!(matches!(broken, Broken::Deployment { .. }), "{broken:?}");
 }
 
 #[tokio::test]

@@ -104,6 +104,8 @@ impl Batches {
             .map(|(index, failure)| (index, (Verdict::Failed(failure), Vec::new())))
             .collect();
         if !sent.is_empty() {
+            let room = self.scope.make_room(&self.spec);
+            room.map_err(crate::runtime::private_directory)?;
             let ran = run::run(
                 &self.scope,
                 &self.spec,
@@ -154,6 +156,7 @@ fn judge(
     sent: &[usize],
     results: &mut HashMap<usize, (Verdict, Vec<Output>)>,
 ) {
+    let last_words = ran.last_words();
     let mut whole = match ran.status {
         Ok(status) => verdict_of_status(status, options.drop_exit_code, ""),
         Err(failure) => Verdict::Failed(failure),
@@ -208,7 +211,7 @@ fn judge(
             .remove(&index)
             .unwrap_or_else(|| (whole.clone(), Vec::new()));
         if let Verdict::Failed(failure) = &mut verdict {
-            failure.stderr_tail.clone_from(&ran.stderr_tail);
+            last_words.add_to(failure);
             options.sandbox.explain(failure);
         }
         results.insert(index, (verdict, outputs));

@@ -89,7 +89,7 @@ impl Lanes {
                 true
             }
             Some(Err(why)) => {
-                self.broken = Some(why);
+                self.broken.get_or_insert(why);
                 false
             }
             None => false,
@@ -130,6 +130,10 @@ impl Host for Lanes {
                         .unwrap_or(0),
                 };
                 if self.lanes[lane].0.send(delivery).await.is_err() {
+                    // A lane says why before it ends.
+                    while let Ok(said) = self.outcomes.try_recv() {
+                        self.hear(Some(said));
+                    }
                     return Err(self.why());
                 }
                 self.lanes[lane].1 += 1;
@@ -167,7 +171,7 @@ impl Host for Lanes {
             while let Some(said) = self.outcomes.recv().await {
                 self.hear(Some(said));
             }
-            self.scope.sweep();
+            self.scope.sweep_out().await;
         })
     }
 }

@@ -25,6 +25,36 @@ pub(super) struct Ran {
     pub(super) stderr_tail: String,
     /// Its exit status; `Err` when it was killed or hit a limit.
     pub(super) status: Result<i32, Failure>,
+    /// A limit that it or one of its neighbours met meanwhile.
+    met: Option<String>,
+}
+
+impl Ran {
+    /// What its failure is to be told with.
+    pub(super) fn last_words(&self) -> LastWords {
+        LastWords {
+            stderr_tail: self.stderr_tail.clone(),
+            met: self.met.clone(),
+        }
+    }
+}
+
+/// What is said with the failure of a message, beside its reason.
+pub(super) struct LastWords {
+    stderr_tail: String,
+    met: Option<String>,
+}
+
+impl LastWords {
+    pub(super) fn add_to(&self, failure: &mut Failure) {
+        failure.stderr_tail.clone_from(&self.stderr_tail);
+        if let Some(met) = &self.met {
+            failure.reason = format!(
+                "{}; meanwhile a process of this instance, this one or another, met a limit: {met}",
+                failure.reason
+            );
+        }
+    }
 }
 
 /// Starts `command`, feeds it `input`, and waits for its end.
@@ -41,7 +71,7 @@ pub(super) async fn run(
     message_id: Option<String>,
 ) -> Result<Ran, Broken> {
     let program = std::path::PathBuf::from(command.as_std().get_program());
-    let mut process = match scope.spawn_soon(&mut command, &spec.options.limits).await {
+    let mut process = match scope.spawn(&mut command, &spec.options.limits).await {
         Ok(process) => process,
         // The message, not the code, is at fault.
         Err(error) if matches!(error.kind(), std::io::ErrorKind::ArgumentListTooLong) => {
@@ -90,23 +120,28 @@ pub(super) async fn run(
         };
         wait(&mut process, spec, write, read, log).await
     };
+    let mut met = None;
     let status = match end {
         // What it says for itself counts.
         End::Exited(Some(status)) if says(status, spec.options.drop_exit_code) => {
             exit_code(Some(status))
         }
         End::Exited(status) => match process.cause() {
-            Some((kind, reason)) => {
+            Some(cause) if cause.its_own => {
                 process.sweep();
-                Err(Failure::new(kind, reason))
+                Err(Failure::new(FailureKind::Limit, cause.why))
             }
-            None => exit_code(status),
+            cause => {
+                met = cause.map(|cause| cause.why);
+                exit_code(status)
+            }
         },
         End::TimedOut => {
             process.kill(spec.options.kill_grace()).await;
             process.sweep();
             let dropped = rate.lock().dropped_in_all() - dropped_before;
-            let reason = not_done(spec.options.timeout_ms, process.cause(), dropped);
+            let cause = process.cause().map(|cause| cause.why);
+            let reason = not_done(spec.options.timeout_ms, cause, dropped);
             Err(Failure::new(FailureKind::Timeout, reason))
         }
         End::TooLarge => {
@@ -119,6 +154,7 @@ pub(super) async fn run(
         printed,
         stderr_tail: tail.take(),
         status,
+        met,
     })
 }
 
@@ -134,6 +170,7 @@ fn refused(reason: &str) -> Ran {
         printed: Vec::new(),
         stderr_tail: String::new(),
         status: Err(Failure::new(FailureKind::Data, reason)),
+        met: None,
     }
 }
 

@@ -32,6 +32,9 @@ pub(super) fn start(
     let count = spec.options.concurrency.unwrap_or(cores).max(1);
     let window = spec.options.window.unwrap_or(count * (1 + AHEAD)).max(1);
     let scope = Arc::new(scope);
+    if count > 1 {
+        scope.apart();
+    }
     let rate = Arc::new(Mutex::new(Rate::new(spec.options.max_stderr_bytes)));
     let lane = |number| {
         Ok(Process {
@@ -72,8 +75,9 @@ impl Process {
     async fn one(&mut self, delivery: &Delivery) -> Result<Outcome, Broken> {
         let (spec, message) = (&self.spec, &delivery.message);
         let started = Instant::now();
-        let restored = self.extra.restore(&self.scope);
-        restored.map_err(crate::runtime::private_directory)?;
+        let room = self.scope.make_room(spec);
+        room.and_then(|()| self.extra.restore(&self.scope))
+            .map_err(crate::runtime::private_directory)?;
         let mut command = self.program.command(&self.scope, spec, Some(&self.extra));
         message::environment(&mut command, message);
         let mut input = Vec::new();
@@ -104,13 +108,13 @@ impl Process {
                 stderr_tail: ran.stderr_tail,
             });
         }
-        let stderr_tail = ran.stderr_tail.clone();
+        let last_words = ran.last_words();
         let (mut verdict, mut outputs, mut state) = match self.judge(ran, extra, message) {
             Ok(judged) => judged,
             Err(failure) => (Verdict::Failed(failure), Vec::new(), Vec::new()),
         };
         if let Verdict::Failed(failure) = &mut verdict {
-            failure.stderr_tail = stderr_tail;
+            last_words.add_to(failure);
             self.spec.options.sandbox.explain(failure);
             outputs.clear();
             state.clear();

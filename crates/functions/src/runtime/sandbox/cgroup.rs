@@ -12,20 +12,21 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 
-use super::{PROCESSES, Share};
+use super::{Cause, PROCESSES, Share};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// A CPU share is so much of every tenth of a second.
 const PERIOD_US: u64 = 100_000;
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
-/// How long what was killed may take to leave its group.
+/// How long what was killed may take to leave its group, and how often that is looked at.
 const LEAVE: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Where this process may make groups.
 #[derive(Debug, Clone, Default)]
@@ -295,8 +296,9 @@ pub(crate) struct Group {
     /// What was set, for the words of an end.
     memory: Option<u64>,
     processes: Option<u64>,
-    /// What was told already, of each counter.
-    told: Mutex<(u64, u64)>,
+    /// Processes of ours in it now, and how often one was to be started in it.
+    living: AtomicU64,
+    begun: AtomicU64,
     /// That a process could not be put in was said.
     warned: AtomicBool,
 }
@@ -410,32 +412,21 @@ impl Group {
         }
     }
 
-    /// The limit that its processes ran into since this was asked last, when they did.
-    pub(crate) fn hit(&self) -> Option<String> {
-        let sum = |files: &[(&str, &str)]| -> u64 {
-            let each = self.places().flat_map(|place| {
-                let counts = files.iter().map(|(file, name)| count(place, file, name));
-                counts.collect::<Vec<_>>()
-            });
-            each.sum()
-        };
-        let killed = sum(&[
-            ("memory.events", "oom_kill"),
-            ("memory.oom_control", "oom_kill"),
-        ]);
-        let refused = sum(&[("pids.events", "max")]);
-        let (killed_before, refused_before) =
-            std::mem::replace(&mut *self.told.lock(), (killed, refused));
-        if let Some(memory) = self.memory.filter(|_| killed > killed_before) {
-            return Some(format!(
-                "killed: its processes used more than {memory} bytes of memory: {}",
-                self.share.memory_advice()
-            ));
+    /// Lets the kernel take one process for want of memory, where it takes all otherwise.
+    pub(crate) fn apart(&self) {
+        if let Some(place) = self.unified.as_ref().filter(|_| self.memory.is_some()) {
+            let _ = fs::write(place.join("memory.oom.group"), "0");
         }
-        let processes = self.processes.filter(|_| refused > refused_before)?;
-        Some(format!(
-            "its processes and threads came to {processes}, the most that is allowed: raise `limits.processes`"
-        ))
+    }
+
+    /// How often a limit was met in it.
+    fn counts(&self) -> Counts {
+        let sum =
+            |file: &str, name: &str| -> u64 { self.places().map(|at| count(at, file, name)).sum() };
+        Counts {
+            killed: sum("memory.events", "oom_kill") + sum("memory.oom_control", "oom_kill"),
+            refused: sum("pids.events", "max"),
+        }
     }
 
     /// Whether the kernel holds memory, and the number, so that nobody need look.
@@ -443,27 +434,106 @@ impl Group {
         (self.memory.is_some(), self.processes.is_some())
     }
 
-    /// Kills all that is in it, until nothing is.
+    /// Kills all that is in it. What forks on may leave some behind.
     pub(crate) fn kill(&self) {
+        kill(&self.places().cloned().collect::<Vec<_>>());
+    }
+
+    /// The same, until nothing is, for a moment at most.
+    pub(crate) async fn kill_all(&self) {
+        let places: Vec<PathBuf> = self.places().cloned().collect();
         let until = Instant::now() + LEAVE;
-        if let Some(place) = &self.unified {
-            // All at once, since Linux 5.14.
-            let _ = fs::write(place.join("cgroup.kill"), "1");
-        }
-        loop {
-            let mut living = 0;
-            for place in self.places() {
-                for pid in members(place) {
-                    living += 1;
-                    let _ = rustix::process::kill_process(pid, Signal::KILL);
-                }
-            }
-            if living == 0 || Instant::now() > until {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(1));
+        while kill(&places) > 0 && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
         }
     }
+}
+
+/// What the kernel counts of a group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Counts {
+    /// Processes that it killed for want of memory.
+    killed: u64,
+    /// Processes that it did not start.
+    refused: u64,
+}
+
+/// The time of one process in the group of its host: what is met in that time may be its doing.
+#[derive(Debug)]
+pub(crate) struct Stay {
+    group: Arc<Group>,
+    before: Counts,
+    /// Among all that began in the group, when nobody else was there.
+    alone: Option<u64>,
+}
+
+impl Stay {
+    /// Before the process is started: what keeps it from that is met by those who are there.
+    pub(crate) fn begin(group: &Arc<Group>) -> Self {
+        let number = group.begun.fetch_add(1, Ordering::Relaxed) + 1;
+        let others = group.living.fetch_add(1, Ordering::Relaxed);
+        Self {
+            before: group.counts(),
+            alone: (others == 0).then_some(number),
+            group: group.clone(),
+        }
+    }
+
+    /// The limit that was met in this time.
+    pub(crate) fn met(&self) -> Option<Cause> {
+        let (group, now) = (&self.group, self.group.counts());
+        let memory = group.memory.filter(|_| now.killed > self.before.killed);
+        let processes = group.processes;
+        let processes = processes.filter(|_| now.refused > self.before.refused);
+        let why = match (memory, processes) {
+            (Some(memory), _) => format!(
+                "killed: its processes used more than {memory} bytes of memory: {}",
+                group.share.memory_advice()
+            ),
+            (None, Some(processes)) => format!(
+                "its processes and threads came to {processes}, the most that is allowed: raise `limits.processes`"
+            ),
+            (None, None) => return None,
+        };
+        let last = group.begun.load(Ordering::Relaxed);
+        Some(Cause {
+            why,
+            its_own: self.alone == Some(last),
+        })
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.group.living.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Kills who is there, once each, and says how many they were.
+fn kill(places: &[PathBuf]) -> usize {
+    let mut living = 0;
+    for place in places {
+        // All at once, since Linux 5.14. A file of version 2, which is not made where it is not.
+        let _ = fs::File::options()
+            .write(true)
+            .open(place.join("cgroup.kill"))
+            .and_then(|mut file| io::Write::write_all(&mut file, b"1"));
+        for pid in members(place) {
+            living += 1;
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+    living
+}
+
+/// Removes groups; false when one stays behind.
+fn remove(places: &[PathBuf]) -> bool {
+    let gone = |place: &PathBuf| match fs::remove_dir(place) {
+        Ok(()) => true,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    // Each of them is tried.
+    places.iter().filter(|place| !gone(place)).count() == 0
 }
 
 fn members(place: &Path) -> Vec<Pid> {
@@ -488,12 +558,27 @@ fn counter(text: &str, name: &str) -> u64 {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        self.kill();
-        for place in self.places() {
-            // The guard tries again.
-            if let Err(error) = fs::remove_dir(place) {
-                tracing::debug!(place = %place.display(), %error, "a control group stays behind");
+        let places: Vec<PathBuf> = self.places().cloned().collect();
+        kill(&places);
+        if remove(&places) {
+            return;
+        }
+        // Who was killed takes a moment to leave, and whoever drops a host must not wait for that. What this thread does
+        // not see the end of is the guard's.
+        let thread = std::thread::Builder::new().name("geminga-leave".to_owned());
+        let waits = thread.spawn(move || {
+            let until = Instant::now() + LEAVE;
+            while Instant::now() < until {
+                std::thread::sleep(LOOK);
+                kill(&places);
+                if remove(&places) {
+                    return;
+                }
             }
+            tracing::debug!(?places, "a control group stays behind");
+        });
+        if let Err(error) = waits {
+            tracing::debug!(%error, "a control group stays behind");
         }
     }
 }
@@ -547,12 +632,9 @@ mod tests {
         fs::write(slice.join("g/cgroup.procs"), "").expect("written");
         assert!(group.enter(77));
         assert_eq!(read("cgroup.procs"), "77");
-        assert_eq!(group.hit(), None);
-        fs::write(slice.join("g/memory.events"), "oom 1\noom_kill 1\n").expect("written");
-        assert!(group.hit().expect("hit").contains("4096 bytes"));
-        assert_eq!(group.hit(), None, "told once");
-        fs::write(slice.join("g/pids.events"), "max 2\n").expect("written");
-        assert!(group.hit().expect("hit").contains("limits.processes"));
+        assert_eq!(read("memory.oom.group"), "1");
+        group.apart();
+        assert_eq!(read("memory.oom.group"), "0");
         // Nobody has the number 77 there, so that nobody is killed when the group goes.
         fs::write(slice.join("g/cgroup.procs"), "").expect("written");
     }
@@ -682,6 +764,43 @@ mod tests {
         assert!(!ended.exists(), "a leaf without a worker");
         move_to_leaf(&real.0, worker).expect("a second time");
         drop(sleeper);
+    }
+
+    #[test]
+    fn a_limit_is_told_of_those_in_whose_time_it_was_met() {
+        let place = tempfile::tempdir().expect("temporary");
+        let mut group = Group::default();
+        group.unified = Some(place.path().to_path_buf());
+        (group.memory, group.processes) = (Some(4096), Some(7));
+        let group = Arc::new(group);
+        let count = |file: &str, text: &str| {
+            fs::write(place.path().join(file), text).expect("written");
+        };
+        let first = Stay::begin(&group);
+        assert_eq!(first.met(), None);
+        count("memory.events", "oom 1\noom_kill 1\n");
+        let met = first.met().expect("met");
+        assert!(met.why.contains("4096 bytes") && met.its_own, "{met:?}");
+        assert_eq!(first.met(), Some(met), "as often as it is asked");
+        drop(first);
+        // Whoever comes later has nothing to do with it.
+        let second = Stay::begin(&group);
+        assert_eq!(second.met(), None);
+        let third = Stay::begin(&group);
+        count("pids.events", "max 2\n");
+        for stay in [&second, &third] {
+            let met = stay.met().expect("met");
+            assert!(
+                met.why.contains("limits.processes") && !met.its_own,
+                "{met:?}"
+            );
+        }
+        drop((second, third));
+        // One that does not start was there as well: its own try may be what was refused.
+        let fourth = Stay::begin(&group);
+        drop(Stay::begin(&group));
+        count("pids.events", "max 3\n");
+        assert!(!fourth.met().expect("met").its_own);
     }
 
     #[test]

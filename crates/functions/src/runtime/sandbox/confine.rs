@@ -9,7 +9,10 @@ use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, RestrictionStatus, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch};
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
+};
 
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
@@ -82,6 +85,15 @@ const NEWEST: ABI = ABI::V6;
 const SOCKET: i64 = 41;
 #[cfg(not(target_arch = "x86_64"))]
 const SOCKET: i64 = 198;
+#[cfg(target_arch = "x86_64")]
+const SOCKET_PAIR: i64 = 53;
+#[cfg(not(target_arch = "x86_64"))]
+const SOCKET_PAIR: i64 = 199;
+/// The family of pairs, and those of its kinds that are connected for good.
+const UNIX: u64 = 1;
+const CONNECTED: [u64; 2] = [1, 5];
+/// Of the second argument of both calls this is the kind; beside it are flags.
+const KIND: u64 = 0xf;
 /// It makes sockets too, and its calls can not be looked at.
 const IO_URING_SETUP: i64 = 425;
 /// The same call by the other way in that x86-64 has.
@@ -212,17 +224,33 @@ fn needed(code: &Path, program: &Path) -> Vec<PathBuf> {
 
 /// No call makes a socket; pairs of them, which reach nobody else, are another call.
 fn filter() -> Result<BpfProgram, String> {
-    let why = |error: seccompiler::BackendError| error.to_string();
+    let why = |error: BackendError| error.to_string();
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(why)?;
     let calls = [SOCKET, IO_URING_SETUP];
-    let rules: BTreeMap<i64, Vec<SeccompRule>> = calls
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = calls
         .into_iter()
         .chain(calls.map(|call| call | X32))
         .map(|call| (call, vec![]))
         .collect();
+    let pairs = pairs_that_reach_others().map_err(why)?;
+    rules.insert(SOCKET_PAIR | X32, pairs.clone());
+    rules.insert(SOCKET_PAIR, pairs);
     // Permission denied, as a firewall of the machine would say.
     let denied = SeccompAction::Errno(rustix::io::Errno::ACCESS.raw_os_error().unsigned_abs());
     SeccompFilter::new(rules, SeccompAction::Allow, denied, arch)
         .and_then(BpfProgram::try_from)
         .map_err(why)
+}
+
+/// One of datagrams may send to any address, the system's log for one. Rules say what is refused.
+fn pairs_that_reach_others() -> Result<Vec<SeccompRule>, BackendError> {
+    let rule = |argument, operator, value| {
+        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
+        SeccompRule::new(vec![condition])
+    };
+    let mut all = vec![rule(0, SeccompCmpOp::Ne, UNIX)?];
+    for kind in (0..=KIND).filter(|kind| !CONNECTED.contains(kind)) {
+        all.push(rule(1, SeccompCmpOp::MaskedEq(KIND), kind)?);
+    }
+    Ok(all)
 }

@@ -1,6 +1,9 @@
 //! The worker's own eyes, for what the kernel does not hold: a thread looks a few times a second at the processes and
 //! the private directory of each process group that has a limit, and ends those that are beyond.
 //!
+//! What is allowed is allowed to all processes of a host together. When they are beyond that, those that use most are
+//! ended, until the rest is within: each of them may be at work on a message of its own.
+//!
 //! A process is found by its group, or by its mark when it has made a group of its own. One that hides from both is not
 //! counted: only a control group holds that.
 
@@ -29,12 +32,15 @@ const FILES_MAX: usize = 100_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Watched {
     pub(crate) private: PathBuf,
-    /// Its mark.
+    /// Its mark, and that of its host.
     pub(crate) token: String,
+    pub(crate) scope: String,
     pub(crate) memory: Option<u64>,
     pub(crate) processes: Option<u64>,
     pub(crate) disk: Option<u64>,
     pub(crate) verdict: Verdict,
+    /// Set when the private directory holds more than it may.
+    pub(crate) full: Arc<AtomicBool>,
 }
 
 type Groups = Arc<Mutex<HashMap<i32, Watched>>>;
@@ -83,12 +89,12 @@ impl Drop for Watch {
 fn look(groups: &Groups, ended: &AtomicBool) {
     let mut rest = EACH;
     while !ended.load(Ordering::Relaxed) {
-        let watched = groups.lock().clone();
-        if watched.is_empty() {
+        if groups.lock().is_empty() {
             std::thread::park();
             continue;
         }
         std::thread::park_timeout(rest);
+        let watched = groups.lock().clone();
         let began = Instant::now();
         let wants_processes = watched
             .values()
@@ -98,11 +104,21 @@ fn look(groups: &Groups, ended: &AtomicBool) {
         } else {
             HashMap::new()
         };
-        for (group, watched) in watched {
-            let used = uses.get(&group).copied().unwrap_or_default();
-            let disk = watched.disk.map_or(0, |_| size(&watched.private));
-            if let Some(why) = beyond(&watched, used, disk) {
+        let mut hosts: HashMap<&str, Vec<Member<'_>>> = HashMap::new();
+        for (group, watched) in &watched {
+            let used = uses.get(group).copied().unwrap_or_default();
+            let member = (*group, watched, used);
+            hosts.entry(&watched.scope).or_default().push(member);
+        }
+        for members in hosts.into_values() {
+            let disk = used_disk(&members);
+            for (group, watched, why) in beyond(&members, disk) {
                 watched.verdict.set(why);
+                if is_full(watched, disk) {
+                    // Once: by the next look the directory may be another.
+                    watched.full.store(true, Ordering::Relaxed);
+                    groups.lock().remove(&group);
+                }
                 end(group, &watched.token);
             }
         }
@@ -133,26 +149,89 @@ struct Used {
     processes: u64,
 }
 
-/// The limit that is passed, in words.
-fn beyond(watched: &Watched, used: Used, disk: u64) -> Option<String> {
-    let over = |limit: Option<u64>, value: u64| limit.filter(|limit| value > *limit);
-    if let Some(limit) = over(watched.memory, used.memory) {
-        return Some(format!(
-            "killed: its processes used {} bytes of memory, {limit} are allowed: raise `resources.ram`",
-            used.memory
-        ));
+/// A process group of a host.
+type Member<'a> = (i32, &'a Watched, Used);
+
+/// Of the process groups of one host, those that are to end, and why.
+fn beyond<'a>(members: &[Member<'a>], disk: u64) -> Vec<(i32, &'a Watched, String)> {
+    // It is everybody's, and gone with them.
+    let full: Vec<_> = members
+        .iter()
+        .filter(|(_, watched, _)| is_full(watched, disk))
+        .map(|&(group, watched, _)| {
+            let limit = watched.disk.unwrap_or_default();
+            let why = format!(
+                "killed: its private directory holds {disk} bytes, {limit} are allowed: raise `resources.disk`"
+            );
+            (group, watched, why)
+        })
+        .collect();
+    if !full.is_empty() {
+        return full;
     }
-    if let Some(limit) = over(watched.processes, used.processes) {
-        return Some(format!(
-            "killed: it has {} processes, {limit} are allowed: raise `limits.processes`",
-            used.processes
-        ));
+    let memory = largest(members, |w| w.memory, |used| used.memory);
+    let memory = memory.into_iter().map(|(group, watched, own, all, limit)| {
+        let why = format!(
+            "killed: its processes used {own} bytes of memory, {}{limit} are allowed: raise `resources.ram`",
+            among(own, all)
+        );
+        (group, watched, why)
+    });
+    let number = largest(members, |w| w.processes, |used| used.processes);
+    let number = number.into_iter().map(|(group, watched, own, all, limit)| {
+        let why = format!(
+            "killed: it has {own} processes, {}{limit} are allowed: raise `limits.processes`",
+            among(own, all)
+        );
+        (group, watched, why)
+    });
+    memory.chain(number).collect()
+}
+
+/// What is in the private directory of one host.
+fn used_disk(members: &[Member<'_>]) -> u64 {
+    let limited = members
+        .iter()
+        .find(|(_, watched, _)| watched.disk.is_some());
+    limited.map_or(0, |(_, watched, _)| size(&watched.private))
+}
+
+fn is_full(watched: &Watched, disk: u64) -> bool {
+    watched.disk.is_some_and(|limit| disk > limit)
+}
+
+/// What its neighbours add, when there are any.
+fn among(own: u64, all: u64) -> String {
+    if all == own {
+        String::new()
+    } else {
+        format!("{all} with those of other messages, ")
     }
-    over(watched.disk, disk).map(|limit| {
-        format!(
-            "killed: its private directory holds {disk} bytes, {limit} are allowed: raise `resources.disk`"
-        )
-    })
+}
+
+/// Those that use most, down to where the rest is within the limit: each with what it uses itself, what all use, and
+/// the limit.
+fn largest<'a>(
+    members: &[Member<'a>],
+    limit: impl Fn(&Watched) -> Option<u64>,
+    value: impl Fn(Used) -> u64,
+) -> Vec<(i32, &'a Watched, u64, u64, u64)> {
+    let mut with: Vec<_> = members
+        .iter()
+        .filter_map(|&(group, watched, used)| Some((group, watched, value(used), limit(watched)?)))
+        .collect();
+    with.sort_by_key(|(group, _, own, _)| (std::cmp::Reverse(*own), *group));
+    let all: u64 = with.iter().map(|(_, _, own, _)| own).sum();
+    let mut rest = all;
+    let mut ends = Vec::new();
+    for (group, watched, own, limit) in with {
+        if rest <= limit {
+            break;
+        }
+        rest -= own;
+        ends.push((group, watched, own, all, limit));
+    }
+    ends
 }
 
 /// Memory and number of processes, by the group that they belong to.
@@ -219,7 +298,9 @@ fn size(directory: &Path) -> u64 {
             if about.is_dir() {
                 folders.push(entry.path());
             } else {
-                total += std::os::unix::fs::MetadataExt::blocks(&about) * 512;
+                // A sparse file takes less than its length, and the last block of a whole one is not its own.
+                let blocks = std::os::unix::fs::MetadataExt::blocks(&about) * 512;
+                total += blocks.min(about.len());
             }
         }
     }
@@ -237,25 +318,64 @@ mod tests {
         assert_eq!(group_and_pages("12 (a"), None);
     }
 
-    #[test]
-    fn the_first_limit_that_is_passed_is_named() {
-        let watched = Watched {
+    fn watched(token: &str) -> Watched {
+        Watched {
             private: PathBuf::new(),
-            token: "a.0.0.".to_owned(),
+            token: token.to_owned(),
+            scope: "a.0.".to_owned(),
             memory: Some(100),
             processes: Some(3),
             disk: Some(10),
             verdict: Verdict::default(),
+            full: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn the_limit_that_is_passed_is_named() {
+        let alone = watched("a.0.0.");
+        let of = |memory, processes, disk| {
+            let ends = beyond(&[(5, &alone, Used { memory, processes })], disk);
+            let why: Vec<String> = ends.into_iter().map(|(_, _, why)| why).collect();
+            why.join("; ")
         };
-        let of = |memory, processes, disk| beyond(&watched, Used { memory, processes }, disk);
-        assert_eq!(of(100, 3, 10), None);
-        assert!(of(101, 9, 99).expect("over").contains("resources.ram"));
-        assert!(of(1, 4, 99).expect("over").contains("limits.processes"));
-        assert!(of(1, 1, 11).expect("over").contains("resources.disk"));
-        let all = HashMap::from([(5, watched)]);
+        assert_eq!(of(100, 3, 10), "");
+        let memory = of(101, 3, 10);
+        assert!(memory.contains("resources.ram") && !memory.contains("other messages"));
+        assert!(of(1, 4, 10).contains("limits.processes"));
+        assert!(of(101, 4, 11).contains("resources.disk"));
+        let all = HashMap::from([(5, alone)]);
         assert_eq!(by_mark(b"A=1\0GMG_SCOPE=a.0.0.\0", &all), Some(5));
         assert_eq!(by_mark(b"GMG_SCOPE=a.0.1.\0", &all), None);
         assert_eq!(by_mark(b"", &all), None);
+    }
+
+    #[test]
+    fn a_limit_is_for_all_of_a_host_and_those_who_use_most_end() {
+        let all: Vec<Watched> = (0..3).map(|n| watched(&format!("a.0.{n}."))).collect();
+        let of = |uses: [(u64, u64); 3], disk| {
+            let with = uses.iter().zip(&all).zip(1..);
+            let members: Vec<Member<'_>> = with
+                .map(|((&(memory, processes), watched), group)| {
+                    (group, watched, Used { memory, processes })
+                })
+                .collect();
+            let mut ends: Vec<i32> = beyond(&members, disk).iter().map(|end| end.0).collect();
+            ends.sort_unstable();
+            ends.dedup();
+            ends
+        };
+        for (uses, disk, wanted) in [
+            ([(30, 1), (30, 1), (40, 1)], 10, vec![]),
+            ([(30, 1), (31, 1), (40, 1)], 10, vec![3]),
+            ([(90, 1), (5, 1), (80, 1)], 10, vec![1]),
+            ([(101, 1), (102, 1), (103, 1)], 10, vec![1, 2, 3]),
+            ([(1, 1), (1, 2), (1, 1)], 10, vec![2]),
+            ([(99, 1), (1, 3), (1, 1)], 10, vec![1, 2]),
+            ([(1, 1), (1, 1), (1, 1)], 11, vec![1, 2, 3]),
+        ] {
+            assert_eq!(of(uses, disk), wanted, "{uses:?} {disk}");
+        }
     }
 
     #[test]
