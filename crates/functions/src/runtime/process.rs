@@ -5,7 +5,6 @@
 //! its group. Nothing here needs unsafe code: limits of one process are put on it by `prlimit` right after
 //! it starts and before it is given a message; those of all together, and the walls, are the sandbox's.
 
-use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,6 +22,13 @@ use super::sandbox::cgroup::{Cgroups, Group, Stay};
 use super::sandbox::watch::{Watch, Watched};
 use super::sandbox::{self, Cause, PROCESSES, Share, Verdict, Walls};
 use super::{Broken, HostSpec};
+
+mod environment;
+mod folder;
+
+use self::environment::base_environment;
+pub(crate) use self::environment::{function_environment, plain, variable};
+use self::folder::{SECRETS, file_name, furnish, make_new, make_private, set_mode};
 
 /// The worker's processes. Cheap to clone; the last clone takes the guard and the directory along.
 #[derive(Debug, Clone)]
@@ -106,64 +112,6 @@ impl Processes {
             next: AtomicU64::new(0),
         })
     }
-}
-
-/// A new file: where there is something already, a link that leads nowhere too, it is not made.
-fn make_new(path: &Path, mode: u32) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut options = File::options();
-    options.read(true).write(true).create_new(true).mode(mode);
-    options.open(path)
-}
-
-/// Makes a host's private directory, with its secrets: each is a file of its name in `$GMG_SECRETS`, for programs that
-/// know no host protocol.
-fn furnish(directory: &Path, spec: &HostSpec, owner: Option<(u32, u32)>) -> io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::{OpenOptionsExt, chown};
-    let own = |path: &Path| match owner {
-        Some((user, group)) => chown(path, Some(user), Some(group)),
-        None => Ok(()),
-    };
-    make_private(directory)?;
-    own(directory)?;
-    if spec.secrets.is_empty() {
-        return Ok(());
-    }
-    let folder = directory.join(SECRETS);
-    make_private(&folder)?;
-    own(&folder)?;
-    for (name, value) in &spec.secrets {
-        let path = folder.join(variable(name));
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        options.open(&path)?.write_all(value.as_bytes())?;
-        own(&path)?;
-    }
-    Ok(())
-}
-
-fn file_name(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '-' {
-                c
-            } else {
-                '_'
-            }
-        })
-        .take(64)
-        .collect()
-}
-
-fn make_private(path: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(path)?;
-    set_mode(path, 0o700)
-}
-
-fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 /// What marks and holds the processes of one host. Dropping it kills all that carry the mark.
@@ -384,8 +332,6 @@ pub(crate) fn marked(token: &str) -> Vec<Pid> {
 /// How often a process is tried to be started in a group that is full, and the pause between.
 const FULL_TRIES: u32 = 40;
 const FULL_PAUSE: Duration = Duration::from_millis(50);
-/// The folder of secrets in a host's private directory.
-const SECRETS: &str = "secrets";
 /// How gladly the kernel kills a process for want of memory: from -1000 to 1000.
 const OOM_SCORE: &str = "500";
 
@@ -394,66 +340,6 @@ impl Drop for Scope {
         self.sweep();
         let _ = std::fs::remove_dir_all(&self.directory);
     }
-}
-
-/// What every process of a function sees. Secrets are not here: they come in private files or by
-/// the host protocol.
-fn base_environment(spec: &HostSpec) -> Vec<(String, OsString)> {
-    let inherited = |name: &str, otherwise: &str| {
-        std::env::var_os(name).unwrap_or_else(|| OsString::from(otherwise))
-    };
-    let mut all: Vec<(String, OsString)> = vec![
-        (
-            "PATH".into(),
-            inherited("PATH", "/usr/local/bin:/usr/bin:/bin"),
-        ),
-        ("HOME".into(), inherited("HOME", "/")),
-        ("LANG".into(), inherited("LANG", "C.UTF-8")),
-        ("TZ".into(), inherited("TZ", "UTC")),
-    ];
-    let function = function_environment(spec).into_iter();
-    all.extend(function.map(|(name, value)| (name, value.into())));
-    all
-}
-
-/// Who the function is and its user configuration, as environment variables.
-pub(crate) fn function_environment(spec: &HostSpec) -> Vec<(String, String)> {
-    let mut all: Vec<(String, String)> = Vec::new();
-    for (name, value) in [
-        ("TENANT", spec.tenant.clone()),
-        ("NAMESPACE", spec.namespace.clone()),
-        ("FUNCTION", spec.name.clone()),
-        ("INSTANCE", spec.instance.to_string()),
-        ("INSTANCES", spec.instances.to_string()),
-        ("CLUSTER", spec.cluster.clone()),
-        ("VERSION", spec.version.clone()),
-        ("OUTPUT_TOPIC", spec.output.clone().unwrap_or_default()),
-    ] {
-        all.push((format!("GMG_{name}"), value));
-    }
-    if !spec.user_config.is_empty() {
-        let text = serde_json::to_string(&spec.user_config).unwrap_or_default();
-        all.push(("GMG_USERCONFIG".into(), text));
-        for (key, value) in &spec.user_config {
-            all.push((format!("GMG_CONF_{}", variable(key)), plain(value)));
-        }
-    }
-    all
-}
-
-/// Text of a setting as a shell wants it: strings bare, the rest as JSON.
-pub(crate) fn plain(value: &serde_json::Value) -> String {
-    match value {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-/// `name` as the tail of an environment variable.
-pub(crate) fn variable(name: &str) -> String {
-    name.chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
-        .collect()
 }
 
 fn put_limits(pid: i32, limits: &Limits, disk_bytes: Option<u64>, counted: bool) {

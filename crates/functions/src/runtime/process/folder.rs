@@ -1,0 +1,73 @@
+//! The private directory of a host: how it and what is ours in it are made.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use super::environment::variable;
+use crate::runtime::HostSpec;
+
+/// The folder of secrets in it.
+pub(super) const SECRETS: &str = "secrets";
+
+/// A new file: where there is something already, a link that leads nowhere too, it is not made.
+pub(super) fn make_new(path: &Path, mode: u32) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true).mode(mode);
+    options.open(path)
+}
+
+/// Makes a host's private directory, with its secrets: each is a file of its name in `$GMG_SECRETS`, for programs that
+/// know no host protocol.
+pub(super) fn furnish(
+    directory: &Path,
+    spec: &HostSpec,
+    owner: Option<(u32, u32)>,
+) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::{OpenOptionsExt, chown};
+    let own = |path: &Path| match owner {
+        Some((user, group)) => chown(path, Some(user), Some(group)),
+        None => Ok(()),
+    };
+    make_private(directory)?;
+    own(directory)?;
+    if spec.secrets.is_empty() {
+        return Ok(());
+    }
+    let folder = directory.join(SECRETS);
+    make_private(&folder)?;
+    own(&folder)?;
+    for (name, value) in &spec.secrets {
+        let path = folder.join(variable(name));
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        options.open(&path)?.write_all(value.as_bytes())?;
+        own(&path)?;
+    }
+    Ok(())
+}
+
+pub(super) fn file_name(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' {
+                c
+            } else {
+                '_'
+            }
+        })
+        .take(64)
+        .collect()
+}
+
+pub(super) fn make_private(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    set_mode(path, 0o700)
+}
+
+pub(super) fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
