@@ -5,8 +5,9 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use geminga_functions::Component;
+use geminga_functions::{Component, Worker, WorkerConfig};
 use geminga_model::{
     ConsumerConfig, ProducerConfig, Resources, SinkConfig, SourceConfig, TopicName,
 };
@@ -158,8 +159,8 @@ async fn sources(stage: &Stage) -> Kind {
         seen: BTreeSet::new(),
     };
     for (at, (given, fields)) in [
-        (json!({"schemaType": "string", "processingGuarantees": "ATMOST_ONCE"}),
-            &["schemaType", "processingGuarantees", "tenant", "namespace", "name", "topicName", "sourceType", "configs"][..]),
+        (json!({"schemaType": "string"}),
+            &["schemaType", "tenant", "namespace", "name", "topicName", "sourceType", "configs"][..]),
         (json!({"producerConfig": {"compressionType": "ZSTD"}, "sourceType": null, "archive": "builtin://file"}),
             &["producerConfig.compressionType", "archive"]),
         (json!({"producerConfig": {"maxPendingMessages": 3}}), &["producerConfig.maxPendingMessages"]),
@@ -196,7 +197,61 @@ async fn sources(stage: &Stage) -> Kind {
         kind.see(fields);
         stage.worker.delete(&id).await.expect("deleted");
     }
+    cut_off(stage).await;
+    kind.see(&["processingGuarantees"]);
     kind
+}
+
+/// At most once: a file is acknowledged, and so put away, before its lines are stored; at least once it stays until then.
+async fn cut_off(stage: &Stage) {
+    let (client, gate) = stage.gated();
+    let mut config = WorkerConfig::new(client.clone(), stage.directory.path().join("cut-off"));
+    config.catalog_topic = Some(stage.topic("cut-off-catalog"));
+    config.temp_dir = Some(stage.directory.path().to_path_buf());
+    let worker = Worker::start(config).await.expect("worker");
+    for guarantees in ["ATLEAST_ONCE", "ATMOST_ONCE"] {
+        let name = guarantees.to_lowercase();
+        let directory = stage.directory.path().join(&name);
+        let (first, file) = (directory.join("first"), directory.join("lines"));
+        // The whole file appears at once.
+        let put = |file: &Path, text: &str| {
+            std::fs::rename(stage.file("next", text), file).expect("moved");
+        };
+        std::fs::create_dir(&directory).expect("made");
+        put(&first, "a\n");
+        let topic = stage.topic(&name);
+        let source: SourceConfig = serde_json::from_value(
+            json!({"name": &name, "sourceType": "file", "topicName": &topic,
+            "processingGuarantees": guarantees, "configs": {"inputDirectory": &directory}}),
+        )
+        .expect("a config");
+        let id = worker
+            .create(Component::from(source), None)
+            .await
+            .expect("created");
+        let mut out = stage.consumer(&topic).await;
+        assert_eq!(texts(&receive(&mut out, 1).await), ["a"]);
+        stage.until("put away", |_| !first.exists()).await;
+        gate.send_replace(false);
+        put(&file, "b\n");
+        if guarantees == "ATMOST_ONCE" {
+            stage.until("put away unsent", |_| !file.exists()).await;
+        } else {
+            let received = || {
+                worker.status(&id).expect("there").instances[0]
+                    .status
+                    .num_received
+            };
+            stage.until("it is read", |_| received() == 2).await;
+            assert!(file.exists(), "it is not stored");
+        }
+        gate.send_replace(true);
+        assert_eq!(texts(&receive(&mut out, 1).await), ["b"]);
+        stage.until("put away", |_| !file.exists()).await;
+        worker.delete(&id).await.expect("deleted");
+    }
+    worker.shutdown(Duration::from_secs(5)).await;
+    client.close().await;
 }
 
 async fn in_file(stage: &Stage, path: &Path, wanted: &str) {
@@ -227,10 +282,10 @@ async fn sinks(stage: &Stage) -> Kind {
         (json!({"inputs": [&named], "sourceSubscriptionName": "sub", "sourceSubscriptionPosition": "Earliest", "retainOrdering": true,
             "maxMessageRetries": 0, "deadLetterTopic": &dead, "processingGuarantees": "ATMOST_ONCE", "cleanupSubscription": true}),
             &named, "Failover", &["inputs", "sourceSubscriptionName", "sourceSubscriptionPosition", "retainOrdering", "configs", "sinkType",
-            "tenant", "namespace", "name", "cleanupSubscription", "processingGuarantees"][..]),
-        (json!({"inputs": null, "topicsPattern": &pattern, "sourceSubscriptionName": "sub", "sourceSubscriptionPosition": "Earliest",
-            "retainKeyOrdering": true, "sinkType": null, "archive": "builtin://file"}),
-            &other, "Key_Shared", &["topicsPattern", "retainKeyOrdering", "archive"]),
+            "tenant", "namespace", "name", "processingGuarantees"][..]),
+        (json!({"inputs": null, "topicsPattern": &pattern, "sourceSubscriptionName": "kept", "sourceSubscriptionPosition": "Earliest",
+            "retainKeyOrdering": true, "sinkType": null, "archive": "builtin://file", "cleanupSubscription": false}),
+            &other, "Key_Shared", &["topicsPattern", "retainKeyOrdering", "archive", "cleanupSubscription"]),
         (json!({"inputs": null, "inputSpecs": {&pattern: {"regexPattern": true, "receiverQueueSize": 3,
             "consumerProperties": {"consumerName": "my-name"}}}, "sourceSubscriptionName": "sub", "sourceSubscriptionPosition": "Earliest",
             "maxMessageRetries": 0, "deadLetterTopic": &dead, "autoAck": true}),
@@ -245,18 +300,26 @@ async fn sinks(stage: &Stage) -> Kind {
         config["namespace"] = json!("default");
         config["name"] = json!(format!("sink-{at}"));
         config["configs"]["path"] = json!(&path);
+        let name = config["sourceSubscriptionName"].clone();
+        let name = name.as_str().expect("a name");
         let id = stage.sink(config).await;
         assert_eq!(id.fqfn(), format!("public/default/sink-{at}"));
         in_file(stage, &path, "early\n").await;
         let topic: TopicName = input.parse().expect("a topic");
         let stats = stage.broker().topic_stats(&topic).await.expect("stats");
         let stats = serde_json::to_value(stats).expect("JSON");
-        let subscription = &stats["subscriptions"]["sub"];
+        let subscription = &stats["subscriptions"][name];
         assert_eq!(subscription["type"], kind_of);
+        if at == 0 {
+            // Acknowledged before it failed: of it there is no letter, and the next one's is the first.
+            stage.send(input, ["not\nthere", "line"]).await;
+            in_file(stage, &path, "early\nline\n").await;
+        }
         if at == 2 {
             let consumer = &subscription["consumers"][0];
             assert_eq!(consumer["consumerName"], "my-name");
-            assert!(consumer["availablePermits"].as_i64() <= Some(3), "{consumer}");
+            let permits = consumer["availablePermits"].as_i64();
+            assert!(permits.is_some_and(|permits| permits <= 3), "{consumer}");
             stage.send(input, ["no\nline", "line"]).await;
             let letter = receive(&mut letters, 1).await.remove(0);
             assert_eq!(&letter.payload[..], b"no\nline");
@@ -266,7 +329,8 @@ async fn sinks(stage: &Stage) -> Kind {
         stage.worker.delete(&id).await.expect("deleted");
         let stats = stage.broker().topic_stats(&topic).await.expect("stats");
         let stats = serde_json::to_value(stats).expect("JSON");
-        assert!(stats["subscriptions"]["sub"].is_null(), "it is cleaned up");
+        let is_there = !stats["subscriptions"][name].is_null();
+        assert_eq!(is_there, at == 1, "it is cleaned up where this is not forbidden");
     }
     // Two instances, of the sink that may have them.
     let input = stage.topic("sink-table");

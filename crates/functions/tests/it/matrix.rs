@@ -421,7 +421,6 @@ async fn common(case: &mut Case<'_>) {
         case.subscription(&input, "sub-name").await.is_null(),
         "it is cleaned up"
     );
-    case.see(&["cleanupSubscription"]);
 }
 
 async fn keep(stage: &Stage, topic: &str) -> Consumer {
@@ -434,9 +433,9 @@ async fn keep(stage: &Stage, topic: &str) -> Consumer {
 async fn subscriptions(case: &mut Case<'_>) {
     for (fields, wanted, see) in [
         (
-            json!({"retainOrdering": true}),
+            json!({"retainOrdering": true, "cleanupSubscription": false}),
             "Failover",
-            &["retainOrdering"][..],
+            &["retainOrdering", "cleanupSubscription"][..],
         ),
         (
             json!({"retainKeyOrdering": true}),
@@ -450,6 +449,7 @@ async fn subscriptions(case: &mut Case<'_>) {
         ),
     ] {
         let (input, output) = (case.topic("in"), case.topic("out"));
+        let stays = fields["cleanupSubscription"] == false;
         let id = case.make(fields).await;
         case.stage.send(&input, ["a"]).await;
         assert_eq!(case.outputs(&output, 1).await, ["a none none"]);
@@ -457,6 +457,8 @@ async fn subscriptions(case: &mut Case<'_>) {
         assert_eq!(subscription["type"], wanted, "{}", case.runtime);
         case.see(see);
         case.stage.worker.delete(&id).await.expect("deleted");
+        let subscription = case.subscription(&input, &id.fqfn()).await;
+        assert_eq!(!subscription.is_null(), stays, "{}", case.runtime);
     }
     // The five ways to name an input; what stands in a spec.
     let pattern = format!("persistent://public/default/many-{}-.*", case.runtime);
@@ -773,7 +775,7 @@ fn runs(mark: &str) -> bool {
 }
 
 /// The processes with this in their environment.
-fn processes(mark: &str) -> impl Iterator<Item = PathBuf> {
+pub(crate) fn processes(mark: &str) -> impl Iterator<Item = PathBuf> {
     let all = std::fs::read_dir("/proc").expect("/proc").flatten();
     all.map(|entry| entry.path())
         .filter(move |path| read_text(&path.join("environ")).contains(mark))

@@ -73,10 +73,12 @@ fn localrun_runs_a_function_on_a_named_broker_and_registers_nothing() {
     std::fs::write(&script, "tr a-z A-Z\n").expect("writes");
     let script = script.display();
     let local = Local::start(&format!(
-        "--broker-service-url {} --sh {script} --inputs said --output shouted",
+        "--broker-service-url {} --sh {script} --output shouted --input-specs {{\"said\":{{\"poolMessages\":true}}}}",
         server.service_url
     ));
     assert_eq!(local.service_url, server.service_url);
+    let warned = |line: &str| line.starts_with("warning: ") && line.contains("poolMessages");
+    assert!(local.said.lines().any(warned), "{}", local.said);
     assert_eq!(local.through("said", "shouted", "hello"), "HELLO\n");
     let (out, _) = server.check("functions list -o name", 0);
     assert_eq!(out, "", "localrun registers nothing");
