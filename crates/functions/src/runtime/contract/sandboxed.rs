@@ -185,6 +185,35 @@ async fn a_private_directory_does_not_outgrow_its_disk() {
     }
 }
 
+/// Each message is within the limit, and what all leave behind is not.
+#[tokio::test]
+async fn what_messages_leave_in_sessions_of_their_own_does_not_pile_up() {
+    let code = "read -r m\n\
+                count() {\n\
+                  n=0\n\
+                  while read -r pid; do { read -r -d '' c </proc/$pid/cmdline; } 2>/dev/null && n=$((n+1)); done <\"$GMG_TMP/left\"\n\
+                }\n\
+                for i in 1 2 3 4 5; do\n\
+                  setsid bash -c 'echo $$ >>\"$GMG_TMP/left\"; exec sleep 60' >/dev/null 2>&1 </dev/null &\n\
+                  until grep -q \"^$!\" \"$GMG_TMP/left\" 2>/dev/null; do sleep 0.01; done\n\
+                done\n\
+                if [[ $m == last ]]; then\n\
+                  for i in {1..100}; do count; (( n <= 5 )) && break; sleep 0.1; done; echo $n\n\
+                else count; echo $n; fi";
+    let mut f = start(Cgroups::default(), Kind::Spawn, code, |spec| {
+        spec.options.limits.processes = Some(20);
+        spec.options.concurrency = Some(1);
+        spec.options.timeout_ms = 30_000;
+    })
+    .await;
+    for left in [&b"5"[..], b"10", b"15"] {
+        assert_eq!(payloads(&f.ask(b"x").await), [left]);
+    }
+    // Its own are at work for it.
+    assert_eq!(payloads(&f.ask(b"last").await), [b"5"]);
+    f.stop().await;
+}
+
 /// Each lane has its own processes, and its own message to be blamed.
 #[tokio::test]
 async fn lanes_have_their_memory_together() {

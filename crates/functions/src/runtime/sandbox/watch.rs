@@ -4,6 +4,8 @@
 //! What is allowed is allowed to all processes of a host together. When they are beyond that, those that use most are
 //! ended, until the rest is within: each of them may be at work on a message of its own.
 //!
+//! What an earlier message left in a session of its own counts as well, and is the first to end.
+//!
 //! A process is found by its group, or by its mark when it has made a group of its own. One that hides from both is not
 //! counted: only a control group holds that.
 
@@ -25,6 +27,8 @@ const EACH: Duration = Duration::from_millis(200);
 const REST: u32 = 20;
 /// How often what forks on is swept before it is left to the next look.
 const SWEEPS: usize = 5;
+/// The age of a process that belongs to no message in hand: one that was just started is not known yet.
+const LEFT: Duration = Duration::from_secs(2);
 /// Files that are looked at in one directory: a tree of more is beyond any limit.
 const FILES_MAX: usize = 100_000;
 
@@ -99,18 +103,29 @@ fn look(groups: &Groups, ended: &AtomicBool) {
         let wants_processes = watched
             .values()
             .any(|w| w.memory.is_some() || w.processes.is_some());
-        let uses = if wants_processes {
+        let mut uses = if wants_processes {
             uses(&watched)
         } else {
-            HashMap::new()
+            Uses::default()
         };
         let mut hosts: HashMap<&str, Vec<Member<'_>>> = HashMap::new();
         for (group, watched) in &watched {
-            let used = uses.get(group).copied().unwrap_or_default();
+            let used = uses.groups.get(group).copied().unwrap_or_default();
             let member = (*group, watched, used);
             hosts.entry(&watched.scope).or_default().push(member);
         }
-        for members in hosts.into_values() {
+        for (scope, members) in hosts {
+            let left = uses.left.remove(scope).unwrap_or_default();
+            if too_much(&members, &left) {
+                tracing::warn!(
+                    host = scope,
+                    processes = left.len(),
+                    "what earlier messages left running is ended: with it the function is beyond its limits"
+                );
+                for (pid, _) in left {
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                }
+            }
             let disk = used_disk(&members);
             for (group, watched, why) in beyond(&members, disk) {
                 watched.verdict.set(why);
@@ -234,9 +249,36 @@ fn largest<'a>(
     ends
 }
 
-/// Memory and number of processes, by the group that they belong to.
-fn uses(watched: &HashMap<i32, Watched>) -> HashMap<i32, Used> {
-    let mut all: HashMap<i32, Used> = HashMap::new();
+/// What processes use.
+#[derive(Debug, Default)]
+struct Uses {
+    /// By the group that they belong to.
+    groups: HashMap<i32, Used>,
+    /// By the mark of their host: those that no message in hand has started.
+    left: HashMap<String, Vec<(Pid, Used)>>,
+}
+
+/// Whether what is left is too much beside those who are at work.
+fn too_much(members: &[Member<'_>], left: &[(Pid, Used)]) -> bool {
+    let all = || {
+        left.iter()
+            .map(|(_, used)| used)
+            .chain(members.iter().map(|m| &m.2))
+    };
+    let over = |limit: Option<u64>, value: u64| limit.is_some_and(|limit| value > limit);
+    let memory = members.iter().find_map(|(_, watched, _)| watched.memory);
+    let number = members.iter().find_map(|(_, watched, _)| watched.processes);
+    !left.is_empty()
+        && (over(memory, all().map(|used| used.memory).sum())
+            || over(number, all().map(|used| used.processes).sum()))
+}
+
+fn uses(watched: &HashMap<i32, Watched>) -> Uses {
+    let mut all = Uses::default();
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let now = uptime.split(' ').next().and_then(|text| text.parse().ok());
+    let now = Duration::from_secs_f64(now.unwrap_or(0.0));
+    let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
     let page = rustix::param::page_size() as u64;
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for entry in entries {
@@ -245,39 +287,88 @@ fn uses(watched: &HashMap<i32, Watched>) -> HashMap<i32, Used> {
             continue;
         }
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let Some((group, pages)) = group_and_pages(&stat) else {
+        let Some(stat) = Stat::of(&stat) else {
             continue;
         };
-        let group = if watched.contains_key(&group) {
-            Some(group)
+        let whose = if watched.contains_key(&stat.group) {
+            Whose::Group(stat.group)
         } else {
             let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
             by_mark(&environment, watched)
         };
-        if let Some(group) = group {
-            let used = all.entry(group).or_default();
-            used.memory += pages * page;
-            used.processes += 1;
+        let used = Used {
+            memory: stat.pages * page,
+            processes: 1,
+        };
+        match whose {
+            Whose::Group(group) => {
+                let sum = all.groups.entry(group).or_default();
+                sum.memory += used.memory;
+                sum.processes += used.processes;
+            }
+            Whose::Host(scope) => {
+                let started = stat.started_ticks.saturating_mul(1000) / ticks_per_second;
+                let age = now.saturating_sub(Duration::from_millis(started));
+                let pid = name.to_str().and_then(|text| text.parse().ok());
+                if let Some(pid) = pid.and_then(Pid::from_raw).filter(|_| age > LEFT) {
+                    all.left.entry(scope).or_default().push((pid, used));
+                }
+            }
+            Whose::Nobody => {}
         }
     }
     all
 }
 
-fn by_mark(environment: &[u8], watched: &HashMap<i32, Watched>) -> Option<i32> {
-    let mut lines = environment.split(|&b| b == 0);
-    let mark = lines.find_map(|line| line.strip_prefix(b"GMG_SCOPE="))?;
-    let mut of = watched.iter();
-    of.find(|(_, w)| w.token.as_bytes() == mark)
-        .map(|(group, _)| *group)
+/// Whose a process is.
+#[derive(Debug, PartialEq, Eq)]
+enum Whose {
+    /// Of a message in hand.
+    Group(i32),
+    /// Of a host, by its mark.
+    Host(String),
+    Nobody,
 }
 
-/// Of a line of `/proc/PID/stat`: the process group, and the resident pages.
-fn group_and_pages(stat: &str) -> Option<(i32, u64)> {
-    // The name may hold anything, a bracket too.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let group = fields.nth(2)?.parse().ok()?;
-    let pages = fields.nth(18)?.parse().ok()?;
-    Some((group, pages))
+fn by_mark(environment: &[u8], watched: &HashMap<i32, Watched>) -> Whose {
+    let mut lines = environment.split(|&b| b == 0);
+    let Some(mark) = lines.find_map(|line| line.strip_prefix(b"GMG_SCOPE=")) else {
+        return Whose::Nobody;
+    };
+    if let Some((group, _)) = watched.iter().find(|(_, w)| w.token.as_bytes() == mark) {
+        return Whose::Group(*group);
+    }
+    // Marks of hosts end in a dot.
+    let mut all = watched.values();
+    match all.find(|w| mark.starts_with(w.scope.as_bytes())) {
+        Some(watched) => Whose::Host(watched.scope.clone()),
+        None => Whose::Nobody,
+    }
+}
+
+/// Of a line of `/proc/PID/stat`.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    group: i32,
+    /// Since the start of the machine.
+    started_ticks: u64,
+    /// Resident.
+    pages: u64,
+}
+
+impl Stat {
+    fn of(line: &str) -> Option<Self> {
+        // The name may hold anything, a bracket too.
+        let mut fields = line.rsplit_once(')')?.1.split_whitespace();
+        let group = fields.nth(2)?.parse().ok()?;
+        let started_ticks = fields.nth(16)?.parse().ok()?;
+        let pages = fields.nth(1)?.parse().ok()?;
+        Some(Self {
+            group,
+            started_ticks,
+            pages,
+        })
+    }
 }
 
 /// Bytes of the files below a directory.
@@ -308,84 +399,4 @@ fn size(directory: &Path) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stat_line_is_read_whatever_the_process_is_called() {
-        let stat = "12 (a) b (c) S 1 77 77 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 99 1000 321 18446744073709551615";
-        assert_eq!(group_and_pages(stat), Some((77, 321)));
-        assert_eq!(group_and_pages("12 (a"), None);
-    }
-
-    fn watched(token: &str) -> Watched {
-        Watched {
-            private: PathBuf::new(),
-            token: token.to_owned(),
-            scope: "a.0.".to_owned(),
-            memory: Some(100),
-            processes: Some(3),
-            disk: Some(10),
-            verdict: Verdict::default(),
-            full: Arc::default(),
-        }
-    }
-
-    #[test]
-    fn the_limit_that_is_passed_is_named() {
-        let alone = watched("a.0.0.");
-        let of = |memory, processes, disk| {
-            let ends = beyond(&[(5, &alone, Used { memory, processes })], disk);
-            let why: Vec<String> = ends.into_iter().map(|(_, _, why)| why).collect();
-            why.join("; ")
-        };
-        assert_eq!(of(100, 3, 10), "");
-        let memory = of(101, 3, 10);
-        assert!(memory.contains("resources.ram") && !memory.contains("other messages"));
-        assert!(of(1, 4, 10).contains("limits.processes"));
-        assert!(of(101, 4, 11).contains("resources.disk"));
-        let all = HashMap::from([(5, alone)]);
-        assert_eq!(by_mark(b"A=1\0GMG_SCOPE=a.0.0.\0", &all), Some(5));
-        assert_eq!(by_mark(b"GMG_SCOPE=a.0.1.\0", &all), None);
-        assert_eq!(by_mark(b"", &all), None);
-    }
-
-    #[test]
-    fn a_limit_is_for_all_of_a_host_and_those_who_use_most_end() {
-        let all: Vec<Watched> = (0..3).map(|n| watched(&format!("a.0.{n}."))).collect();
-        let of = |uses: [(u64, u64); 3], disk| {
-            let with = uses.iter().zip(&all).zip(1..);
-            let members: Vec<Member<'_>> = with
-                .map(|((&(memory, processes), watched), group)| {
-                    (group, watched, Used { memory, processes })
-                })
-                .collect();
-            let mut ends: Vec<i32> = beyond(&members, disk).iter().map(|end| end.0).collect();
-            ends.sort_unstable();
-            ends.dedup();
-            ends
-        };
-        for (uses, disk, wanted) in [
-            ([(30, 1), (30, 1), (40, 1)], 10, vec![]),
-            ([(30, 1), (31, 1), (40, 1)], 10, vec![3]),
-            ([(90, 1), (5, 1), (80, 1)], 10, vec![1]),
-            ([(101, 1), (102, 1), (103, 1)], 10, vec![1, 2, 3]),
-            ([(1, 1), (1, 2), (1, 1)], 10, vec![2]),
-            ([(99, 1), (1, 3), (1, 1)], 10, vec![1, 2]),
-            ([(1, 1), (1, 1), (1, 1)], 11, vec![1, 2, 3]),
-        ] {
-            assert_eq!(of(uses, disk), wanted, "{uses:?} {disk}");
-        }
-    }
-
-    #[test]
-    fn files_are_summed_and_links_not_followed() {
-        let directory = tempfile::tempdir().expect("temporary");
-        let inside = directory.path().join("a/b");
-        std::fs::create_dir_all(&inside).expect("made");
-        std::fs::write(inside.join("f"), vec![1; 100_000]).expect("written");
-        std::os::unix::fs::symlink("/usr", inside.join("link")).expect("linked");
-        let total = size(directory.path());
-        assert!((90_000..1_000_000).contains(&total), "{total}");
-    }
-}
+mod tests;
