@@ -1,17 +1,24 @@
 """Functions as a user has them: made by the command line, fed and read by the official client."""
 
+import concurrent.futures
+import functools
+import http.server
 import os
 import pathlib
 import re
 import signal
+import ssl
+import subprocess
+import threading
 import time
+import urllib.request
 
 import pulsar
 import pytest
 
 from cli import create_function, geminga, status
-from server import ROOT, is_outside
-from support import data, eventually, receive, send_numbers
+from server import ROOT, Server, is_outside
+from support import assert_nothing, data, eventually, receive, send_numbers
 
 pytestmark = pytest.mark.skipif(is_outside(), reason="Geminga's own functions; this server is an outside one")
 
@@ -247,3 +254,106 @@ def test_state_survives_kill(own_server, new_client, topic, tmp_path):
     while got < 4:                       # an output of before the crash may come again
         got = int(receive(consumer, 1)[0].data())
     assert got == 4
+
+
+def test_an_update_under_load_loses_nothing(client, server, fresh, topic, name, tmp_path):
+    """Each message is answered, by the old code or the new, in order where it is kept; the old code is gone afterwards."""
+    def code(word):
+        return script(tmp_path, f"def process(input):\n    return '{word} %s' % input\n", f"{word}.py")
+    fresh("--py", code("old"), *wired(topic, "--retain-ordering"))
+    consumer = client.subscribe(f"{topic}-out", "probe", initial_position=pulsar.InitialPosition.Earliest)
+    producer = client.create_producer(topic, batching_enabled=False)
+    stop, sent = threading.Event(), []
+
+    def send():
+        while not stop.is_set():
+            producer.send(b"%d" % len(sent))
+            sent.append(None)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        eventually(lambda: len(sent) > 20)
+        geminga(server, "functions", "update", "--name", name, "--py", code("new"))
+        got = [m.data().decode().split() for m in receive(consumer, len(sent))]
+        while got[-1][0] != "new":
+            got.append(receive(consumer, 1)[0].data().decode().split())
+    finally:
+        stop.set()
+        sender.join()
+    got += [m.data().decode().split() for m in receive(consumer, len(sent) - len(got))]
+    assert [int(number) for _, number in got] == list(range(len(sent)))
+    words = [word for word, _ in got]
+    assert words == sorted(words, key=["old", "new"].index) and set(words) == {"old", "new"}
+    assert_nothing(consumer)
+
+
+def test_a_new_version_that_does_not_start_leaves_the_old_one(client, server, fresh, topic, name, tmp_path):
+    options = ["--custom-runtime-options", '{"onFailedUpdate": "rollback"}']
+    fresh("--py", script(tmp_path, "def process(input):\n    return 'old %s' % input\n", "old.py"), *wired(topic, *options))
+    assert data(through(client, topic, b"1")) == [b"old 1"]
+    bad = script(tmp_path, "import no_such_module\n", "bad.py")
+    said = geminga(server, "functions", "update", "--name", name, "--py", bad, *options, code=1)
+    assert "no_such_module" in said
+    consumer = client.subscribe(f"{topic}-out", "probe")
+    client.create_producer(topic).send(b"2")
+    assert data(receive(consumer, 1)) == [b"old 2"]
+
+
+def test_a_call_over_http_is_a_message_like_any_other(client, server, fresh, topic, name, tmp_path):
+    """Its answer is the function's output for it, also beside other messages, and both are on the topics for clients to read."""
+    fresh("--py", script(tmp_path, "def process(input):\n    return input.upper()\n", "shout.py"), *wired(topic))
+    given, answered = (client.subscribe(each, "probe", initial_position=pulsar.InitialPosition.Earliest) for each in (topic, f"{topic}-out"))
+    producer = client.create_producer(topic)
+
+    def call(number):
+        request = urllib.request.Request(f"{server.admin_url}/functions/public/default/{name}", data=b"call %d" % number, method="POST",
+                                         headers={"X-Pulsar-Key": f"k{number}", "X-Pulsar-Property-colour": "red"})
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.headers["X-Pulsar-Property-colour"], response.read()
+    with concurrent.futures.ThreadPoolExecutor(8) as callers:
+        answers = callers.map(call, range(30))
+        for number in range(30):
+            producer.send(b"message %d" % number)
+        assert list(answers) == [("red", b"CALL %d" % number) for number in range(30)]
+    came = receive(given, 60)
+    assert {m.partition_key() for m in came if m.data().startswith(b"call")} == {f"k{number}" for number in range(30)}
+    assert all(m.properties()["colour"] == "red" for m in came if m.data().startswith(b"call"))
+    assert sorted(data(receive(answered, 60))) == sorted(m.data().upper() for m in came)
+
+
+@pytest.mark.own_server
+def test_code_comes_over_tls_from_whom_the_machine_trusts(new_client, topic, tmp_path, monkeypatch):
+    def openssl(*arguments):
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=tmp_path)
+    fresh_key = ["-newkey", "rsa:2048", "-nodes"]
+    openssl("req", "-x509", *fresh_key, "-days", "2", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
+    openssl("req", *fresh_key, "-keyout", "key.pem", "-out", "request", "-subj", "/CN=localhost")
+    (tmp_path / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    openssl("x509", "-req", "-in", "request", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-out", "certificate.pem",
+            "-extfile", "names")
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    script(pages, "def process(input):\n    return input + '!'\n", "bang.py")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=pages)
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    web.socket = context.wrap_socket(web.socket, server_side=True)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    url = f"https://127.0.0.1:{web.server_port}/bang.py"
+    try:
+        stranger = Server(ephemeral=True).start()
+        try:
+            said = create_function(stranger, "bang", "--py", url, *wired(topic), code=1)
+        finally:
+            stranger.close()
+        assert "certificate" in said.lower(), said
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        trusting = Server(ephemeral=True).start()
+        try:
+            create_function(trusting, "bang", "--py", url, *wired(topic))
+            assert data(through(new_client(trusting.service_url), topic, b"x")) == [b"x!"]
+        finally:
+            trusting.close()
+    finally:
+        web.shutdown()

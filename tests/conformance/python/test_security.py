@@ -14,7 +14,7 @@ import pytest
 import websocket
 
 from server import Server, binary
-from support import eventually
+from support import assert_nothing, data, eventually, receive
 
 pytestmark = pytest.mark.own_server
 
@@ -201,6 +201,54 @@ def test_a_websocket_ends_with_its_token(house, topic):
     finally:
         for socket in made:
             socket.close()
+
+
+ASIDE = """\
+from pulsar import Function
+
+class Aside(Function):
+    def process(self, input, context):
+        context.publish("persistent://public/aside/t", input)
+"""
+
+
+def test_a_function_has_the_rights_of_who_registered_it(house, new_client, topic, tmp_path):
+    """Or changed it last: beyond its own namespace, to a topic that only its code names, and only as long as they have them."""
+    house.rest("PUT", "/admin/v2/namespaces/public/aside", {})
+    for namespace, role, actions in [("default", "builder", ["functions"]), ("default", "writer", ["functions"]), ("aside", "writer", ["produce"])]:
+        house.rest("POST", f"/admin/v2/namespaces/public/{namespace}/permissions/{role}", actions)
+    code = tmp_path / "aside.py"
+    code.write_text(ASIDE)
+    name = topic.replace("_", "-")
+
+    def functions(role, *words):
+        geminga("functions", *words, "--name", name, "--admin-url", house.server.admin_url, "--service-url", house.server.service_url,
+                "--token", house.token(role))
+    root = as_role(house, new_client, "root")
+    beyond = root.subscribe("persistent://public/aside/t", "probe")
+    dead = root.subscribe(f"{topic}-dead", "probe")
+    producer = as_role(house, new_client, "maker").create_producer(topic)
+    functions("builder", "create", "--py", str(code), "--classname", "aside.Aside", "--inputs", topic,
+              "--max-message-retries", "0", "--dead-letter-topic", f"{topic}-dead")
+    try:
+        producer.send(b"1")
+        assert data(receive(dead, 1)) == [b"1"]
+        assert_nothing(beyond)
+        functions("writer", "update", "--user-config", '{"changed": "by another"}')
+        producer.send(b"2")
+        assert data(receive(beyond, 1)) == [b"2"]
+        assert_nothing(dead)
+        house.rest("DELETE", "/admin/v2/namespaces/public/aside/permissions/writer")
+
+        def taken_back():
+            producer.send(b"3")
+            try:
+                return dead.receive(500).data() == b"3"
+            except pulsar.Timeout:
+                return False
+        eventually(taken_back, what="the right that was taken back is missing")
+    finally:
+        functions("root", "delete")
 
 
 def test_client_certificates(house, new_client, topic):
