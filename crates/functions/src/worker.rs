@@ -52,6 +52,8 @@ use self::supervisor::{Crew, Health};
 
 /// The longest wait for new instances to subscribe before `create` answers all the same.
 const SUBSCRIBE_WAIT: Duration = Duration::from_secs(10);
+/// How long an update that may be undone gets to start.
+const PROVE_WAIT: Duration = Duration::from_secs(60);
 /// Messages in flight may finish this long when a component stops.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// How long a worker counts as alive after its last word.
@@ -79,6 +81,10 @@ pub struct WorkerConfig {
     pub url: String,
     /// How long a worker that says nothing may still be alive: what it ran goes to others then.
     pub lease: Duration,
+    /// How long a change waits for its instances to subscribe before it answers all the same.
+    pub subscribe_wait: Duration,
+    /// How long an update that may be undone gets to start; then it is undone.
+    pub prove_wait: Duration,
     /// The topic of the catalogue; `None` keeps nothing: for `run` and `localrun`.
     pub catalog_topic: Option<String>,
     /// Records that the catalogue, or the state of a function, may gather on its topic before the
@@ -105,6 +111,8 @@ impl WorkerConfig {
             worker_id: "geminga".to_owned(),
             url: String::new(),
             lease: LEASE,
+            subscribe_wait: SUBSCRIBE_WAIT,
+            prove_wait: PROVE_WAIT,
             catalog_topic: Some(CATALOG_TOPIC.to_owned()),
             changelog_records_max: 10_000,
             temp_dir: None,

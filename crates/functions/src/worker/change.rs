@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_stdx::tasks::OnError;
+use tokio::time::Instant;
 
 use super::catalog::{Key, Record};
 use super::membership::Judged;
@@ -15,14 +16,12 @@ use super::package::{self, Upload};
 use super::rights::{Limits, Registrant};
 use super::supervisor::{Crew, Health};
 use super::warming::Beginning;
-use super::{Entry, STOP_GRACE, SUBSCRIBE_WAIT, Worker};
+use super::{Entry, STOP_GRACE, Worker};
 use crate::component::{Component, ComponentId};
 use crate::error::WorkerError;
 use crate::plan::{Plan, Process};
 
-/// How long an update that may be undone gets to start.
-const PROVE_WAIT: Duration = Duration::from_secs(60);
-/// New versions that one worker speaks of in a beat, and how much of why one did not start.
+/// New versions that one worker speaks of in a beat, the newest, and how much of why one did not start.
 const JUDGED_MAX: usize = 100;
 const WHY_CHARS_MAX: usize = 2000;
 /// Tries to remove a subscription that another worker may still use.
@@ -92,7 +91,7 @@ impl Worker {
     }
 
     /// Puts a checked record into the catalogue, gives its units to workers, and waits for those
-    /// that run here to subscribe.
+    /// that run here to subscribe. The entry is an older one when the new version still warms up.
     async fn store(&self, id: &ComponentId, record: Record) -> Result<Arc<Entry>, WorkerError> {
         let plan = self.plan(&record)?;
         if let Some(file) = &record.package {
@@ -118,18 +117,19 @@ impl Worker {
         }
         self.assign(id, &plan).await?;
         self.settle(Some(&BTreeSet::from([id.clone()]))).await;
+        let config = &self.inner.config;
         let limit = match undoes(&plan) {
-            true => PROVE_WAIT,
-            false => SUBSCRIBE_WAIT,
+            true => config.prove_wait,
+            false => config.subscribe_wait,
         };
         self.updated(id, limit).await;
         let entry = self.entry(id)?;
         let instances = 0..entry.crew.len();
         if instances.into_iter().any(|n| !self.inner.is_mine(id, n)) {
             // What is published from now on is not missed, though they start elsewhere.
-            entry.crew.subscribe_once(&self.inner.config.client).await;
+            entry.crew.subscribe_once(&config.client).await;
         }
-        let _ = tokio::time::timeout(SUBSCRIBE_WAIT, entry.crew.subscribed()).await;
+        let _ = tokio::time::timeout(config.subscribe_wait, entry.crew.subscribed()).await;
         Ok(entry)
     }
 
@@ -180,11 +180,18 @@ impl Worker {
         let next = record.next(component, package).by(by);
         // Refused before the old one is touched.
         let plan = self.plan(&next)?;
+        let version = next.version;
         let entry = self.store(id, next).await?;
-        if undoes(&plan)
-            && let Some(why) = self.failed_to_start(id, &entry).await
-        {
-            let (version, restored) = (entry.record.version, record.version);
+        if !undoes(&plan) {
+            return Ok(());
+        }
+        let failed = match entry.record.version == version {
+            true => self.failed_to_start(id, &entry).await,
+            // Its code still warms up here: the entry is the old one's, which runs well.
+            false => Some(self.not_in_time()),
+        };
+        if let Some(why) = failed {
+            let restored = record.version;
             let now = self.record(id)?;
             self.store(
                 id,
@@ -371,10 +378,16 @@ impl Worker {
         instance: Option<u32>,
     ) -> Result<(), WorkerError> {
         let _one = self.inner.changing.lock().await;
+        // No other version takes their place meanwhile.
+        let _settles = self.inner.settling.lock().await;
         let entry = self.entry(id)?;
-        for number in entry.crew.numbers(id, instance)? {
-            if self.inner.is_mine(id, number) && !entry.record.stopped.contains(&number) {
-                entry.crew.stop(number, STOP_GRACE).await;
+        let mut numbers = entry.crew.numbers(id, instance)?;
+        let is_own = |n: &u32| self.inner.is_mine(id, *n) && !entry.record.stopped.contains(n);
+        numbers.retain(|n| self.inner.may_run() && is_own(n));
+        entry.crew.stop_these(&numbers, STOP_GRACE).await;
+        for number in numbers {
+            // The lease may be over by now: then it starts with the next one.
+            if self.inner.may_run() {
                 entry.crew.start(&self.inner, number);
             }
         }
@@ -538,6 +551,13 @@ fn undoes(plan: &Plan) -> bool {
     }
 }
 
+/// The newest of what was made at these times.
+fn newest<T>(mut all: Vec<(Instant, T)>, max: usize) -> Vec<T> {
+    all.sort_by_key(|(made, _)| std::cmp::Reverse(*made));
+    all.truncate(max);
+    all.into_iter().map(|(_, what)| what).collect()
+}
+
 /// How a version does on one worker: `None` while it is not known.
 fn judge(crew: &Crew, numbers: impl Iterator<Item = u32>) -> Option<Result<(), String>> {
     let mut known = true;
@@ -554,12 +574,13 @@ fn judge(crew: &Crew, numbers: impl Iterator<Item = u32>) -> Option<Result<(), S
 impl Worker {
     /// What this worker says of new versions that run here and are undone when they do not start.
     pub(crate) fn judge_new(&self) -> Vec<Judged> {
+        let new_for = self.inner.config.prove_wait * 2;
         let entries: Vec<(ComponentId, Arc<Entry>)> = {
             let components = self.inner.components.lock();
             let is_new = |(_, entry): &(&ComponentId, &Arc<Entry>)| {
-                undoes(&entry.crew.plan) && entry.crew.made.elapsed() < PROVE_WAIT * 2
+                undoes(&entry.crew.plan) && entry.crew.made.elapsed() < new_for
             };
-            let new = components.iter().filter(is_new).take(JUDGED_MAX);
+            let new = components.iter().filter(is_new);
             new.map(|(id, entry)| (id.clone(), entry.clone())).collect()
         };
         let judged = entries.into_iter().filter_map(|(id, entry)| {
@@ -569,13 +590,14 @@ impl Worker {
                 return None;
             }
             let why = judge(&entry.crew, own.into_iter())?.err();
-            Some(Judged {
+            let judged = Judged {
                 id: id.to_string(),
                 version: entry.record.version,
                 why: why.map(|why| why.chars().take(WHY_CHARS_MAX).collect()),
-            })
+            };
+            Some((entry.crew.made, judged))
         });
-        judged.collect()
+        newest(judged.collect(), JUDGED_MAX)
     }
 
     /// Why an instance of a new version did not start, on whatever worker; `None` when all run.
@@ -608,12 +630,25 @@ impl Worker {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        match tokio::time::timeout(PROVE_WAIT, judged).await {
-            Ok(judged) => judged,
-            Err(_) => Some(format!(
-                "it did not start within {} s",
-                PROVE_WAIT.as_secs()
-            )),
-        }
+        let judged = tokio::time::timeout(self.inner.config.prove_wait, judged);
+        judged.await.unwrap_or_else(|_| Some(self.not_in_time()))
+    }
+
+    fn not_in_time(&self) -> String {
+        let limit = self.inner.config.prove_wait;
+        format!("it did not start within {} s", limit.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_made_last_is_spoken_of_when_there_is_too_much() {
+        let first = Instant::now();
+        let made = |ms: u64| (first + Duration::from_millis(ms), ms);
+        assert_eq!(newest(vec![made(1), made(3), made(0), made(2)], 2), [3, 2]);
+        assert_eq!(newest(vec![made(1)], 2), [1]);
     }
 }

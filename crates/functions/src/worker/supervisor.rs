@@ -27,7 +27,7 @@ use crate::instance::sink::{Sink, TopicSink};
 use crate::instance::source::{Source, Taken, TopicSource};
 use crate::instance::state::{self, FunctionState, Taking};
 use crate::instance::{Gauge, Instance};
-use crate::plan::{Input, Output, Plan, Process};
+use crate::plan::{Input, Output, Plan, Process, Subscription};
 use crate::runtime::Host;
 
 /// How long a new version may take to start beside the one that runs.
@@ -67,10 +67,13 @@ pub(crate) struct Seat {
 
 /// A host that has started and waits for its first message, while another version still runs.
 struct Warm {
-    host: Box<dyn Host>,
-    context: Arc<Context>,
-    tasks: Tasks,
+    ready: Ready,
+    /// What it started ends with it.
+    tasks: CancelOnDrop,
 }
+
+/// A host, and what it may ask for.
+type Ready = (Box<dyn Host>, Arc<Context>);
 
 /// Ends a group of tasks.
 struct CancelOnDrop(Tasks);
@@ -271,18 +274,11 @@ impl Crew {
             let number = *number;
             starters.spawn_cancellable("function warms up", async move {
                 let seat = &crew.seats[number as usize];
-                let tasks = inner.tasks.child();
-                match crew.start_host(&inner, seat, number, state, &tasks).await {
-                    Ok((host, context)) => {
-                        *seat.warm.lock() = Some(Warm {
-                            host,
-                            context,
-                            tasks,
-                        });
-                    }
+                let tasks = CancelOnDrop(inner.tasks.child());
+                match crew.start_host(&inner, seat, number, state, &tasks.0).await {
+                    Ok(ready) => *seat.warm.lock() = Some(Warm { ready, tasks }),
                     Err(why) => {
                         tracing::warn!(component = %crew.id, number, why, "it does not warm up");
-                        tasks.cancel();
                     }
                 }
             });
@@ -302,7 +298,7 @@ impl Crew {
         number: u32,
         state: Option<Arc<FunctionState>>,
         tasks: &Tasks,
-    ) -> Result<(Box<dyn Host>, Arc<Context>), String> {
+    ) -> Result<Ready, String> {
         let plan = &self.plan;
         let Process::Host(language, spec) = &plan.process else {
             return Err("it has no code".to_owned());
@@ -388,19 +384,24 @@ impl Crew {
         }
     }
 
-    /// Stops an instance; messages in flight may finish within `grace`.
+    /// Stops an instance; messages in flight may finish within `grace`. Nobody may start it meanwhile.
     pub(crate) async fn stop(&self, number: u32, grace: Duration) {
         let seat = &self.seats[number as usize];
-        let Some(run) = seat.running.lock().take() else {
+        // It keeps its place meanwhile: the end of the lease is to find it.
+        let tasks = seat.running.lock().as_ref().map(|run| {
+            let _ = run.stop.send(Some(grace));
+            run.tasks.clone()
+        });
+        let Some(tasks) = tasks else {
             // What was ready to run is not to.
             drop(seat.warm.lock().take());
             return;
         };
-        let _ = run.stop.send(Some(grace));
-        if !run.tasks.join(grace * 2 + Duration::from_secs(5)).await {
+        if !tasks.join(grace * 2 + Duration::from_secs(5)).await {
             tracing::error!(component = %self.id, number, "an instance does not stop");
         }
-        run.tasks.cancel();
+        tasks.cancel();
+        drop(seat.running.lock().take());
         seat.set(Health::Stopped);
     }
 
@@ -464,7 +465,7 @@ impl Crew {
         let Input::Topics(subscription) = &self.plan.input else {
             return Ok(None);
         };
-        let plan = crate::plan::Subscription {
+        let plan = Subscription {
             skip_to_latest: false,
             ..subscription.clone()
         };
@@ -486,14 +487,14 @@ impl Crew {
         loop {
             let began = Instant::now();
             *seat.started.lock() = began;
-            // A task group of its own: what an instance started ends with it.
-            let warm = seat.warm.lock().take();
-            let tasks = match &warm {
-                Some(warm) => warm.tasks.clone(),
-                None => group.child(),
+            // A task group of its own: what an instance started ends with it, and when this is dropped.
+            let (ready, ends) = match seat.warm.lock().take() {
+                Some(warm) => (Some(warm.ready), warm.tasks),
+                None => (None, CancelOnDrop(group.child())),
             };
+            let tasks = &ends.0;
             let result = self
-                .run_once(inner, seat, number, fresh, &stop, (&tasks, warm))
+                .run_once(inner, seat, number, fresh, &stop, (tasks, ready))
                 .await;
             fresh = false;
             *seat.consumer.lock() = None;
@@ -538,10 +539,10 @@ impl Crew {
         number: u32,
         fresh: bool,
         stop: &watch::Receiver<Option<Duration>>,
-        (tasks, warm): (&Tasks, Option<Warm>),
+        (tasks, ready): (&Tasks, Option<Ready>),
     ) -> Result<(), String> {
         let mut stopping = stop.clone();
-        let building = self.build(inner, seat, number, fresh, tasks, warm);
+        let building = self.build(inner, seat, number, fresh, tasks, ready);
         let instance = tokio::select! {
             instance = building => instance?,
             _ = stopping.wait_for(Option::is_some) => return Ok(()),
@@ -565,7 +566,7 @@ impl Crew {
         number: u32,
         fresh: bool,
         tasks: &Tasks,
-        warm: Option<Warm>,
+        ready: Option<Ready>,
     ) -> Result<Instance, String> {
         if let Some(limits) = &self.limits {
             limits.may_start()?;
@@ -653,11 +654,11 @@ impl Crew {
         // subscription on is not missed, whatever else fails.
         let (source, sink, state) = tokio::join!(source, sink, state);
         let (source, sink, state) = (source?, sink?, state?);
-        let host = match (&plan.process, warm) {
+        let host = match (&plan.process, ready) {
             (Process::Identity, _) => None,
-            (Process::Host(..), Some(warm)) => {
-                warm.context.set_state(state.clone());
-                Some(warm.host)
+            (Process::Host(..), Some((host, context))) => {
+                context.set_state(state.clone());
+                Some(host)
             }
             (Process::Host(..), None) => {
                 let started = self.start_host(inner, seat, number, state.clone(), tasks);
