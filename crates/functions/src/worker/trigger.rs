@@ -6,7 +6,8 @@
 //! calls for a while.
 //!
 //! What must hold: a reader begins before the first message is sent, so that no answer is missed; an
-//! answer that comes before its message's id is known is kept, within bounds, while any is not known.
+//! answer that comes before its message's id is known is kept, within bounds, while any is not known;
+//! when the deletion of a function answers, nothing of its lines is on the broker.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -15,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use geminga_client::{Batching, Client, Message, MessageId, Producer, Reader, ReceivedMessage};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use super::supervisor::Crew;
@@ -75,25 +76,29 @@ impl Answered {
 #[derive(Default)]
 pub(crate) struct Lines(Mutex<HashMap<ComponentId, Arc<Slot>>>);
 
-/// A function's line, and who makes it.
+/// A function's lines, and who makes one.
 #[derive(Default)]
 struct Slot {
     making: tokio::sync::Mutex<()>,
-    line: Mutex<Weak<Line>>,
+    /// The newest last; before it those whose last calls are under way.
+    lines: Mutex<Vec<Weak<Line>>>,
 }
 
 /// What the calls of one version of a function share. Its task keeps it.
 struct Line {
+    id: ComponentId,
     version: u64,
     answers: bool,
     client: Client,
     producers: tokio::sync::Mutex<HashMap<String, Arc<Producer>>>,
     calls: Mutex<Calls>,
     stage: watch::Sender<Stage>,
+    /// A call ended.
+    fewer: Notify,
 }
 
 /// How far a line is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 enum Stage {
     Open,
     /// A newer version has a line of its own: the calls under way are the last ones. What the old code
@@ -110,6 +115,10 @@ enum Stage {
 enum End {
     /// Nobody called for a while.
     Idle,
+    /// The function was deleted.
+    Deleted,
+    /// The worker ends.
+    Stopping,
     Broken(&'static str, geminga_client::Error),
 }
 
@@ -129,30 +138,62 @@ struct Calls {
 impl Lines {
     /// The function is gone: so are its producers and readers, and what is under way has no answer.
     pub(crate) async fn close(&self, id: &ComponentId) {
-        let Some(line) = self.end(id, Stage::Ending) else {
-            return;
+        // Together: a line that is being made finds its place taken from it.
+        let slot = self.0.lock().remove(id);
+        let lines = slot.map_or_else(Vec::new, |slot| slot.lines());
+        for line in &lines {
+            line.turn(Stage::Ending);
+        }
+        let gone = async {
+            for line in &lines {
+                let mut stage = line.stage.subscribe();
+                let _ = stage.wait_for(|stage| *stage == Stage::Gone).await;
+            }
         };
-        let mut stage = line.stage.subscribe();
-        let gone = stage.wait_for(|stage| *stage == Stage::Gone);
         let _ = tokio::time::timeout(CLOSE_LIMIT, gone).await;
     }
 
     /// A newer version takes the calls from now on.
     pub(crate) fn retire(&self, id: &ComponentId) {
-        self.end(id, Stage::Retiring);
+        let slot = self.0.lock().get(id).cloned();
+        for line in slot.map_or_else(Vec::new, |slot| slot.lines()) {
+            line.turn(Stage::Retiring);
+        }
     }
 
-    fn end(&self, id: &ComponentId, to: Stage) -> Option<Arc<Line>> {
-        let slot = self.0.lock().remove(id)?;
-        let line = slot.line.lock().upgrade()?;
-        line.stage.send_if_modified(|stage| {
-            let goes_on = *stage != Stage::Gone;
-            if goes_on {
-                *stage = to;
-            }
-            goes_on
-        });
-        Some(line)
+    fn slot(&self, id: &ComponentId) -> Arc<Slot> {
+        let mut all = self.0.lock();
+        all.retain(|_, slot| Arc::strong_count(slot) > 1 || !slot.lines().is_empty());
+        all.entry(id.clone()).or_default().clone()
+    }
+
+    /// Puts a new line into its slot. One whose function was deleted meanwhile is at its end already.
+    fn add(&self, slot: &Arc<Slot>, line: &Arc<Line>) {
+        let all = self.0.lock();
+        if !all
+            .get(&line.id)
+            .is_some_and(|known| Arc::ptr_eq(known, slot))
+        {
+            line.calls.lock().ended = Some(End::Deleted);
+            line.turn(Stage::Ending);
+            return;
+        }
+        let mut lines = slot.lines.lock();
+        lines.retain(|line| line.strong_count() > 0);
+        lines.push(Arc::downgrade(line));
+    }
+}
+
+impl Slot {
+    /// Those that are not gone.
+    fn lines(&self) -> Vec<Arc<Line>> {
+        self.lines.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The line that takes calls of a version, or of a newer one.
+    fn open(&self, version: u64) -> Option<Arc<Line>> {
+        let line = self.lines.lock().last()?.upgrade()?;
+        (line.version >= version && line.is_open()).then_some(line)
     }
 }
 
@@ -184,26 +225,21 @@ impl Worker {
     }
 
     async fn line(&self, id: &ComponentId, crew: &Crew) -> Result<Arc<Line>, WorkerError> {
-        let slot = {
-            let mut all = self.inner.lines.0.lock();
-            all.retain(|_, slot| {
-                Arc::strong_count(slot) > 1 || slot.line.lock().strong_count() > 0
-            });
-            all.entry(id.clone()).or_default().clone()
-        };
-        let known = || {
-            let line = slot.line.lock().upgrade()?;
-            (line.version == crew.version() && line.is_open()).then_some(line)
-        };
-        if let Some(line) = known() {
+        let lines = &self.inner.lines;
+        let slot = lines.slot(id);
+        if let Some(line) = slot.open(crew.version()) {
             return Ok(line);
         }
         let _one = slot.making.lock().await;
-        if let Some(line) = known() {
+        if let Some(line) = slot.open(crew.version()) {
             return Ok(line);
         }
         let line = Line::open(&self.inner, crew).await?;
-        *slot.line.lock() = Arc::downgrade(&line);
+        lines.add(&slot, &line);
+        if self.entry(id).is_err() {
+            // It was deleted before this had a place where that finds it.
+            lines.close(id).await;
+        }
         Ok(line)
     }
 }
@@ -234,8 +270,32 @@ impl Line {
             Some(topic) => Some(newest(&client, &topic).await?),
             None => None,
         };
-        let line = Arc::new(Self {
-            version: crew.version(),
+        let line = Arc::new(Self::new(crew.id.clone(), crew.version(), answers, client));
+        // The worker ends: it is dropped where it stands.
+        let kept = EndOnDrop(line.clone());
+        inner.tasks.spawn_cancellable("function calls", async move {
+            let line = &kept.0;
+            let mut readers = [outputs, dead];
+            let why = line.read(&mut readers).await;
+            line.end(why);
+            // What can not be closed is closed with the connection.
+            for reader in readers.into_iter().flatten() {
+                let _ = reader.close().await;
+            }
+            for (_, producer) in line.producers.lock().await.drain() {
+                if let Some(producer) = Arc::into_inner(producer) {
+                    let _ = producer.close().await;
+                }
+            }
+            line.stage.send_replace(Stage::Gone);
+        });
+        Ok(line)
+    }
+
+    fn new(id: ComponentId, version: u64, answers: bool, client: Client) -> Self {
+        Self {
+            id,
+            version,
             answers,
             client,
             producers: tokio::sync::Mutex::default(),
@@ -248,53 +308,44 @@ impl Line {
                 ended: None,
             }),
             stage: watch::Sender::new(Stage::Open),
-        });
-        let kept = line.clone();
-        inner.tasks.spawn_cancellable("function calls", async move {
-            let mut readers = [outputs, dead];
-            let why = kept.read(&mut readers).await;
-            {
-                let mut calls = kept.calls.lock();
-                calls.ended = Some(why);
-                // Whoever waits still learns that nothing will come.
-                calls.waiting.clear();
-            }
-            // What can not be closed is closed with the connection.
-            for reader in readers.into_iter().flatten() {
-                let _ = reader.close().await;
-            }
-            for (_, producer) in kept.producers.lock().await.drain() {
-                if let Some(producer) = Arc::into_inner(producer) {
-                    let _ = producer.close().await;
-                }
-            }
-            kept.stage.send_replace(Stage::Gone);
-        });
-        Ok(line)
+            fewer: Notify::new(),
+        }
     }
 
     fn is_open(&self) -> bool {
         self.calls.lock().ended.is_none()
     }
 
+    /// Goes to a later stage.
+    fn turn(&self, to: Stage) {
+        self.stage.send_if_modified(|stage| {
+            let goes_on = *stage < to;
+            if goes_on {
+                *stage = to;
+            }
+            goes_on
+        });
+    }
+
+    /// Takes no more calls. Whoever waits still learns that nothing will come.
+    fn end(&self, why: End) {
+        let mut calls = self.calls.lock();
+        calls.ended.get_or_insert(why);
+        calls.waiting.clear();
+    }
+
     /// Reads answers until nobody calls any more, or they can not be read.
     async fn read(&self, [outputs, dead]: &mut [Option<Reader>; 2]) -> End {
         let mut stage = self.stage.subscribe();
         loop {
-            let idle_for = match *stage.borrow_and_update() {
-                Stage::Open => IDLE,
-                Stage::Retiring => Duration::ZERO,
-                Stage::Ending | Stage::Gone => return End::Idle,
-            };
-            {
-                let calls = self.calls.lock();
-                let is_idle = calls.waiting.is_empty() && calls.sending == 0;
-                if is_idle && calls.last.elapsed() >= idle_for {
-                    return End::Idle;
-                }
+            let now = *stage.borrow_and_update();
+            // Under the lock that calls begin under: none begins on a line that has decided to end.
+            if let Some(why) = self.calls.lock().end_at(now) {
+                return why;
             }
             tokio::select! {
                 _ = stage.changed() => {}
+                () = self.fewer.notified() => {}
                 got = next(outputs) => match got {
                     Ok(messages) => messages.into_iter().for_each(|message| self.output(message)),
                     Err(error) => return End::Broken("reading the output", error),
@@ -395,7 +446,8 @@ impl Line {
                 let ended = self.calls.lock().ended.clone();
                 Err(match ended {
                     Some(End::Broken(what, error)) => WorkerError::client(what)(error),
-                    _ => WorkerError::Stopping,
+                    Some(End::Deleted) => WorkerError::NotFound(self.id.clone()),
+                    Some(End::Stopping | End::Idle) | None => WorkerError::Stopping,
                 })
             }
         }
@@ -484,6 +536,18 @@ impl<'a> Call<'a> {
 }
 
 impl Calls {
+    /// Whether their line ends at this stage: from now on it takes no more.
+    fn end_at(&mut self, stage: Stage) -> Option<End> {
+        let is_idle = self.waiting.is_empty() && self.sending == 0;
+        let why = match stage {
+            Stage::Open if is_idle && self.last.elapsed() >= IDLE => End::Idle,
+            Stage::Retiring if is_idle => End::Idle,
+            Stage::Open | Stage::Retiring => return None,
+            Stage::Ending | Stage::Gone => End::Deleted,
+        };
+        Some(self.ended.get_or_insert(why).clone())
+    }
+
     /// One more message's id is known, or never will be.
     fn known(&mut self) {
         self.sending -= 1;
@@ -504,6 +568,19 @@ impl Drop for Call<'_> {
             calls.waiting.remove(key);
         }
         calls.last = Instant::now();
+        if *self.line.stage.borrow() != Stage::Open {
+            // It may have been the last one.
+            self.line.fewer.notify_one();
+        }
+    }
+}
+
+/// Ends a line that was not ended before.
+struct EndOnDrop(Arc<Line>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end(End::Stopping);
     }
 }
 
@@ -512,21 +589,61 @@ mod tests {
     use super::*;
 
     fn line() -> Line {
-        Line {
-            stage: watch::Sender::new(Stage::Open),
-            version: 1,
-            answers: true,
-            client: Client::builder("pulsar://127.0.0.1:1").build(),
-            producers: tokio::sync::Mutex::default(),
-            calls: Mutex::new(Calls {
-                waiting: HashMap::new(),
-                sending: 0,
-                early: VecDeque::new(),
-                early_bytes: 0,
-                last: Instant::now(),
-                ended: None,
-            }),
+        let client = Client::builder("pulsar://127.0.0.1:1").build();
+        let id = "function public/default/f".parse().expect("an id");
+        Line::new(id, 1, true, client)
+    }
+
+    fn end_at(line: &Line, stage: Stage) -> bool {
+        line.calls.lock().end_at(stage).is_some()
+    }
+
+    #[tokio::test]
+    async fn a_line_that_has_decided_to_end_takes_no_more_calls() {
+        for (stage, ends_busy, ends_idle) in [
+            (Stage::Open, false, false),
+            (Stage::Retiring, false, true),
+            (Stage::Ending, true, true),
+        ] {
+            let line = line();
+            let call = begin(&line);
+            assert_eq!(end_at(&line, stage), ends_busy, "{stage:?}");
+            drop(call);
+            assert_eq!(end_at(&line, stage), ends_idle, "{stage:?}");
+            assert_eq!(Call::begin(&line).is_none(), ends_idle, "{stage:?}");
         }
+    }
+
+    /// A deletion finds every line, however old; one that is made meanwhile has no place any more.
+    #[tokio::test]
+    async fn a_deletion_finds_every_line() {
+        let (lines, old, new, late) = (
+            Lines::default(),
+            Arc::new(line()),
+            Arc::new(line()),
+            Arc::new(line()),
+        );
+        let slot = lines.slot(&old.id);
+        lines.add(&slot, &old);
+        lines.retire(&old.id);
+        lines.add(&slot, &new);
+        assert_eq!(
+            (*old.stage.borrow(), *new.stage.borrow()),
+            (Stage::Retiring, Stage::Open)
+        );
+        tokio::select! {
+            biased;
+            () = lines.close(&old.id) => panic!("nobody has closed them"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(
+            (*old.stage.borrow(), *new.stage.borrow()),
+            (Stage::Ending, Stage::Ending)
+        );
+        lines.add(&slot, &late);
+        assert_eq!(*late.stage.borrow(), Stage::Ending);
+        assert!(Call::begin(&late).is_none());
+        assert!(!Arc::ptr_eq(&lines.slot(&old.id), &slot));
     }
 
     fn begin(line: &Line) -> Call<'_> {
