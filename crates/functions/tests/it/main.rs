@@ -14,5 +14,6 @@ mod operation;
 mod poison;
 mod stage;
 mod stream;
+mod updates;
 mod windows;
 mod workers;

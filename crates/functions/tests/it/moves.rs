@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::stage::{PATIENCE, Stage, numbers, receive, texts};
 use crate::workers::{LEASE, Other, another, another_by, empty_stage, here, until, uppercase};
 
-async fn make(worker: &Worker, code: &str, fields: Value) -> ComponentId {
+pub(crate) async fn make(worker: &Worker, code: &str, fields: Value) -> ComponentId {
     let mut all = json!({"sh": "f.sh", "subscriptionPosition": "Earliest"});
     for (field, value) in fields.as_object().expect("fields") {
         all[field] = value.clone();
@@ -21,7 +21,7 @@ async fn make(worker: &Worker, code: &str, fields: Value) -> ComponentId {
         .expect("created")
 }
 
-async fn end(stage: Stage, others: impl IntoIterator<Item = Other>) {
+pub(crate) async fn end(stage: Stage, others: impl IntoIterator<Item = Other>) {
     for other in others {
         other
             .worker

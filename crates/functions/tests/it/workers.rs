@@ -34,7 +34,7 @@ pub(crate) struct Other {
     pub(crate) directory: tempfile::TempDir,
 }
 
-fn config(stage: &Stage, directory: PathBuf, name: &str) -> WorkerConfig {
+pub(crate) fn config(stage: &Stage, directory: PathBuf, name: &str) -> WorkerConfig {
     WorkerConfig {
         catalog_topic: Some(stage.catalog.clone()),
         worker_id: name.to_owned(),
