@@ -169,6 +169,19 @@ impl Client {
         }
     }
 
+    /// What the broker that answers first calls itself, such as `Pulsar Server4.0.8`.
+    ///
+    /// # Errors
+    /// When the service URL is wrong or no broker answers in time.
+    pub async fn server_version(&self) -> Result<String> {
+        let limit = self.shared.operation_timeout;
+        let connection = self
+            .shared
+            .retry_for(limit, || async { self.shared.any_connection().await })
+            .await?;
+        Ok(connection.server_version().to_owned())
+    }
+
     /// Settings of a producer to a topic, partitioned or not.
     pub fn producer(&self, topic: impl Into<String>) -> ProducerBuilder {
         ProducerBuilder::new(self.shared.clone(), topic.into())

@@ -62,6 +62,7 @@ pub(crate) struct Connection {
     routes: Mutex<Routes>,
     request_timeout: Duration,
     max_message_size: usize,
+    server_version: String,
     goes_by_source_position: bool,
     /// What a challenge of the broker is answered with.
     auth_response: Command,
@@ -102,6 +103,7 @@ impl Connection {
             routes: Mutex::default(),
             request_timeout: limit,
             max_message_size,
+            server_version: connected.server_version,
             goes_by_source_position: connected
                 .feature_flags
                 .is_some_and(|flags| flags.supports_repl_dedup_by_lid_and_eid()),
@@ -119,6 +121,11 @@ impl Connection {
 
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// What the broker calls itself.
+    pub(crate) fn server_version(&self) -> &str {
+        &self.server_version
     }
 
     /// The largest payload with metadata that the broker takes.

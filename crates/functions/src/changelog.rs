@@ -332,6 +332,12 @@ async fn unless_silent(
     }
 }
 
+/// Whether a record without a key is one that this module writes.
+pub(crate) fn is_mark(message: &ReceivedMessage) -> bool {
+    let marks: [&[u8]; 4] = [b"begin", b"end", b"mark", b"transaction"];
+    message.key.is_none() && marks.contains(&&message.payload[..])
+}
+
 /// Whether somebody else holds the topic now.
 pub(crate) fn is_fenced(error: &Error) -> bool {
     error.server_error() == Some(ServerError::ProducerFenced)

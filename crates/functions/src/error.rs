@@ -39,6 +39,9 @@ pub enum WorkerError {
     /// Another worker writes the catalogue.
     #[error("this worker does not lead: ask the leader")]
     NotLeader,
+    /// Workers of another kind keep their functions there.
+    #[error("`{topic}` is for Apache Pulsar's own workers: {why}")]
+    PulsarsOwn { topic: String, why: String },
     #[error("there is no worker `{0}`")]
     NoWorker(String),
     #[error("Package '{0}' metadata does not exist")]

@@ -25,7 +25,7 @@ pub use worker::report::{
     ExceptionInformation, FunctionState, FunctionStats, FunctionStatus, Progress,
 };
 pub use worker::{
-    Answered, Asked, DrainStatus, MakeRuntime, MemberInfo, Owner, PACKAGE_BYTES_MAX,
+    Answered, Asked, CATALOG_TOPIC, DrainStatus, MakeRuntime, MemberInfo, Owner, PACKAGE_BYTES_MAX,
     PackageMetadata, PackageName, Registrant, Rights, Spool, Spooled, Upload, Version, Worker,
     WorkerConfig,
 };

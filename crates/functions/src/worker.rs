@@ -22,6 +22,7 @@ use crate::instance::state;
 use crate::plan::{Input, Output, Plan, plan};
 use crate::runtime::{Broken, LogLine, Processes, StateChange};
 
+mod beside;
 pub(crate) mod catalog;
 mod change;
 pub(crate) mod cluster;
@@ -209,6 +210,7 @@ impl Worker {
         let tasks = Tasks::new();
         let (catalog, identity) = match &config.catalog_topic {
             Some(topic) => {
+                beside::check(&config.client, topic).await?;
                 let catalog =
                     Catalog::open(&config.client, topic, config.changelog_records_max).await?;
                 let identity = cluster::identity(&config.data_dir)

@@ -158,7 +158,9 @@ impl From<WorkerError> for ApiError {
             WorkerError::Timeout { .. } => Self::timeout(reason),
             WorkerError::Stopping | WorkerError::NotLeader => Self::unavailable(reason),
             WorkerError::Client { .. } if retriable => Self::unavailable(reason),
-            WorkerError::Client { .. } | WorkerError::Io { .. } => Self::internal(reason),
+            WorkerError::Client { .. }
+            | WorkerError::Io { .. }
+            | WorkerError::PulsarsOwn { .. } => Self::internal(reason),
         }
     }
 }

@@ -173,7 +173,7 @@ impl std::fmt::Display for Key {
 }
 
 impl Key {
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         if text == "leader" {
             return Some(Self::Leader);
         }

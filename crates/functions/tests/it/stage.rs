@@ -13,7 +13,9 @@ use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
 use geminga_stdx::{Clock, Random, Tasks};
 use geminga_storage::{ManagedConfig, Storage};
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf,
+};
 use tokio::sync::watch;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -84,22 +86,35 @@ impl Stage {
     /// A client of its own, whose wire is held up while the gate is shut (`false`).
     pub(crate) fn gated(&self) -> (Client, watch::Sender<bool>) {
         let (gate, opened) = watch::channel(true);
-        let broker = self.broker().clone();
-        let tasks = Tasks::new();
+        (self.client_by(&opened, pass), gate)
+    }
+
+    /// A client to which the broker says that it is Apache Pulsar.
+    pub(crate) fn apache(&self) -> Client {
+        self.client_by(&watch::channel(true).1, pass_as_apache)
+    }
+
+    /// A client of its own, to which what the broker says is passed on by `carry`.
+    fn client_by<F, D>(&self, opened: &watch::Receiver<bool>, carry: D) -> Client
+    where
+        F: Future<Output = ()> + Send + 'static,
+        D: Fn(ReadHalf<DuplexStream>, WriteHalf<DuplexStream>, watch::Receiver<bool>) -> F,
+        D: Send + Sync + 'static,
+    {
+        let (broker, opened, tasks) = (self.broker().clone(), opened.clone(), Tasks::new());
         let connector = move |_: &str| -> Connecting {
             let (own, far) = tokio::io::duplex(64 * 1024);
             let (from_client, to_client) = tokio::io::split(far);
             let (from_broker, to_broker) = tokio::io::split(broker.connect_in_process());
             let up = pass(from_client, to_broker, opened.clone());
-            let down = pass(from_broker, to_client, opened.clone());
+            let down = carry(from_broker, to_client, opened.clone());
             tasks.spawn_cancellable("wire up", up);
             tasks.spawn_cancellable("wire down", down);
             Box::pin(async move { Ok(Io::new(own)) })
         };
-        let client = Client::builder("pulsar://in-process:6650")
+        Client::builder("pulsar://in-process:6650")
             .connector(Arc::new(connector))
-            .build();
-        (client, gate)
+            .build()
     }
 
     /// The broker, where it is in this process.
@@ -232,6 +247,29 @@ async fn pass(
         if !is_open || to.write_all(&bytes[..count]).await.is_err() {
             return;
         }
+    }
+}
+
+/// The same, while the broker's first word says that it is Apache Pulsar.
+async fn pass_as_apache(
+    mut from: ReadHalf<DuplexStream>,
+    mut to: WriteHalf<DuplexStream>,
+    opened: watch::Receiver<bool>,
+) {
+    let mut size = [0; 4];
+    let mut first = Vec::new();
+    if from.read_exact(&mut size).await.is_ok() {
+        first.resize(u32::from_be_bytes(size) as usize, 0);
+    }
+    if from.read_exact(&mut first).await.is_err() {
+        return;
+    }
+    let (own, other) = (&b"-geminga-"[..], &b"-apache0-"[..]);
+    let at = first.windows(own.len()).position(|part| part == own);
+    let at = at.expect("the broker says what it is");
+    first[at..at + other.len()].copy_from_slice(other);
+    if to.write_all(&size).await.is_ok() && to.write_all(&first).await.is_ok() {
+        pass(from, to, opened).await;
     }
 }
 

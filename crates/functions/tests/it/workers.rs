@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use geminga_client::Client;
+use geminga_client::{Client, Message};
 use geminga_functions::{
     ComponentId, DrainStatus, Owner, Upload, Worker, WorkerConfig, WorkerError,
 };
@@ -315,4 +315,58 @@ async fn an_update_that_does_not_start_is_undone_or_rolled_back() {
             .contains("Update contains no change")
     );
     stage.end().await;
+}
+
+/// Where Pulsar's own workers keep their functions, a worker of ours makes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_topics_of_pulsars_own_workers_are_left_alone() {
+    let stage = empty_stage().await;
+    let directory = tempfile::tempdir().expect("directory");
+    let on = |topic: &str| WorkerConfig {
+        client: stage.apache(),
+        catalog_topic: Some(topic.to_owned()),
+        ..config(&stage, directory.path().to_owned(), "a")
+    };
+    // A function of theirs has no key, or the function's name alone where the topic is compacted.
+    for key in [None, Some("public/default/theirs")] {
+        let topic = stage.topic(&format!("metadata-{}", key.is_some()));
+        let message = Message::new(&b"\x08\x01\x12\x01x"[..]);
+        let message = match key {
+            Some(key) => message.key(key),
+            None => message,
+        };
+        let producer = stage.client.producer(&topic).build().await;
+        let producer = producer.expect("a producer");
+        producer.send(message).await.expect("sent");
+        refused(&stage, on(&topic), 1).await;
+    }
+    // Theirs has nothing yet. Ours would be in its way.
+    refused(&stage, on(geminga_functions::CATALOG_TOPIC), 0).await;
+    // One of ours there goes on.
+    let own = WorkerConfig {
+        client: stage.client.clone(),
+        ..on(geminga_functions::CATALOG_TOPIC)
+    };
+    let first = Worker::start(own).await.expect("started");
+    uppercase(&stage, &first, "f").await;
+    first.shutdown(Duration::from_secs(1)).await;
+    let other = stage.topic("metadata");
+    for topic in [geminga_functions::CATALOG_TOPIC, other.as_str()] {
+        let worker = Worker::start(on(topic)).await.expect("started");
+        assert!(worker.leads());
+        worker.shutdown(Duration::from_secs(1)).await;
+    }
+    stage.end().await;
+}
+
+async fn refused(stage: &Stage, config: WorkerConfig, publishers: usize) {
+    let topic = config.catalog_topic.clone().expect("a topic");
+    let refused = Worker::start(config).await.expect_err("it is theirs");
+    let is_known =
+        matches!(&refused, WorkerError::PulsarsOwn { topic: which, .. } if *which == topic);
+    assert!(is_known, "{refused}");
+    let topic = topic.parse().expect("a topic");
+    let stats = stage.broker().topic_stats(&topic).await.expect("known");
+    assert!(stats.subscriptions.is_empty(), "{:?}", stats.subscriptions);
+    assert_eq!(stats.publishers.len(), publishers);
 }

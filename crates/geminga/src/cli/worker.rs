@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use geminga_functions::{Worker, WorkerConfig};
+use geminga_functions::{Worker, WorkerConfig, WorkerError};
 use geminga_stdx::{Diagnostic, Tasks};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -37,7 +37,7 @@ pub(crate) struct WorkerArgs {
     #[arg(long, value_name = "NAME")]
     worker_id: Option<String>,
     /// Where the catalogue is. All workers of one namespace share its functions. Pulsar's own workers
-    /// use public/functions: beside them take another
+    /// use public/functions: on Apache Pulsar take another, which exists
     #[arg(
         long,
         value_name = "TENANT/NAMESPACE",
@@ -114,8 +114,14 @@ pub(crate) fn run(args: WorkerArgs, global: &Global) -> Outcome {
         };
         let (id, url) = (config.worker_id.clone(), config.url.clone());
         let worker = Worker::start(config).await.map_err(|error| {
-            Diagnostic::error("G0400", "the functions worker did not start")
-                .cause(with_sources(&error))
+            let said = Diagnostic::error("G0400", "the functions worker did not start")
+                .cause(with_sources(&error));
+            match error {
+                WorkerError::PulsarsOwn { .. } => said.help(
+                    "name a namespace of its own that exists: --functions-namespace public/geminga",
+                ),
+                _ => said,
+            }
         })?;
         let tasks = Tasks::new();
         server.spawn(
