@@ -198,7 +198,8 @@ class Pulsar(System):
 
     def command(self):
         return [*java(self.distribution, self.HEAP, "4g", "-XX:+UseZGC", "-XX:+ExitOnOutOfMemoryError",
-                      "-Dpulsar.allocator.exit_on_oom=true"),
+                      "-Dpulsar.allocator.exit_on_oom=true",
+                      f"-Dpulsar.functions.instance.classpath={self.distribution}/lib/*"),
                 "org.apache.pulsar.PulsarStandaloneStarter", "--config", f"{self.folder}/standalone.conf",
                 "--functions-worker-conf", f"{self.folder}/functions_worker.yml", "--no-stream-storage",
                 "--metadata-dir", f"{self.data}/metadata", "--bookkeeper-dir", f"{self.data}/bookkeeper"]
