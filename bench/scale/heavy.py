@@ -199,7 +199,7 @@ def _quantile(run, name):
 
 
 def dedup(context):
-    seconds, rounds = context.size(3, 2), context.size(5, 1)
+    seconds, rounds = context.size(2, 2), context.size(10, 1)
     with context.server() as server:
         rates, costs = {}, {}
         for namespace, on in (("off", False), ("on", True)):
