@@ -243,6 +243,8 @@ def transactions(context):
         pipe.queue(wire.frame(wire.FLOW, {1: 1, 2: count}))
         while len(ids) < count:
             pipe.pump(0.0005)
+        # The lookup is what makes Pulsar take the coordinator.
+        pipe.ask(23, {1: "persistent://pulsar/system/transaction_coordinator_assign-partition-0", 2: 1, 3: 0}, 24)
         pipe.ask(62, {1: 1, 2: 0}, 63)
         run = Commits(pipe, ids, count)
         watch, start = Processors(server.pid), time.monotonic()
