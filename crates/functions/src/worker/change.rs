@@ -169,9 +169,39 @@ impl Worker {
                 return Err(WorkerError::Invalid(texts.collect()));
             }
         };
+        self.change_to(id, record, by, component, code).await
+    }
+
+    /// Puts a component in the place of the stored one, whole: what it leaves out is as in a new one.
+    ///
+    /// # Errors
+    /// What may not change (so it may not be left out either), what can not be honoured, and when
+    /// nothing changes.
+    pub async fn replace(&self, id: &ComponentId, component: Component) -> Result<(), WorkerError> {
+        let _one = self.inner.changing.lock().await;
+        let record = self.record(id)?;
+        let (stored, mut why) = (&record.component, Vec::new());
+        for merged in [stored.merged(&component), component.merged(stored)] {
+            why.extend(merged.err().into_iter().flatten());
+        }
+        if !why.is_empty() {
+            let texts: BTreeSet<String> = why.iter().map(ToString::to_string).collect();
+            return Err(WorkerError::Invalid(texts.into_iter().collect()));
+        }
+        self.change_to(id, record, None, component, None).await
+    }
+
+    async fn change_to(
+        &self,
+        id: &ComponentId,
+        record: Record,
+        by: Option<Registrant>,
+        component: Component,
+        code: Option<Upload>,
+    ) -> Result<(), WorkerError> {
         let component = package::with_absolute_code(component);
         let code = self.keep(code).await?;
-        if component == *stored && (code.is_none() || code == record.package) {
+        if component == record.component && (code.is_none() || code == record.package) {
             return Err(WorkerError::Invalid(vec![
                 "Update contains no change".to_owned(),
             ]));

@@ -271,14 +271,14 @@ impl Bench {
         let id = match &self.running {
             Some(running) => {
                 let id = running.id.clone();
-                let updated = self.worker.update(&id, component, None).await;
+                let updated = self.worker.replace(&id, component).await;
                 updated.map_err(refused)?;
                 id
             }
             None => match self.worker.create(component.clone(), None).await {
                 // From an earlier start with the same data.
                 Err(WorkerError::Exists(id)) => {
-                    match self.worker.update(&id, component, None).await {
+                    match self.worker.replace(&id, component).await {
                         Err(WorkerError::Invalid(why)) if why == ["Update contains no change"] => {}
                         updated => updated.map_err(refused)?,
                     }

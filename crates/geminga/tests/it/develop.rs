@@ -321,6 +321,28 @@ fn a_second_start_with_the_same_data_goes_on() {
 }
 
 #[test]
+fn what_is_taken_out_of_the_file_is_in_force_no_more() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let here = directory.path();
+    run(here, "init bash f", 0);
+    let config = here.join("f/function.yaml");
+    edit(&config, "mark: \"!\"", "mark: \"?\"");
+    let mut dev = Dev::start(here, "f");
+    dev.said("stop it with Ctrl-C");
+    dev.send("one");
+    dev.gave("one?");
+    edit(&config, "userConfig:\n  mark: \"?\"\n", "");
+    dev.said(" saved: version ");
+    dev.send("two");
+    dev.gave("two!");
+    edit(&config, "inputs: [f-in]", "inputs: [other]");
+    dev.said("needs a new start of `geminga dev`");
+    dev.send("three");
+    dev.gave("three!");
+    dev.end();
+}
+
+#[test]
 fn cases_are_found_in_a_folder_with_much_else() {
     let directory = tempfile::tempdir().expect("a directory");
     let here = directory.path();
