@@ -6,6 +6,7 @@
 //! the broker by `geminga-client` and in no other way, so it works with any Pulsar broker.
 
 pub(crate) mod changelog;
+pub(crate) mod compat;
 pub mod component;
 pub(crate) mod connector;
 pub mod error;
@@ -26,8 +27,8 @@ pub use worker::report::{
 };
 pub use worker::{
     Answered, Asked, CATALOG_TOPIC, DrainStatus, MakeRuntime, MemberInfo, Owner, PACKAGE_BYTES_MAX,
-    PackageMetadata, PackageName, Registrant, Rights, Spool, Spooled, Upload, Version, Worker,
-    WorkerConfig,
+    PackageMetadata, PackageName, Reach, Registrant, Rights, Spool, Spooled, Upload, Version,
+    Worker, WorkerConfig,
 };
 
 /// Whether a worker would take a component.

@@ -110,8 +110,17 @@ pub(crate) async fn start_host(
     }
     let code = config.code().map(|(_, path)| Path::new(path).to_path_buf());
     let plan = plan(&config.into(), code.as_deref()).map_err(WorkerError::Invalid)?;
-    let Process::Host(language, spec) = plan.process else {
-        return Err(WorkerError::Invalid(vec!["not a function".to_owned()]));
+    let (language, spec) = match plan.process {
+        Process::Host(language, spec) => (language, spec),
+        Process::Compat(_) => {
+            return Err(WorkerError::Invalid(vec![
+                "a function in the runtime `compat` brings a client of its own: it needs a broker"
+                    .to_owned(),
+            ]));
+        }
+        Process::Identity => {
+            return Err(WorkerError::Invalid(vec!["not a function".to_owned()]));
+        }
     };
     let processes =
         Processes::start(None).map_err(WorkerError::io("starting the process guard"))?;

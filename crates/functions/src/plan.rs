@@ -1,5 +1,5 @@
-//! From a configuration to what an instance does. Pure: a field is honoured here or refused by its
-//! name; none is passed over.
+//! From a configuration to what an instance does. Pure, but for one look into a Go program (`compat`): a
+//! field is honoured here or refused by its name; none is passed over.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,10 +9,12 @@ use geminga_mesh::builtin::{FileSink, FileSource, TableSink};
 use geminga_model::ProcessingGuarantees;
 
 pub(crate) use self::window::HELD_MAX;
+use crate::compat::Compat;
 use crate::component::Component;
 use crate::instance::window::{EventTime, Shape};
 use crate::runtime::HostSpec;
 
+mod compat;
 mod connector;
 mod function;
 #[cfg(test)]
@@ -72,6 +74,19 @@ pub(crate) enum Process {
     /// The message itself is the output: connectors.
     Identity,
     Host(Language, Box<HostSpec>),
+    /// Pulsar's own instance, which reads and writes topics by itself.
+    Compat(Box<Compat>),
+}
+
+impl Process {
+    /// The code and its settings, where there is code.
+    pub(crate) fn spec(&self) -> Option<&HostSpec> {
+        match self {
+            Self::Identity => None,
+            Self::Host(_, spec) => Some(spec),
+            Self::Compat(compat) => Some(&compat.spec),
+        }
+    }
 }
 
 /// The runtimes of this worker.

@@ -37,7 +37,7 @@ pub(crate) mod warm;
 pub(crate) mod wire;
 
 pub use body::{Body, Exit, Launched, Launcher, Streams};
-pub use options::{OnFailedUpdate, Options};
+pub use options::{Choice, OnFailedUpdate, Options};
 pub use process::Processes;
 pub(crate) use process::plain;
 pub(crate) use warm::incremented;

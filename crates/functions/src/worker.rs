@@ -19,7 +19,7 @@ use crate::component::{Component, ComponentId, Kind};
 use crate::connector::table::TableView;
 use crate::error::WorkerError;
 use crate::instance::state;
-use crate::plan::{Input, Output, Plan, plan};
+use crate::plan::{Input, Output, Plan, Process, plan};
 use crate::runtime::{Broken, LogLine, Processes, StateChange};
 
 mod beside;
@@ -68,6 +68,14 @@ pub const CATALOG_TOPIC: &str = "persistent://public/functions/metadata";
 /// Takes log lines of all components, beside their log topics.
 pub type OnLog = Arc<dyn Fn(&ComponentId, u32, &LogLine) + Send + Sync>;
 
+/// Where a broker is, for clients outside of this process.
+#[derive(Clone)]
+pub struct Reach {
+    pub service_url: String,
+    /// Shown when the broker asks who a client is.
+    pub token: Option<String>,
+}
+
 /// What a worker needs.
 #[derive(Clone)]
 pub struct WorkerConfig {
@@ -97,6 +105,8 @@ pub struct WorkerConfig {
     /// Who may reach what, where the broker can be asked. Without it a component reaches what the
     /// worker's client may.
     pub rights: Option<Arc<dyn Rights>>,
+    /// How processes reach the broker that bring a client of their own: the runtime `compat`.
+    pub reach: Option<Reach>,
     /// The WASM runtime, where the binary has one.
     pub wasm: Option<MakeRuntime>,
 }
@@ -119,6 +129,7 @@ impl WorkerConfig {
             temp_dir: None,
             on_log: None,
             rights: None,
+            reach: None,
             wasm: None,
         }
     }
@@ -514,6 +525,14 @@ async fn caught_up(crew: &Crew) -> bool {
             Health::Running => {}
         }
         let handle = instance.consumer.lock().clone();
+        if matches!(crew.plan.process, Process::Compat(_)) {
+            // It reads by itself: how far is not known here.
+            let since = (*gauge.last_received.lock()).unwrap_or(instance.started());
+            if since.elapsed() < QUIET {
+                return false;
+            }
+            continue;
+        }
         let Some(handle) = handle else {
             // A source that runs has more to give.
             return false;

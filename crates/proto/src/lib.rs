@@ -23,6 +23,7 @@ pub mod compress;
 pub mod error;
 pub mod frame;
 pub mod hash;
+pub mod instance_control;
 pub mod key;
 pub mod marker;
 pub mod message;

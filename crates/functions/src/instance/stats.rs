@@ -13,7 +13,7 @@ use crate::runtime::Failure;
 /// Exceptions that status shows.
 const EXCEPTIONS: usize = 10;
 /// Names of user metrics one instance may have.
-const USER_METRICS: usize = 1000;
+pub(crate) const USER_METRICS: usize = 1000;
 
 /// An exception as status shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +82,13 @@ impl Histogram {
         None
     }
 
+    /// So many that took so long together: their mean is known, their distribution is not.
+    pub(crate) fn add_mean(&mut self, count: u64, together: Duration) {
+        let us = u64::try_from(together.as_micros()).unwrap_or(u64::MAX);
+        self.count += count;
+        self.sum_us = self.sum_us.saturating_add(us);
+    }
+
     pub(crate) fn mean_ms(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum_us as f64 / self.count as f64 / 1000.0)
     }
@@ -122,6 +129,22 @@ pub(crate) struct UserMetric {
     pub(crate) count: u64,
 }
 
+/// What an instance that counts for itself did since it was asked before.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told {
+    pub(crate) received: u64,
+    pub(crate) processed: u64,
+    pub(crate) user_exceptions: u64,
+    pub(crate) system_exceptions: u64,
+    /// In user code, for those that were processed.
+    pub(crate) busy: Duration,
+    pub(crate) last_invocation_ms: Option<u64>,
+    pub(crate) latest_user: Vec<Exception>,
+    pub(crate) latest_system: Vec<Exception>,
+    /// All of them, as it names them.
+    pub(crate) metrics: BTreeMap<String, f64>,
+}
+
 /// The statistics of one instance.
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
@@ -145,6 +168,7 @@ struct Inner {
     user_exceptions: VecDeque<Exception>,
     system_exceptions: VecDeque<Exception>,
     user_metrics: BTreeMap<String, UserMetric>,
+    told_metrics: BTreeMap<String, f64>,
 }
 
 /// A copy of the statistics.
@@ -162,6 +186,7 @@ pub(crate) struct Snapshot {
     pub(crate) user_exceptions: Vec<Exception>,
     pub(crate) system_exceptions: Vec<Exception>,
     pub(crate) user_metrics: BTreeMap<String, UserMetric>,
+    pub(crate) told_metrics: BTreeMap<String, f64>,
 }
 
 impl Inner {
@@ -244,6 +269,30 @@ impl Stats {
         metric.count += 1;
     }
 
+    /// Takes in what an instance of another's making has counted.
+    pub(crate) fn told(&self, told: Told) {
+        let mut inner = self.inner.lock();
+        inner.last_invocation_ms = inner.last_invocation_ms.max(told.last_invocation_ms);
+        inner.each(|counts| {
+            counts.received += told.received;
+            counts.processed += told.processed;
+            counts.user_exceptions += told.user_exceptions;
+            counts.system_exceptions += told.system_exceptions;
+            counts.latency.add_mean(told.processed, told.busy);
+        });
+        for exception in told.latest_user {
+            remember(&mut inner.user_exceptions, exception.text, exception.at_ms);
+        }
+        for exception in told.latest_system {
+            remember(
+                &mut inner.system_exceptions,
+                exception.text,
+                exception.at_ms,
+            );
+        }
+        inner.told_metrics = told.metrics;
+    }
+
     pub(crate) fn retried(&self) {
         self.retried.fetch_add(1, Ordering::Relaxed);
     }
@@ -280,6 +329,7 @@ impl Stats {
             user_exceptions: inner.user_exceptions.iter().cloned().collect(),
             system_exceptions: inner.system_exceptions.iter().cloned().collect(),
             user_metrics: inner.user_metrics.clone(),
+            told_metrics: inner.told_metrics.clone(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use geminga_model::{ConsumerConfig, FunctionConfig, ProcessingGuarantees, Resources, Runtime};
 use serde_json::{Map, Value};
 
+use super::compat;
 use super::topics::{pooled, position, producer, sub_type, topics, unsupported_schema};
 use super::window::window;
 use super::{
@@ -77,6 +78,8 @@ pub(super) fn function(
             return None;
         }
     };
+    let given_options = options.clone();
+    let compat = compat::wanted(language, &options, &path, refused);
     if let Some(ms) = config.timeout_ms.and_then(|ms| u64::try_from(ms).ok()) {
         options.timeout_ms = ms;
     }
@@ -94,14 +97,17 @@ pub(super) fn function(
                 .max(1),
         );
     }
-    if language.has_host() {
+    if language.has_host() && compat.is_none() {
         for field in options.of_other_runtimes() {
             refused.push(format!(
                 "`{field}` of `customRuntimeOptions` has no meaning for a function with a host of its own"
             ));
         }
     }
-    if !options.args.is_empty() && matches!(language, Language::Python | Language::Java) {
+    if compat.is_none()
+        && !options.args.is_empty()
+        && matches!(language, Language::Python | Language::Java)
+    {
         refused.push("`args` of `customRuntimeOptions`: use `runtimeFlags`".to_owned());
     }
     if language == Language::Exec && config.runtime_flags.is_some() {
@@ -183,6 +189,18 @@ pub(super) fn function(
     let ordered =
         config.retain_ordering == Some(true) || guarantee == ProcessingGuarantees::EffectivelyOnce;
     let key_ordered = config.retain_key_ordering == Some(true);
+    let is_compat = compat.is_some();
+    let process = match compat {
+        Some(compat) => Process::Compat(Box::new(compat::compat(
+            compat,
+            config,
+            &inputs,
+            &given_options,
+            spec,
+            refused,
+        ))),
+        None => Process::Host(language, Box::new(spec)),
+    };
     Some(Plan {
         input: Input::Topics(Subscription {
             name: config.subscription().unwrap_or_default(),
@@ -191,7 +209,7 @@ pub(super) fn function(
             skip_to_latest: config.skip_to_latest == Some(true),
             ..topics(&inputs, refused)
         }),
-        process: Process::Host(language, Box::new(spec)),
+        process,
         output: Output::Topics {
             default: config.output.as_deref().map(full_name),
             producer: ProducerPlan {
@@ -217,7 +235,11 @@ pub(super) fn function(
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: config.cleans_up_subscription(),
-        warnings: [warnings, no_shared_state(config), pooled(&inputs)].concat(),
+        warnings: match is_compat {
+            // It has no state, and pools by itself.
+            true => warnings,
+            false => [warnings, no_shared_state(config), pooled(&inputs)].concat(),
+        },
     })
 }
 

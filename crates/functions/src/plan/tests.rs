@@ -161,3 +161,108 @@ fn flags_split_outside_quotes() {
         ["-a", "b c", "de", ""]
     );
 }
+
+#[test]
+fn what_pulsars_instance_passes_over_is_refused_by_its_name() {
+    let asked = r#""customRuntimeOptions":"{\"runtime\":\"compat\"}""#;
+    let go = |fields: &str| {
+        planned(&format!(
+            r#"{{"name":"f","go":"f","inputs":["in"],{fields}{asked}}}"#
+        ))
+    };
+    for (fields, name) in [
+        (r#""secrets":{"a":"b"},"#, "secrets"),
+        (r#""timeoutMs":5,"#, "timeoutMs"),
+        (r#""skipToLatest":true,"#, "skipToLatest"),
+        (r#""maxMessageRetries":3,"#, "maxMessageRetries"),
+        (r#""retainKeyOrdering":true,"#, "retainKeyOrdering"),
+        (r#""windowConfig":{"windowLengthCount":3},"#, "windowConfig"),
+        (r#""idleTimeoutMs":5,"#, "idleTimeoutMs"),
+        (r#""retryBackoffMs":5,"#, "retryBackoffMs"),
+        (r#""runtimeFlags":"-x","#, "runtimeFlags"),
+        (r#""maxPendingAsyncRequests":5,"#, "maxPendingAsyncRequests"),
+        (
+            r#""forwardSourceMessageProperty":true,"#,
+            "forwardSourceMessageProperty",
+        ),
+        (r#""outputSchemaType":"string","#, "outputSchemaType"),
+        (
+            r#""inputSpecs":{"in":{"schemaType":"json"}},"#,
+            "schemaType",
+        ),
+        (
+            r#""inputSpecs":{"in":{"poolMessages":true}},"#,
+            "poolMessages",
+        ),
+        (
+            r#""inputSpecs":{"in":{"consumerProperties":{"readCompacted":"true"}}},"#,
+            "consumerProperties",
+        ),
+        (r#""batchBuilder":"KEY_BASED","#, "batchBuilder"),
+        (
+            r#""producerConfig":{"compressionType":"ZSTD"},"#,
+            "compressionType",
+        ),
+        (
+            r#""processingGuarantees":"EFFECTIVELY_ONCE","#,
+            "EFFECTIVELY_ONCE",
+        ),
+        (r#""processingGuarantees":"MANUAL","#, "MANUAL"),
+        (r#""autoAck":false,"#, "autoAck"),
+    ] {
+        let said = go(fields).expect_err(name).join("; ");
+        assert!(said.contains(name), "{name}: {said}");
+    }
+    assert!(go("").is_ok());
+    for options in [
+        r#"{\"runtime\":\"compat\",\"window\":2}"#,
+        r#"{\"runtime\":\"compat\",\"args\":[\"x\"]}"#,
+        r#"{\"runtime\":\"compat\",\"mode\":\"stream\"}"#,
+        r#"{\"runtime\":\"compat\",\"timeoutMs\":2}"#,
+    ] {
+        let text = format!(
+            r#"{{"name":"f","go":"f","inputs":["in"],"customRuntimeOptions":"{options}"}}"#
+        );
+        assert!(planned(&text).is_err(), "{options}");
+    }
+    let script = planned(&format!(
+        r#"{{"name":"f","sh":"f","inputs":["in"],{asked}}}"#
+    ));
+    assert!(script.expect_err("a script").join("; ").contains("compat"));
+}
+
+#[test]
+fn pulsars_instance_is_told_what_the_configuration_says() {
+    let plan = planned(
+        r#"{"tenant":"t","namespace":"n","name":"f","jar":"f.jar","className":"a.F","output":"out","maxMessageRetries":3,
+            "inputSpecs":{"in":{"schemaType":"string","receiverQueueSize":9}},"deadLetterTopic":"dead","retainKeyOrdering":true,
+            "secrets":{"key":"hidden"},"userConfig":{"a":1},"timeoutMs":7,"subscriptionPosition":"Earliest",
+            "producerConfig":{"compressionType":"ZSTD"},"customRuntimeOptions":"{\"runtime\":\"compat\"}"}"#,
+    );
+    let Process::Compat(compat) = plan.expect("accepted").process else {
+        panic!()
+    };
+    let details = &compat.details;
+    for (pointer, value) in [
+        ("/className", "a.F"),
+        ("/runtime", "JAVA"),
+        ("/userConfig", r#"{"a":1}"#),
+        ("/secretsMap", r#"{"key":""}"#),
+        ("/sink/topic", "persistent://public/default/out"),
+        ("/sink/producerSpec/compressionType", "ZSTD"),
+        ("/source/subscriptionType", "KEY_SHARED"),
+        ("/source/subscriptionName", "t/n/f"),
+        ("/source/subscriptionPosition", "EARLIEST"),
+        (
+            "/retryDetails/deadLetterTopic",
+            "persistent://public/default/dead",
+        ),
+    ] {
+        let found = details.pointer(pointer).and_then(serde_json::Value::as_str);
+        assert_eq!(found, Some(value), "{pointer}");
+    }
+    let input = &details["source"]["inputSpecs"]["persistent://public/default/in"];
+    assert_eq!(input["receiverQueueSize"]["value"], 9);
+    assert_eq!(details["source"]["negativeAckRedeliveryDelayMs"], 7);
+    assert!(!details.to_string().contains("hidden"));
+}

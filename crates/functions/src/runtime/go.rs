@@ -93,7 +93,8 @@ pub fn is_source(path: &Path) -> bool {
     path.is_dir() || path.extension().is_some_and(|ending| ending == "go")
 }
 
-fn executable(path: &Path) -> Result<PathBuf, Broken> {
+/// The file as a program, or what is wrong with it.
+pub(crate) fn executable(path: &Path) -> Result<PathBuf, Broken> {
     use std::os::unix::fs::PermissionsExt;
     let shown = path.display();
     let Ok(about) = std::fs::metadata(path) else {

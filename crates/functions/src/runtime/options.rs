@@ -82,6 +82,16 @@ pub enum OnFailedUpdate {
     Rollback,
 }
 
+/// Whose instance runs the code, where there is a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// Pulsar's own, which is in the Go program, or in a folder of Pulsar for Java.
+    Compat,
+    /// Ours.
+    Native,
+}
+
 /// Limits that the kernel enforces on each process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -100,6 +110,8 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Options {
+    /// Absent: Pulsar's own instance for Go programs that hold it, else ours.
+    pub runtime: Option<Choice>,
     /// `bash` is warm when absent, `exec` spawns.
     pub mode: Option<Mode>,
     pub framing: Framing,
@@ -143,6 +155,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            runtime: None,
             mode: None,
             framing: Framing::default(),
             input: Input::default(),
@@ -196,6 +209,25 @@ impl Options {
         ];
         let names = given.into_iter().filter(|(_, given)| *given);
         names.map(|(name, _)| name).collect()
+    }
+
+    /// The fields that were given and that Pulsar's own instance does not know.
+    pub(crate) fn of_hosts(&self) -> Vec<&'static str> {
+        let none = Self::default();
+        let mut names = self.of_other_runtimes();
+        let given = [
+            ("mode", self.mode == Some(Mode::Stream)),
+            ("args", !self.args.is_empty()),
+            ("timeoutMs", self.timeout_ms != none.timeout_ms),
+            (
+                "maxOutputBytes",
+                self.max_output_bytes != none.max_output_bytes,
+            ),
+            ("window", self.window.is_some()),
+            ("batch", self.batch.is_some()),
+        ];
+        names.extend(given.into_iter().filter(|it| it.1).map(|it| it.0));
+        names
     }
 
     /// The fields that were given and that only a process of its own can be held to.

@@ -19,7 +19,7 @@ use super::warming::Beginning;
 use super::{Entry, STOP_GRACE, Worker};
 use crate::component::{Component, ComponentId};
 use crate::error::WorkerError;
-use crate::plan::{Plan, Process};
+use crate::plan::Plan;
 
 /// New versions that one worker speaks of in a beat, the newest, and how much of why one did not start.
 const JUDGED_MAX: usize = 100;
@@ -93,12 +93,12 @@ impl Worker {
     /// Puts a checked record into the catalogue, gives its units to workers, and waits for those
     /// that run here to subscribe. The entry is an older one when the new version still warms up.
     async fn store(&self, id: &ComponentId, record: Record) -> Result<Arc<Entry>, WorkerError> {
-        let plan = self.plan(&record)?;
         if let Some(file) = &record.package {
             // A former leader may have taken it in.
             self.inner.have(file).await?;
         }
-        if let Process::Host(_, spec) = &plan.process
+        let plan = self.plan(&record)?;
+        if let Some(spec) = plan.process.spec()
             && !spec.code.path.exists()
         {
             return Err(WorkerError::Invalid(vec![format!(
@@ -464,11 +464,13 @@ impl Worker {
             return;
         };
         let entry = match known {
-            Some(entry) if entry.record == record => entry,
-            Some(entry) if entry.record.runs_as(&record) => Arc::new(Entry {
-                record,
-                crew: entry.crew.clone(),
-            }),
+            Some(entry) if entry.record == record && !entry.crew.sees_now() => entry,
+            Some(entry) if entry.record.runs_as(&record) && !entry.crew.sees_now() => {
+                Arc::new(Entry {
+                    record,
+                    crew: entry.crew.clone(),
+                })
+            }
             known => {
                 let plan = match self.plan(&record) {
                     Ok(plan) => plan,
@@ -573,12 +575,9 @@ fn is_empty(component: &Component) -> bool {
 
 /// Whether an update that does not start is undone.
 fn undoes(plan: &Plan) -> bool {
-    match &plan.process {
-        Process::Host(_, spec) => {
-            spec.options.on_failed_update == crate::runtime::OnFailedUpdate::Rollback
-        }
-        Process::Identity => false,
-    }
+    let rollback = crate::runtime::OnFailedUpdate::Rollback;
+    let spec = plan.process.spec();
+    spec.is_some_and(|spec| spec.options.on_failed_update == rollback)
 }
 
 /// The newest of what was made at these times.

@@ -23,7 +23,7 @@ use super::membership::Members;
 use super::schedule::Unit;
 use super::{Entry, Inner, Worker};
 use crate::component::ComponentId;
-use crate::plan::{Input, Output, Plan, Process};
+use crate::plan::{Input, Output, Plan};
 
 mod beat;
 mod placing;
@@ -187,7 +187,7 @@ impl Inner {
 
     /// Whether a component needs files that only one machine is known to have.
     pub(crate) fn is_pinned(&self, id: &ComponentId, plan: &Plan) -> bool {
-        let needs_code = matches!(plan.process, Process::Host(..))
+        let needs_code = plan.process.spec().is_some()
             && self.catalog.read(|view| {
                 let record = view.components.get(id);
                 record.is_some_and(|record| record.package.is_none())

@@ -287,7 +287,7 @@ pub(super) fn stats(crew: &Crew) -> FunctionStats {
         total.add(&s.total);
         minute.add(&s.minute);
         last = last.max(s.last_invocation_ms);
-        let mut user_metrics = BTreeMap::new();
+        let mut user_metrics = s.told_metrics.clone();
         for (name, metric) in &s.user_metrics {
             user_metrics.insert(format!("user_metric_{name}_sum"), metric.sum);
             user_metrics.insert(format!("user_metric_{name}_count"), metric.count as f64);

@@ -24,6 +24,7 @@ pub(crate) struct Runtimes {
     go: Go,
     java: Java,
     tasks: Tasks,
+    pub(crate) processes: Processes,
 }
 
 impl Runtimes {
@@ -34,7 +35,8 @@ impl Runtimes {
             python: Python::new(processes.clone(), tasks.clone()),
             go: Go::new(processes.clone(), tasks.clone()),
             java: Java::new(processes.clone(), tasks.clone()),
-            exec: Exec::new(processes, tasks.clone()),
+            exec: Exec::new(processes.clone(), tasks.clone()),
+            processes,
             tasks,
         }
     }

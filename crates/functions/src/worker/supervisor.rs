@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::Inner;
 use super::rights::Limits;
+use crate::compat::{self, Compat};
 use crate::component::{ComponentId, Kind};
 use crate::connector::file_sink::FileEnd;
 use crate::connector::file_source::FileStart;
@@ -27,8 +28,8 @@ use crate::instance::sink::{Sink, TopicSink};
 use crate::instance::source::{Source, Taken, TopicSource};
 use crate::instance::state::{self, FunctionState, Taking};
 use crate::instance::{Gauge, Instance};
-use crate::plan::{Input, Output, Plan, Process, Subscription};
-use crate::runtime::Host;
+use crate::plan::{Input, Language, Output, Plan, Process, Subscription};
+use crate::runtime::{Host, HostSpec};
 
 /// How long a new version may take to start beside the one that runs.
 const WARM_UP_MAX: Duration = Duration::from_secs(600);
@@ -111,6 +112,8 @@ pub(crate) struct Crew {
     pub(crate) taken: Arc<Taken>,
     pub(crate) table: Option<TableView>,
     version: u64,
+    /// It was planned before its code was here: whose instance a Go program needs is in the program.
+    is_blind: bool,
     pub(crate) made: Instant,
     /// What it may reach, where somebody is asked.
     limits: Option<Limits>,
@@ -142,8 +145,11 @@ impl Crew {
                 fenced: AtomicBool::new(false),
             })
         });
+        let is_go = matches!(&plan.process, Process::Host(Language::Go, _));
+        let code = plan.process.spec().map(|spec| &spec.code.path);
         Self {
             id,
+            is_blind: is_go && code.is_some_and(|path| !path.exists()),
             plan: Arc::new(plan),
             taken: Arc::default(),
             table,
@@ -153,6 +159,12 @@ impl Crew {
             seats: Arc::new(seats.collect()),
             state: Arc::default(),
         }
+    }
+
+    /// Whether its code came after it was planned.
+    pub(crate) fn sees_now(&self) -> bool {
+        let code = self.plan.process.spec().map(|spec| &spec.code.path);
+        self.is_blind && code.is_some_and(|path| path.exists())
     }
 
     /// Which version of the component it runs.
@@ -304,22 +316,13 @@ impl Crew {
             return Err("it has no code".to_owned());
         };
         let client = &inner.config.client;
-        let on_log = inner.config.on_log.clone().map(|on_log| {
-            let id = self.id.clone();
-            let call: crate::instance::context::OnLog =
-                Arc::new(move |line| on_log(&id, number, line));
-            call
-        });
+        let on_log = self.on_log(inner, number);
         let mut context = Context::new(seat.gauge.clone(), state, on_log);
         if let Some(topic) = &plan.log_topic {
             context.log_to(client.clone(), topic.clone(), self.id.fqfn(), number, tasks);
         }
         context.publish_by(client.clone(), self.limits.clone(), tasks);
-        let mut spec = (**spec).clone();
-        spec.instance = number;
-        spec.cluster.clone_from(&inner.config.cluster);
-        spec.version = self.version.to_string();
-        spec.function_id = format!("{:016x}", Random::from_entropy().next_u64());
+        let spec = self.spec(inner, spec, number);
         let context = Arc::new(context);
         let host = inner
             .runtimes
@@ -541,6 +544,21 @@ impl Crew {
         stop: &watch::Receiver<Option<Duration>>,
         (tasks, ready): (&Tasks, Option<Ready>),
     ) -> Result<(), String> {
+        if let Process::Compat(compat) = &self.plan.process {
+            if let Some(limits) = &self.limits {
+                limits.may_start()?;
+            }
+            if fresh {
+                // From here on nothing is missed, and it begins where the configuration says.
+                let subscribed = self.subscribe(&inner.config.client).await;
+                if let Some(source) = subscribed.map_err(|error| format!("subscribing: {error}"))? {
+                    Box::new(source).close().await;
+                }
+            }
+            return self
+                .run_compat(inner, seat, number, compat, stop, tasks)
+                .await;
+        }
         let mut stopping = stop.clone();
         let building = self.build(inner, seat, number, fresh, tasks, ready);
         let instance = tokio::select! {
@@ -556,6 +574,50 @@ impl Crew {
         result.map_err(|fault| match &fault {
             crate::instance::Fault::Host(broken) => super::broken_text(broken),
             other => other.to_string(),
+        })
+    }
+
+    /// Runs a process with Pulsar's own instance once, to its end.
+    async fn run_compat(
+        &self,
+        inner: &Arc<Inner>,
+        seat: &Seat,
+        number: u32,
+        compat: &Compat,
+        stop: &watch::Receiver<Option<Duration>>,
+        tasks: &Tasks,
+    ) -> Result<(), String> {
+        seat.subscribed.send_replace(true);
+        let context = Context::new(seat.gauge.clone(), None, self.on_log(inner, number));
+        let job = compat::Job {
+            compat,
+            spec: self.spec(inner, &compat.spec, number),
+            reach: inner.config.reach.as_ref(),
+            processes: &inner.runtimes.processes,
+            services: Arc::new(context),
+            gauge: &seat.gauge,
+            tasks,
+        };
+        compat::run(job, stop.clone(), || seat.set(Health::Running)).await
+    }
+
+    /// The code and its settings, for one instance.
+    fn spec(&self, inner: &Inner, spec: &HostSpec, number: u32) -> HostSpec {
+        HostSpec {
+            instance: number,
+            cluster: inner.config.cluster.clone(),
+            version: self.version.to_string(),
+            function_id: format!("{:016x}", Random::from_entropy().next_u64()),
+            ..spec.clone()
+        }
+    }
+
+    fn on_log(&self, inner: &Inner, number: u32) -> Option<crate::instance::context::OnLog> {
+        inner.config.on_log.clone().map(|on_log| {
+            let id = self.id.clone();
+            let call: crate::instance::context::OnLog =
+                Arc::new(move |line| on_log(&id, number, line));
+            call
         })
     }
 
@@ -640,7 +702,7 @@ impl Crew {
         };
         let state = async {
             match &plan.process {
-                Process::Identity => Ok(None),
+                Process::Identity | Process::Compat(_) => Ok(None),
                 Process::Host(..) if once_state.is_some() => Ok(once_state),
                 // Its instances are on several workers: there is no memory that they share.
                 Process::Host(_, spec) if spec.options.spread => Ok(None),
@@ -655,7 +717,7 @@ impl Crew {
         let (source, sink, state) = tokio::join!(source, sink, state);
         let (source, sink, state) = (source?, sink?, state?);
         let host = match (&plan.process, ready) {
-            (Process::Identity, _) => None,
+            (Process::Identity | Process::Compat(_), _) => None,
             (Process::Host(..), Some((host, context))) => {
                 context.set_state(state.clone());
                 Some(host)
@@ -677,5 +739,31 @@ impl Crew {
             gauge: seat.gauge.clone(),
             tasks: tasks.clone(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_go_program_that_comes_later_is_looked_at_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let program = folder.path().join("program");
+        let crew = |code: &str| {
+            let text = format!(r#"{{"name":"f","{code}":{program:?},"inputs":["in"]}}"#);
+            let config: geminga_model::FunctionConfig =
+                serde_json::from_str(&text).expect("a configuration");
+            let component = config.into();
+            let plan = crate::plan::plan(&component, None).expect("a plan");
+            let id = component.id().expect("it has a name");
+            Crew::new(id, 1, plan, 1, None)
+        };
+        let (before, script) = (crew("go"), crew("sh"));
+        assert!(!before.sees_now());
+        std::fs::write(&program, "").expect("written");
+        assert!(before.sees_now());
+        assert!(!script.sees_now(), "a script is a script");
+        assert!(!crew("go").sees_now(), "it was seen");
     }
 }

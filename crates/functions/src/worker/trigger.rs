@@ -25,6 +25,7 @@ use crate::component::ComponentId;
 use crate::error::WorkerError;
 use crate::instance::sink::pfn_id;
 use crate::plan::{Plan, full_name};
+use crate::runtime::wire_base64::from_base64;
 
 /// Without a call for so long, a function's producers and reader end.
 const IDLE: Duration = Duration::from_secs(30);
@@ -470,8 +471,16 @@ async fn next(reader: &mut Option<Reader>) -> Result<Vec<ReceivedMessage>, gemin
 }
 
 /// What an output, or a dead letter, names of the message that it came of.
+/// By what the id says, not by its bytes: Pulsar's own instance for Java writes the size of a batch too.
 fn output_key(pfn: &str) -> String {
-    format!("output {pfn}")
+    let bytes = from_base64(pfn);
+    match bytes.and_then(|bytes| MessageId::from_bytes(&bytes)) {
+        Some(id) => format!(
+            "output {}:{}:{}:{}",
+            id.ledger_id, id.entry_id, id.partition, id.batch_index
+        ),
+        None => format!("output {pfn}"),
+    }
 }
 
 fn dead_key(id: &str) -> String {
@@ -652,6 +661,15 @@ mod tests {
 
     fn id(entry_id: i64) -> MessageId {
         format!("7:{entry_id}:-1").parse().expect("an id")
+    }
+
+    #[test]
+    fn an_output_of_pulsars_own_instance_names_the_same_message() {
+        let keys = keys_of("2:1:-1".parse().expect("an id"));
+        // As the instance for Java writes it: with a batch of no messages.
+        assert!(keys.contains(&output_key("CAIQATAA")), "{keys:?}");
+        assert!(!keys.contains(&output_key("CAIQAjAA")), "another entry");
+        assert!(!keys.contains(&output_key("no id")));
     }
 
     fn failed(line: &Line, entry: i64) {

@@ -1015,7 +1015,7 @@ const PAGE: &str = "\
 Made by a test that runs a function of each runtime with each field (`crates/functions/tests/it/matrix.rs`), and looks for the
 field's effect. `refused`: creation fails, and the answer names the field. `in part`: the answer names what is not taken. `warned`: it is
 taken, since files for Pulsar and Kubernetes have it, it has no effect, and the status of the function says so and why. `yes or warned`: enforced where
-the machine has control groups for the worker, or a warning.
+the machine has control groups for the worker, or a warning. Code in Pulsar's own instance has [a page of its own](functions-matrix-compat.md).
 
 | field | bash | python | exec | go | java |
 |---|---|---|---|---|---|

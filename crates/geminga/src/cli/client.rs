@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use geminga_client::{Client, Error};
+use geminga_functions::Reach;
 use geminga_stdx::Diagnostic;
 
 use super::Global;
@@ -24,6 +25,33 @@ pub(crate) async fn client(global: &Global) -> Result<Client, Failure> {
     let connected = client.connect(REACH_MAX).await;
     connected.map_err(|error| failure(&error, global))?;
     Ok(client)
+}
+
+/// Where the broker of the command line is, for processes that bring a client of their own.
+/// Functions of one's own see one's own token.
+pub(crate) fn own_reach(global: &Global) -> Result<Reach, Failure> {
+    let token = match compat_token() {
+        Some(token) => Some(token),
+        None => global.token()?,
+    };
+    Ok(Reach {
+        token,
+        ..reach(global)
+    })
+}
+
+/// The same for functions of anybody: they see no token but what the operator gives them.
+pub(crate) fn reach(global: &Global) -> Reach {
+    Reach {
+        service_url: global.service_url().to_owned(),
+        token: compat_token(),
+    }
+}
+
+/// What the operator lets user code see that brings a client of its own. A server's own rights are never shown to it.
+pub(crate) fn compat_token() -> Option<String> {
+    let token = std::env::var("GEMINGA_COMPAT_TOKEN").ok();
+    token.filter(|token| !token.is_empty())
 }
 
 /// A client's error as a diagnostic with an exit code.

@@ -86,6 +86,7 @@ async fn serve(mut args: DevArgs, source: Source, global: &Global, copies: &Path
         broker: geminga_broker::BrokerConfig::default(),
         data: args.data.clone(),
         worker: true,
+        token: None,
     };
     let on_log = Arc::new(|_: &ComponentId, _: u32, line: &LogLine| {
         output::note(&format!("{} {}", line.level.as_str(), line.text));

@@ -110,6 +110,7 @@ impl Broker {
             advertised_address: None,
             data,
             worker: false,
+            token: None,
         })
         .await?;
         Ok(Self {
@@ -156,6 +157,7 @@ async fn run_on(plan: &Plan, broker: &Broker, global: &Global) -> Outcome {
     let client = super::client::client(&global).await?;
     let scratch = std::env::temp_dir().join(format!("geminga-{}", Random::from_entropy().name(8)));
     let worker_config = WorkerConfig {
+        reach: Some(super::client::own_reach(&global)?),
         wasm: crate::serve::wasm(),
         ..WorkerConfig::ephemeral(client.clone(), &scratch)
     };

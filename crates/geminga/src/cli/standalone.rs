@@ -52,6 +52,7 @@ pub(crate) fn run(args: StandaloneArgs, global: &Global) -> Outcome {
             broker: conf.broker,
             data: args.data,
             worker: true,
+            token: super::client::compat_token(),
         };
         let durability = options.data.durability;
         let mut interrupt = signal(SignalKind::interrupt())?;

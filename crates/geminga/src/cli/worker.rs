@@ -101,6 +101,7 @@ pub(crate) fn run(args: WorkerArgs, global: &Global) -> Outcome {
         };
         let worker_id = args.worker_id.clone();
         let config = WorkerConfig {
+            reach: Some(client::reach(global)),
             wasm: crate::serve::wasm(),
             cluster: args.cluster.clone(),
             worker_id: worker_id.unwrap_or_else(|| format!("c-{}-fw-{host}-{port}", args.cluster)),

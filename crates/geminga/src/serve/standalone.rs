@@ -10,7 +10,7 @@ use std::time::Duration;
 use geminga_broker::{Broker, BrokerConfig, BrokerError, Scheme};
 use geminga_client::{Client, Connector};
 use geminga_functions::worker::OnLog;
-use geminga_functions::{Worker, WorkerConfig};
+use geminga_functions::{Reach, Worker, WorkerConfig};
 use geminga_stdx::{Clock, Diagnostic, Tasks};
 use geminga_storage::{EmbeddedConfig, ManagedConfig, ManagedError, Storage, StoreError};
 
@@ -34,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) data: DataArgs,
     /// Whether functions run here; `geminga run` brings a worker of its own.
     pub(crate) worker: bool,
+    /// What processes of functions show that bring a client of their own, where the broker asks who they are.
+    pub(crate) token: Option<String>,
 }
 
 /// A running server.
@@ -139,6 +141,10 @@ impl Standalone {
                 url: url.unwrap_or_default(),
                 cluster,
                 on_log,
+                reach: Some(Reach {
+                    service_url: format!("pulsar://{}", reachable(service)),
+                    token: options.token.clone(),
+                }),
                 wasm: crate::serve::wasm(),
                 rights: Some(geminga_admin::function_rights(&broker)),
                 ..WorkerConfig::new(in_process(&broker), data.path.join("functions"))

@@ -271,7 +271,8 @@ impl Worker {
             let plan = &entry.crew.plan;
             let is_file =
                 matches!(plan.input, Input::File(_)) || matches!(plan.output, Output::File(_));
-            !is_file && matches!(&plan.process, Process::Host(_, spec) if spec.code.path.exists())
+            let code = plan.process.spec().map(|spec| &spec.code.path);
+            !is_file && code.is_some_and(|path| path.exists())
         };
         let own = &self.inner.cluster.identity;
         orphans
@@ -359,6 +360,8 @@ impl Worker {
 fn units(id: &ComponentId, plan: &Plan, parallelism: u32) -> Vec<(Unit, u32)> {
     let spreads = match &plan.process {
         Process::Host(_, spec) => spec.options.spread,
+        // They share nothing in the worker's memory.
+        Process::Compat(_) => true,
         Process::Identity => !matches!(plan.output, Output::Table(_)),
     };
     let unit = |instance| Unit {

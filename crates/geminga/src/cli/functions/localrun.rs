@@ -182,6 +182,7 @@ async fn broker(named: Option<String>, global: &Global) -> Outcome<(String, Opti
             durability: Durability::default(),
         },
         worker: false,
+        token: None,
     })
     .await?;
     Ok((server.service_url(), Some(server)))
@@ -224,7 +225,7 @@ async fn serve(
                 Some(_) => format!("{url}, a broker of its own"),
                 None => url,
             };
-            work(config, client, &name, &told, &directory).await
+            work(config, client, &name, &told, &directory, &global).await
         }
         Err(failure) => Err(failure),
     };
@@ -242,6 +243,7 @@ async fn work(
     name: &str,
     url: &str,
     directory: &std::path::Path,
+    global: &Global,
 ) -> Outcome {
     let (mut interrupt, mut terminate) = (
         signal(SignalKind::interrupt())?,
@@ -251,6 +253,7 @@ async fn work(
         on_log: Some(Arc::new(|id, instance, line| {
             output::note(&format!("{}:{instance} {}", id.name, line.text));
         })),
+        reach: Some(client::own_reach(global)?),
         wasm: crate::serve::wasm(),
         ..WorkerConfig::ephemeral(client, directory)
     };
