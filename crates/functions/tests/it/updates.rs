@@ -172,12 +172,14 @@ async fn the_end_of_a_lease_finds_what_is_being_stopped() {
         () = std::future::ready(()) => {}
     }
     gate.send_replace(false);
-    let taken_over = until("another runs it", || here(&[&first], ids) == [1]);
+    let taken_over = async {
+        until("another runs it", || here(&[&first], ids) == [1]).await;
+        let size = || std::fs::metadata(&beats).expect("there").len();
+        let before = size();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(size(), before, "two workers run it");
+    };
     let (_, ()) = tokio::join!(restarting, taken_over);
-    let size = || std::fs::metadata(&beats).expect("there").len();
-    let before = size();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert_eq!(size(), before, "two workers run it");
     gate.send_replace(true);
     end(stage, [first, second]).await;
 }
@@ -236,12 +238,13 @@ impl Endless {
 
 impl Drop for Endless {
     fn drop(&mut self) {
-        // Whoever waits to open it may go on.
+        // Whoever waits to open it may go on, and nobody opens it again.
         let both = std::fs::OpenOptions::new()
             .read(true)
             .write(true)
             .open(&self.0);
-        drop(both);
+        let removed = std::fs::remove_file(&self.0);
+        drop((both, removed));
     }
 }
 
@@ -251,17 +254,16 @@ async fn a_follower_that_shares_packages_runs_its_own_meanwhile() {
     let stage = empty_stage().await;
     let (client, gate): (Client, _) = stage.gated();
     let first = another_by(&stage, "a", client.clone()).await;
-    let (kept, ..) = uppercase(&stage, &first.worker, "a").await;
-    let package = first
-        .worker
-        .package(&kept)
-        .await
-        .expect("there")
-        .expect("a file");
+    let other = json!({"name": "a", "inputs": [stage.topic("other")]});
+    let kept = make(&first.worker, "process() { :; }", other).await;
+    let package = first.worker.package(&kept).await.expect("there");
+    let package = package.expect("a file");
+    let folder = first.directory.path().join("packages");
+    let file = package.strip_prefix(&folder).expect("in the folder");
     let directory = tempfile::tempdir().expect("directory");
-    let folder = directory.path().join("packages");
-    std::fs::create_dir_all(&folder).expect("made");
-    let endless = Endless::new(folder.join(package.file_name().expect("a name")));
+    let file = directory.path().join("packages").join(file);
+    std::fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+    let endless = Endless::new(file);
     let config = WorkerConfig {
         client,
         ..config(&stage, directory.path().to_owned(), "b")
