@@ -244,12 +244,17 @@ fn named(mut metrics: BTreeMap<String, f64>) -> BTreeMap<String, f64> {
     metrics
 }
 
+/// Exceptions taken of one answer.
+const EXCEPTIONS_MAX: usize = 1_000;
+
 /// Those that came after what was seen before, the oldest first.
 fn newer(
     mut list: Vec<geminga_proto::instance_control::ExceptionInformation>,
     until_ms: &mut i64,
 ) -> Vec<Exception> {
     list.retain(|it| it.ms_since_epoch > *until_ms);
+    // An instance keeps ten; one that gives very many is not to hold a thread up.
+    list.truncate(EXCEPTIONS_MAX);
     list.sort_by_key(|it| it.ms_since_epoch);
     if let Some(last) = list.last() {
         *until_ms = last.ms_since_epoch;

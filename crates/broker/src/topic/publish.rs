@@ -16,6 +16,8 @@ use crate::peer::Peer;
 use crate::producer::Producer;
 use crate::transaction::TxnId;
 
+/// So many are dispatched to without letting others at the topic in between.
+const FEW_SUBSCRIPTIONS: usize = 8;
 /// Room for encoded receipts that a topic keeps between commits.
 const SCRATCH_KEPT: usize = 64 << 10;
 
@@ -267,12 +269,22 @@ impl Topic {
         self.count_for_quota(&mut state, done.bytes as u64);
         self.close_when_done(&mut state);
         drop(state);
-        // With many subscriptions the dispatch takes a while, and nobody is to wait for it to publish.
+        // With many subscriptions the dispatch takes a while, and who publishes is not to wait for all of it.
         self.core.publishing.give_back(done.bytes);
         for (peer, count) in done.sends {
             peer.sends_end(count);
         }
-        self.dispatch_all(&mut self.lock());
+        let mut state = self.lock();
+        if state.subscriptions.len() <= FEW_SUBSCRIPTIONS {
+            return self.dispatch_all(&mut state);
+        }
+        let all: Vec<u32> = state.subscriptions.iter().map(|s| s.id).collect();
+        drop(state);
+        for id in all {
+            // By its id: others come and go meanwhile.
+            self.dispatch(&mut self.lock(), id);
+        }
+        self.lock().wake_replicators();
     }
 
     /// Sends the receipts of all runs up to `through`, and of duplicates that waited for them.

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 /// Pulsar's own limit for an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Most bytes of one answer.
-const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// Most bytes of the headers of an answer: a status and a text.
 const HEAD_BYTES_MAX: u32 = 64 * 1024;
 /// Before each message: whether it is compressed, and its length.

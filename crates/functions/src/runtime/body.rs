@@ -140,8 +140,8 @@ impl Launcher for Scoped {
         next: u64,
     ) -> BoxFuture<'a, Result<Launched, Broken>> {
         Box::pin(async move {
-            let room = self.scope.make_room(spec);
-            room.map_err(super::private_directory)?;
+            let room = self.scope.make_room(spec).await;
+            let _room = room.map_err(super::private_directory)?;
             self.launch.launch(&self.scope, spec, next).await
         })
     }

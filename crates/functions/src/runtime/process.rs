@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::process::{Child, Command};
+use tokio::sync::{RwLock, RwLockReadGuard};
 
 use super::guard::Guard;
 use super::options::{Limits, Options};
@@ -109,6 +110,7 @@ impl Processes {
             owner,
             group: group.map(Arc::new),
             full: Arc::default(),
+            room: RwLock::default(),
             next: AtomicU64::new(0),
         })
     }
@@ -127,6 +129,8 @@ pub(crate) struct Scope {
     group: Option<Arc<Group>>,
     /// The private directory holds more than it may.
     full: Arc<AtomicBool>,
+    /// Messages in hand share it, and its replacement is alone.
+    room: RwLock<()>,
     next: AtomicU64,
 }
 
@@ -193,8 +197,18 @@ impl Scope {
     }
 
     /// Gives the host a new private directory when its own was found to hold more than it may: what is left in there
-    /// would be the end of whoever comes next.
-    pub(crate) fn make_room(&self, spec: &HostSpec) -> io::Result<()> {
+    /// would be the end of whoever comes next. It stays in its place as long as what is returned is kept, so waiting
+    /// for those who use it now may take as long as a message.
+    pub(crate) async fn make_room(&self, spec: &HostSpec) -> io::Result<RwLockReadGuard<'_, ()>> {
+        if self.full.load(Ordering::Relaxed) {
+            let alone = self.room.write().await;
+            self.replace_if_full(spec)?;
+            return Ok(alone.downgrade());
+        }
+        Ok(self.room.read().await)
+    }
+
+    fn replace_if_full(&self, spec: &HostSpec) -> io::Result<()> {
         if !self.full.swap(false, Ordering::Relaxed) {
             return Ok(());
         }

@@ -22,7 +22,11 @@ pub(super) async fn check(client: &Client, topic: &str) -> Result<(), WorkerErro
     if version.contains(OWN_VERSION) {
         return Ok(());
     }
-    let first = first(client, topic).await.map_err(failed())?;
+    // Reading would make it.
+    let first = match client.partitions_if_exists(topic).await.map_err(failed())? {
+        Some(_) => first(client, topic).await.map_err(failed())?,
+        None => None,
+    };
     match why_not(&version, topic, first.as_ref().map(is_ours)) {
         None => Ok(()),
         Some(why) => Err(WorkerError::PulsarsOwn {

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use geminga_model::validate::Violation;
 use geminga_stdx::tasks::OnError;
 use tokio::time::Instant;
 
@@ -180,13 +181,20 @@ impl Worker {
     pub async fn replace(&self, id: &ComponentId, component: Component) -> Result<(), WorkerError> {
         let _one = self.inner.changing.lock().await;
         let record = self.record(id)?;
-        let (stored, mut why) = (&record.component, Vec::new());
-        for merged in [stored.merged(&component), component.merged(stored)] {
-            why.extend(merged.err().into_iter().flatten());
+        let stored = &record.component;
+        let mut why = stored.merged(&component).err().unwrap_or_default();
+        for left_out in component.merged(stored).err().unwrap_or_default() {
+            if !why.iter().any(|known| known.field == left_out.field) {
+                let field = left_out.field.join(".");
+                why.push(Violation {
+                    message: format!("`{field}` may not be left out: an update can not change it"),
+                    ..left_out
+                });
+            }
         }
         if !why.is_empty() {
-            let texts: BTreeSet<String> = why.iter().map(ToString::to_string).collect();
-            return Err(WorkerError::Invalid(texts.into_iter().collect()));
+            let texts = why.iter().map(ToString::to_string);
+            return Err(WorkerError::Invalid(texts.collect()));
         }
         self.change_to(id, record, None, component, None).await
     }

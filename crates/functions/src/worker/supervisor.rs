@@ -544,13 +544,17 @@ impl Crew {
         stop: &watch::Receiver<Option<Duration>>,
         (tasks, ready): (&Tasks, Option<Ready>),
     ) -> Result<(), String> {
+        let mut stopping = stop.clone();
         if let Process::Compat(compat) = &self.plan.process {
             if let Some(limits) = &self.limits {
                 limits.may_start()?;
             }
             if fresh {
                 // From here on nothing is missed, and it begins where the configuration says.
-                let subscribed = self.subscribe(&inner.config.client).await;
+                let subscribed = tokio::select! {
+                    subscribed = self.subscribe(&inner.config.client) => subscribed,
+                    _ = stopping.wait_for(Option::is_some) => return Ok(()),
+                };
                 if let Some(source) = subscribed.map_err(|error| format!("subscribing: {error}"))? {
                     Box::new(source).close().await;
                 }
@@ -559,7 +563,6 @@ impl Crew {
                 .run_compat(inner, seat, number, compat, stop, tasks)
                 .await;
         }
-        let mut stopping = stop.clone();
         let building = self.build(inner, seat, number, fresh, tasks, ready);
         let instance = tokio::select! {
             instance = building => instance?,

@@ -140,13 +140,15 @@ impl Lines {
     /// The function is gone: so are its producers and readers, and what is under way has no answer.
     pub(crate) async fn close(&self, id: &ComponentId) {
         // Together: a line that is being made finds its place taken from it.
-        let slot = self.0.lock().remove(id);
-        let lines = slot.map_or_else(Vec::new, |slot| slot.lines());
-        for line in &lines {
+        let Some(slot) = self.0.lock().remove(id) else {
+            return;
+        };
+        for line in slot.lines() {
             line.turn(Stage::Ending);
         }
         let gone = async {
-            for line in &lines {
+            let _none_is_made = slot.making.lock().await;
+            for line in slot.lines() {
                 let mut stage = line.stage.subscribe();
                 let _ = stage.wait_for(|stage| *stage == Stage::Gone).await;
             }
@@ -177,7 +179,6 @@ impl Lines {
         {
             line.calls.lock().ended = Some(End::Deleted);
             line.turn(Stage::Ending);
-            return;
         }
         let mut lines = slot.lines.lock();
         lines.retain(|line| line.strong_count() > 0);
@@ -231,12 +232,13 @@ impl Worker {
         if let Some(line) = slot.open(crew.version()) {
             return Ok(line);
         }
-        let _one = slot.making.lock().await;
+        let one = slot.making.lock().await;
         if let Some(line) = slot.open(crew.version()) {
             return Ok(line);
         }
         let line = Line::open(&self.inner, crew).await?;
         lines.add(&slot, &line);
+        drop(one);
         if self.entry(id).is_err() {
             // It was deleted before this had a place where that finds it.
             lines.close(id).await;
@@ -405,6 +407,9 @@ impl Line {
         if let Some(producer) = producers.get(topic) {
             return Ok(producer.clone());
         }
+        if !self.is_open() {
+            return Err(WorkerError::NotFound(self.id.clone()));
+        }
         // Each call is an entry of its own: its id is known by no more than that.
         let made = self.client.producer(topic).batching(Batching::off());
         let made = made.build().await;
@@ -432,6 +437,8 @@ impl Line {
             message = message.event_time(ms);
         }
         let sent = producer.send(message).await;
+        // Whoever closes it finds it used by nobody.
+        drop(producer);
         if sent.is_err() {
             // One that was closed, by a topic that is gone: the next call makes another.
             self.producers.lock().await.remove(topic);

@@ -366,6 +366,11 @@ async fn refused(stage: &Stage, config: WorkerConfig, publishers: usize) {
         matches!(&refused, WorkerError::PulsarsOwn { topic: which, .. } if *which == topic);
     assert!(is_known, "{refused}");
     let topic = topic.parse().expect("a topic");
+    if publishers == 0 {
+        let made = stage.broker().topic_stats(&topic).await;
+        assert!(made.is_err(), "it was made by being looked at");
+        return;
+    }
     let stats = stage.broker().topic_stats(&topic).await.expect("known");
     assert!(stats.subscriptions.is_empty(), "{:?}", stats.subscriptions);
     assert_eq!(stats.publishers.len(), publishers);

@@ -336,6 +336,7 @@ fn what_is_taken_out_of_the_file_is_in_force_no_more() {
     dev.send("two");
     dev.gave("two!");
     edit(&config, "inputs: [f-in]", "inputs: [other]");
+    dev.said("f-in` may not be left out");
     dev.said("needs a new start of `geminga dev`");
     dev.send("three");
     dev.gave("three!");

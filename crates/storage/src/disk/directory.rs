@@ -26,6 +26,11 @@ const FROM_DISK_MIN: Duration = Duration::from_micros(50);
 /// A disk that hangs for a moment does not hold readers up for as long again.
 const REST_MAX: Duration = Duration::from_millis(20);
 
+/// How long to leave the disk to others after a piece was read.
+fn rest_after(took: Duration) -> Option<Duration> {
+    (took >= FROM_DISK_MIN).then(|| took.min(REST_MAX))
+}
+
 #[derive(Debug)]
 pub struct DirectoryDisk {
     path: PathBuf,
@@ -183,9 +188,8 @@ impl DiskFile for DirectoryFile {
             let began = Instant::now();
             self.file.read_exact_at(piece, at)?;
             at += piece.len() as u64;
-            let took = began.elapsed();
-            if took >= FROM_DISK_MIN {
-                std::thread::sleep(took.min(REST_MAX));
+            if let Some(rest) = rest_after(began.elapsed()) {
+                std::thread::sleep(rest);
             }
         }
         Ok(())
@@ -286,6 +290,15 @@ mod tests {
             disk.list().unwrap(),
             [("log".to_owned(), 2 * BLOCK_BYTES as u64)]
         );
+    }
+
+    #[test]
+    fn a_rest_is_as_long_as_the_read_but_not_without_end() {
+        let us = Duration::from_micros;
+        assert_eq!(rest_after(us(49)), None, "from memory");
+        assert_eq!(rest_after(us(50)), Some(us(50)));
+        assert_eq!(rest_after(us(700)), Some(us(700)));
+        assert_eq!(rest_after(us(2_000_000)), Some(us(20_000)));
     }
 
     #[test]

@@ -2,35 +2,41 @@
 //!
 //! A sync waits behind every read that was given to the disk before it. A reader that catches up at the
 //! disk's speed, with the kernel reading ahead of it, makes each commit wait for megabytes. The budget
-//! while entries are being appended: one large read at a time over the whole store, in pieces
-//! of [`GENTLE_READ_BYTES`] with nothing read ahead, and after each piece a rest as long as it
-//! took ([`crate::disk::DiskFile::read_gently_at`]). So a commit finds mostly one piece before it at most,
-//! half of the time nothing, and readers leave time to those at the tail. Without appends there is no limit.
+//! while entries are being appended: one large read at a time over the whole store and [`SMALL_READS`]
+//! small ones, in pieces of [`GENTLE_READ_BYTES`] with nothing read ahead, and after each piece a rest as
+//! long as it took ([`crate::disk::DiskFile::read_gently_at`]). So a commit finds a piece of each before
+//! it at most, mostly one or none, and readers leave time to those at the tail. Without appends there is
+//! no limit.
 //! State records alone (acks of the readers themselves, say) are no appends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ReadLimits;
 use crate::disk::GENTLE_READ_BYTES;
 
 /// How long after an append the next one is reckoned with.
 const RECENT: Duration = Duration::from_secs(2);
+/// Small reads at a time, while entries are appended.
+const SMALL_READS: usize = 4;
+
 pub(super) struct Traffic {
     began: Instant,
     /// Milliseconds from `began` to the last append, and one more; 0 before the first.
     last_ms: AtomicU64,
-    /// Whose turn it is to read.
-    reading: Arc<Mutex<()>>,
+    /// Turns of large reads.
+    large: Arc<Semaphore>,
+    /// And of small ones: a search by halves, say, would stand behind those who catch up at each step.
+    small: Arc<Semaphore>,
 }
 
 /// How a read is to be done, and its turn as long as this is kept.
 pub(super) struct Gait {
     pub(super) gently: bool,
-    _turn: Option<OwnedMutexGuard<()>>,
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Traffic {
@@ -38,7 +44,8 @@ impl Traffic {
         Self {
             began: Instant::now(),
             last_ms: AtomicU64::new(0),
-            reading: Arc::default(),
+            large: Arc::new(Semaphore::new(1)),
+            small: Arc::new(Semaphore::new(SMALL_READS)),
         }
     }
 
@@ -54,10 +61,11 @@ impl Traffic {
     /// Waits for the turn of a read, where one is needed.
     pub(super) async fn gait(&self, limits: ReadLimits) -> Gait {
         let gently = is_recent(self.last_ms.load(Ordering::Relaxed), self.now_ms());
-        // A search by halves, say, would stand behind those who catch up at each step.
         let is_small = limits.entries_max <= 1 || limits.bytes_max <= GENTLE_READ_BYTES;
-        let turn = match gently && !is_small {
-            true => Some(self.reading.clone().lock_owned().await),
+        let turns = if is_small { &self.small } else { &self.large };
+        let turn = match gently {
+            // It is never closed.
+            true => turns.clone().acquire_owned().await.ok(),
             false => None,
         };
         Gait {
@@ -102,7 +110,18 @@ mod tests {
         traffic.note();
         let turn = traffic.gait(large).await;
         assert!(turn.gently);
-        assert!(traffic.gait(small).await.gently, "without a turn");
+        let mut turns = Vec::new();
+        for _ in 0..SMALL_READS {
+            turns.push(traffic.gait(small).await);
+        }
+        assert!(turns.iter().all(|gait| gait.gently), "beside the large one");
+        let mut too_many = std::pin::pin!(traffic.gait(small));
+        let waits = std::future::poll_fn(|cx| {
+            std::task::Poll::Ready(too_many.as_mut().poll(cx).is_pending())
+        });
+        assert!(waits.await);
+        turns.clear();
+        assert!(too_many.await.gently);
         let mut next = std::pin::pin!(traffic.gait(large));
         let waits =
             std::future::poll_fn(|cx| std::task::Poll::Ready(next.as_mut().poll(cx).is_pending()));

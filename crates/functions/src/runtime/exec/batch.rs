@@ -104,8 +104,8 @@ impl Batches {
             .map(|(index, failure)| (index, (Verdict::Failed(failure), Vec::new())))
             .collect();
         if !sent.is_empty() {
-            let room = self.scope.make_room(&self.spec);
-            room.map_err(crate::runtime::private_directory)?;
+            let room = self.scope.make_room(&self.spec).await;
+            let _room = room.map_err(crate::runtime::private_directory)?;
             let ran = run::run(
                 &self.scope,
                 &self.spec,

@@ -75,9 +75,10 @@ impl Process {
     async fn one(&mut self, delivery: &Delivery) -> Result<Outcome, Broken> {
         let (spec, message) = (&self.spec, &delivery.message);
         let started = Instant::now();
-        let room = self.scope.make_room(spec);
-        room.and_then(|()| self.extra.restore(&self.scope))
-            .map_err(crate::runtime::private_directory)?;
+        let room = self.scope.make_room(spec).await;
+        let room = room.map_err(crate::runtime::private_directory)?;
+        let restored = self.extra.restore(&self.scope);
+        restored.map_err(crate::runtime::private_directory)?;
         let mut command = self.program.command(&self.scope, spec, Some(&self.extra));
         message::environment(&mut command, message);
         let mut input = Vec::new();
@@ -99,6 +100,7 @@ impl Process {
         )
         .await?;
         let extra = self.extra.take(spec.options.max_output_bytes);
+        drop(room);
         if let Ok(code @ (126 | 127)) = ran.status
             && !self.ever_done
         {

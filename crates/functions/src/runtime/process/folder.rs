@@ -32,21 +32,20 @@ pub(super) fn furnish(
         None => Ok(()),
     };
     make_private(directory)?;
-    own(directory)?;
-    if spec.secrets.is_empty() {
-        return Ok(());
+    // It is ours alone until all is there: whoever owns it may put links where we write.
+    if !spec.secrets.is_empty() {
+        let folder = directory.join(SECRETS);
+        make_private(&folder)?;
+        for (name, value) in &spec.secrets {
+            let path = folder.join(variable(name));
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            options.open(&path)?.write_all(value.as_bytes())?;
+            own(&path)?;
+        }
+        own(&folder)?;
     }
-    let folder = directory.join(SECRETS);
-    make_private(&folder)?;
-    own(&folder)?;
-    for (name, value) in &spec.secrets {
-        let path = folder.join(variable(name));
-        let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        options.open(&path)?.write_all(value.as_bytes())?;
-        own(&path)?;
-    }
-    Ok(())
+    own(directory)
 }
 
 pub(super) fn file_name(text: &str) -> String {

@@ -97,7 +97,13 @@ fn look(groups: &Groups, ended: &AtomicBool) {
             std::thread::park();
             continue;
         }
-        std::thread::park_timeout(rest);
+        // Whoever is added wakes it too.
+        let until = Instant::now() + rest;
+        while let Some(left) = until.checked_duration_since(Instant::now())
+            && !ended.load(Ordering::Relaxed)
+        {
+            std::thread::park_timeout(left);
+        }
         let watched = groups.lock().clone();
         let began = Instant::now();
         let wants_processes = watched
