@@ -77,6 +77,7 @@ impl Consumer {
             return Ok(messages);
         }
         messages.push(self.recv().await?);
+        messages.reserve(self.ready.len().min(max - 1));
         while messages.len() < max {
             match self.try_recv() {
                 Some(message) => messages.push(message),

@@ -54,8 +54,9 @@ pub(crate) mod window;
 
 /// Messages in flight where no host sets a window: a connector.
 const WINDOW_PLAIN: usize = 1000;
-/// Messages whose outputs may be on their way at once, beside those in the host.
-const UNCOMMITTED_MAX: usize = 4096;
+/// Messages whose outputs may be on their way at once, beside those in the host. Of each its place and its
+/// receipts are kept; the outputs are the producers', who bound their bytes.
+const UNCOMMITTED_MAX: usize = 16_384;
 /// Messages that a function with manual acks may hold.
 const HELD_MAX: usize = 10_000;
 /// Messages that are remembered as refused.

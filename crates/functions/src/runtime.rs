@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use geminga_client::MessageId;
 
 pub mod bash;
 pub mod body;
@@ -65,6 +66,8 @@ pub struct Message {
     pub topic: Arc<str>,
     /// `ledger:entry:partition` or with `:batch-index`, as Pulsar prints it.
     pub id: String,
+    /// The same as numbers, where it is a message of a topic.
+    pub place: Option<MessageId>,
     pub payload: Bytes,
     pub key: Option<String>,
     /// The key is base64 of bytes, as Pulsar marks it.

@@ -14,6 +14,8 @@ use crate::pb::SingleMessageMetadata;
 pub struct Builder {
     bytes: BytesMut,
     count: i32,
+    /// What the payload before took: the next one is about as long, and need not grow to it step by step.
+    before: usize,
 }
 
 impl Builder {
@@ -21,7 +23,12 @@ impl Builder {
     pub fn push(&mut self, metadata: &mut SingleMessageMetadata, payload: &[u8]) {
         metadata.payload_size = payload.len() as i32;
         let len = metadata.encoded_len();
-        self.bytes.reserve(4 + len + payload.len());
+        let needs = 4 + len + payload.len();
+        self.bytes.reserve(match self.count {
+            // Nothing is kept for a payload that may never come.
+            1 => needs.max(self.before),
+            _ => needs,
+        });
         self.bytes.put_u32(len as u32);
         metadata.encode_raw(&mut self.bytes);
         self.bytes.put_slice(payload);
@@ -44,6 +51,7 @@ impl Builder {
 
     /// Takes the payload and the number of messages in it; the builder is empty again.
     pub fn finish(&mut self) -> (Bytes, i32) {
+        self.before = self.bytes.len();
         (self.bytes.split().freeze(), std::mem::take(&mut self.count))
     }
 }

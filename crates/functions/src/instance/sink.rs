@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use geminga_client::{Client, Message as Sent, Producer, Receipt, Schema, Transaction};
+use geminga_client::{Client, Message as Sent, MessageId, Producer, Receipt, Schema, Transaction};
 use geminga_stdx::Clock;
 
 use crate::plan::ProducerPlan;
@@ -13,6 +13,9 @@ use crate::worker::rights::Limits;
 
 /// Topics that one instance may write to.
 const PRODUCERS_MAX: usize = 1000;
+/// Outputs that may wait for their receipts where the configuration does not say: a store that takes 10 ms is
+/// waited for at a million a second. What they may take is bounded by the client, 64 MiB.
+const WINDOW: usize = 10_000;
 /// Properties of W3C trace context.
 const TRACE: [&str; 3] = ["traceparent", "tracestate", "baggage"];
 
@@ -133,10 +136,8 @@ impl TopicSink {
             .client
             .producer(topic)
             .compression(self.plan.compression)
-            .batching(self.plan.batching.clone());
-        if let Some(window) = self.plan.window {
-            builder = builder.window(window);
-        }
+            .batching(self.plan.batching.clone())
+            .window(self.plan.window.unwrap_or(WINDOW));
         // Letters and what goes to topics by name have what schema it may be.
         if self.plan.string_schema && self.default.as_deref() == Some(topic) {
             builder = builder.schema(Schema::string());
@@ -161,27 +162,35 @@ impl TopicSink {
         }
         let key = name.unwrap_or(topic);
         if !self.producers.contains_key(key) {
-            if self.producers.len() >= PRODUCERS_MAX {
-                return Err(WriteError::Message(format!(
-                    "`{topic}` would be one of more than {PRODUCERS_MAX} output topics"
-                )));
-            }
-            let producer = self.build(topic, name).await.map_err(|error| {
-                if error.is_retriable() {
-                    WriteError::Sink(error.to_string())
-                } else {
-                    WriteError::Message(format!("output topic `{topic}`: {error}"))
-                }
-            })?;
-            self.producers.insert(key.to_owned(), producer);
+            // Apart, so that the usual way, once a message, moves little memory.
+            Box::pin(self.add_producer(topic, name)).await?;
         }
         self.producers
             .get(key)
             .ok_or_else(|| WriteError::Sink("a producer that was just made is gone".to_owned()))
     }
 
+    async fn add_producer(&mut self, topic: &str, name: Option<&str>) -> Result<(), WriteError> {
+        if self.producers.len() >= PRODUCERS_MAX {
+            return Err(WriteError::Message(format!(
+                "`{topic}` would be one of more than {PRODUCERS_MAX} output topics"
+            )));
+        }
+        let producer = self.build(topic, name).await.map_err(|error| {
+            if error.is_retriable() {
+                WriteError::Sink(error.to_string())
+            } else {
+                WriteError::Message(format!("output topic `{topic}`: {error}"))
+            }
+        })?;
+        self.producers
+            .insert(name.unwrap_or(topic).to_owned(), producer);
+        Ok(())
+    }
+
     fn message(&self, input: &Message, output: Output) -> Sent {
-        let mut properties = Vec::new();
+        let mut properties =
+            Vec::with_capacity(input.properties.len() + output.properties.len() + 2);
         let kept = |(name, _): &&(String, String)| {
             // A trace goes on through a function that forwards nothing else.
             (self.forward_properties || TRACE.contains(&name.as_str()))
@@ -190,9 +199,9 @@ impl TopicSink {
         };
         properties.extend(input.properties.iter().filter(kept).cloned());
         properties.extend(output.properties);
-        if let Some(id) = pfn_id(&input.id) {
+        if let Some(id) = &input.place {
             properties.push(("__pfn_input_topic__".to_owned(), input.topic.to_string()));
-            properties.push(("__pfn_input_msg_id__".to_owned(), id));
+            properties.push(("__pfn_input_msg_id__".to_owned(), pfn_id(id)));
         }
         let mut message = Sent::new(output.payload).properties(properties);
         message = match &output.key {
@@ -232,17 +241,22 @@ pub(crate) fn with_key(message: Sent, key: Option<&str>, is_base64: bool) -> Sen
 }
 
 /// A message id as Pulsar's functions write it into a property: base64 of its protobuf form.
-pub(crate) fn pfn_id(id: &str) -> Option<String> {
-    let id: geminga_client::MessageId = id.parse().ok()?;
-    let mut bytes = Vec::new();
+pub(crate) fn pfn_id(id: &MessageId) -> String {
+    // Four fields of a tag and ten bytes at most.
+    let mut bytes = [0; 44];
+    let mut len = 0;
+    let mut push = |byte: u8| {
+        bytes[len] = byte;
+        len += 1;
+    };
     let mut field = |tag: u8, value: i64| {
-        bytes.push(tag << 3);
+        push(tag << 3);
         let mut rest = value.cast_unsigned();
         while rest >= 0x80 {
-            bytes.push((rest as u8) | 0x80);
+            push((rest as u8) | 0x80);
             rest >>= 7;
         }
-        bytes.push(rest as u8);
+        push(rest as u8);
     };
     field(1, id.ledger_id);
     field(2, id.entry_id);
@@ -252,7 +266,7 @@ pub(crate) fn pfn_id(id: &str) -> Option<String> {
     if id.batch_index >= 0 {
         field(4, i64::from(id.batch_index));
     }
-    Some(base64(&bytes))
+    base64(&bytes[..len])
 }
 
 /// The number of an output: it grows with the input's place. 27 bits of ledger, 20 of entry, 10 of
@@ -404,9 +418,16 @@ mod tests {
     #[test]
     fn an_input_id_is_written_as_pulsar_writes_it() {
         // ledger 12, entry 34, no partition, batch index 5: 08 0c 10 22 20 05
-        assert_eq!(pfn_id("12:34:-1:5").as_deref(), Some("CAwQIiAF"));
+        let of = |id: &str| pfn_id(&id.parse().expect(id));
+        assert_eq!(of("12:34:-1:5"), "CAwQIiAF");
         // partition 3 and a ledger that needs two bytes: 08 ac 02 10 00 18 03
-        assert_eq!(pfn_id("300:0:3").as_deref(), Some("CKwCEAAYAw=="));
-        assert_eq!(pfn_id("line 7"), None);
+        assert_eq!(of("300:0:3"), "CKwCEAAYAw==");
+        // The widest there is has room.
+        let most = MessageId {
+            partition: i32::MAX,
+            batch_index: i32::MAX,
+            ..MessageId::entry(-1, -1)
+        };
+        assert_eq!(pfn_id(&most).len(), 48);
     }
 }

@@ -1,6 +1,7 @@
 //! Where an instance's messages come from, and how they are acknowledged there.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use geminga_client::{Client, Consumer, ConsumerHandle, MessageId, SeekTo, Topics, Transaction};
@@ -171,7 +172,8 @@ impl Source for TopicSource {
                     .ordering_key
                     .map(|key| String::from_utf8_lossy(&key).into_owned());
                 let message = Message {
-                    id: message.id.to_string(),
+                    id: text_of(&message.id),
+                    place: Some(message.id),
                     partition: message.id.partition,
                     topic: message.topic,
                     payload: message.payload,
@@ -212,6 +214,14 @@ impl Source for TopicSource {
             }
         })
     }
+}
+
+/// An id as Pulsar prints it, in memory that is taken once.
+fn text_of(id: &MessageId) -> String {
+    let mut text = String::with_capacity(24);
+    // A string takes everything.
+    let _ = write!(text, "{id}");
+    text
 }
 
 struct TopicAcker(ConsumerHandle);

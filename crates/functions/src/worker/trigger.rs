@@ -498,9 +498,8 @@ fn dead_key(id: &str) -> String {
 fn keys_of(id: MessageId) -> Vec<String> {
     let mut keys = Vec::new();
     for id in [id, id.without_batch()] {
-        let text = id.to_string();
-        keys.extend(pfn_id(&text).as_deref().map(output_key));
-        keys.push(dead_key(&text));
+        keys.push(output_key(&pfn_id(&id)));
+        keys.push(dead_key(&id.to_string()));
     }
     keys.sort_unstable();
     keys.dedup();
