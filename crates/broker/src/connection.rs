@@ -12,6 +12,7 @@
 
 pub(crate) mod consume;
 pub(crate) mod handshake;
+mod input;
 pub(crate) mod lookup;
 pub(crate) mod produce;
 pub(crate) mod rights;
@@ -29,10 +30,11 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use geminga_proto::command::{error, ping, pong};
 use geminga_proto::frame::{Frame, Frames, frame_size_max};
 use geminga_proto::{Command, FrameError};
+use geminga_storage::managed::ReadBuffer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::Instant;
 
@@ -45,11 +47,9 @@ use crate::topic::policy::SendLimits;
 use crate::topic::publish::Batch;
 
 use consume::ConsumerSlot;
+use input::Input;
 use produce::ProducerSlot;
 
-/// First size of the read buffer; it grows while reads fill it.
-const READ_FIRST: usize = 8 << 10;
-const READ_MOST: usize = 256 << 10;
 /// Slices given to one vectored write.
 const SLICES_MAX: usize = 64;
 /// Bytes read before other tasks get their turn. A task that this one wakes can be run by
@@ -77,6 +77,8 @@ pub(crate) struct Connection {
     pub(crate) requests: usize,
     /// Frames that wait because so many requests are under way.
     held: Frames,
+    /// The memory that they are in.
+    held_in: Option<ReadBuffer>,
     /// There are such, here or in the read buffer.
     behind: bool,
     pub(crate) batch: Batch,
@@ -140,6 +142,7 @@ where
         login: handshake::Login::default(),
         requests: 0,
         held: Frames::default(),
+        held_in: None,
         behind: false,
         batch: Batch::default(),
         turn: 0,
@@ -169,21 +172,12 @@ impl Connection {
         let interval = Duration::from_secs(self.core.config.keep_alive_interval_seconds);
         let mut tick = Box::pin(tokio::time::sleep(interval));
         let limit = frame_size_max(self.core.config.max_message_size);
-        let mut input = BytesMut::new();
-        let mut wanted = READ_FIRST;
+        let mut input = Input::new();
         let mut output = Output::default();
         let (mut read, mut written) = (0, 0);
         loop {
-            let event = poll_fn(|cx| {
-                self.poll(
-                    cx,
-                    &mut stream,
-                    &mut input,
-                    wanted,
-                    &mut output,
-                    tick.as_mut(),
-                )
-            });
+            let event =
+                poll_fn(|cx| self.poll(cx, &mut stream, &mut input, &mut output, tick.as_mut()));
             match event.await {
                 Err(closed) => return closed,
                 Ok(Event::Progress(count)) => {
@@ -205,8 +199,7 @@ impl Connection {
                     self.forget_closed(interval);
                     if input.is_empty() {
                         // An idle connection keeps no large buffer from an earlier burst.
-                        input = BytesMut::new();
-                        wanted = READ_FIRST;
+                        input = Input::new();
                     }
                     tick.as_mut().reset(Instant::now() + interval);
                 }
@@ -219,11 +212,7 @@ impl Connection {
                 Ok(Event::Read(count)) => {
                     self.silent = false;
                     self.peer.note_life();
-                    if input.len() == input.capacity() {
-                        wanted = (wanted * 2).min(READ_MOST);
-                    } else if count < wanted / 4 {
-                        wanted = (wanted / 2).max(READ_FIRST);
-                    }
+                    input.filled(count);
                     if let Err(closed) = self.handle_input(&mut input, limit) {
                         // What was answered before the fault still goes out, if it can at once.
                         self.flush_now(&mut stream, &mut output).await;
@@ -243,8 +232,7 @@ impl Connection {
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut S,
-        input: &mut BytesMut,
-        wanted: usize,
+        input: &mut Input,
         output: &mut Output,
         tick: Pin<&mut tokio::time::Sleep>,
     ) -> Poll<Result<Event, Closed>>
@@ -283,7 +271,8 @@ impl Connection {
         if self.closing || self.must_pause() {
             return Poll::Pending;
         }
-        match poll_read(cx, stream, input, wanted) {
+        let read = std::pin::pin!(stream.read_buf(input.room()));
+        match read.poll(cx) {
             Poll::Ready(Ok(0)) => Poll::Ready(Err(Closed::Eof)),
             Poll::Ready(Ok(count)) => Poll::Ready(Ok(Event::Read(count))),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
@@ -302,19 +291,21 @@ impl Connection {
 
     /// Handles what was held, then what is in the buffer, as long as it may begin requests. What is
     /// left goes on when one of those ends.
-    fn handle_input(&mut self, input: &mut BytesMut, limit: usize) -> Result<(), Closed> {
+    fn handle_input(&mut self, input: &mut Input, limit: usize) -> Result<(), Closed> {
         loop {
             self.behind = self.requests >= REQUESTS_MAX;
             if self.behind {
                 return Ok(());
             }
-            let mut frames = std::mem::take(&mut self.held);
+            let (mut frames, mut buffer) = (std::mem::take(&mut self.held), self.held_in.take());
             if frames.is_empty() {
-                frames = Frames::cut(input, limit)?;
+                let (cut, cut_from) = input.cut(limit)?;
+                (frames, buffer) = (cut, Some(cut_from));
             }
             if frames.is_empty() {
                 return Ok(());
             }
+            self.batch.buffer.clone_from(&buffer);
             while self.requests < REQUESTS_MAX
                 && let Some(frame) = frames.next()
             {
@@ -327,6 +318,7 @@ impl Connection {
             // Not kept when empty: it holds the whole buffer.
             if !frames.is_empty() {
                 self.held = frames;
+                self.held_in = buffer;
             }
         }
     }
@@ -531,21 +523,4 @@ impl Output {
         }
         Poll::Ready(Ok(written))
     }
-}
-
-fn poll_read<S>(
-    cx: &mut Context<'_>,
-    stream: &mut S,
-    input: &mut BytesMut,
-    wanted: usize,
-) -> Poll<std::io::Result<usize>>
-where
-    S: AsyncRead + Unpin,
-{
-    // The rest of a buffer whose front is still referenced is used up before a new one is made.
-    if input.capacity() - input.len() < wanted / 2 {
-        input.reserve(wanted);
-    }
-    let read = std::pin::pin!(stream.read_buf(input));
-    read.poll(cx)
 }

@@ -31,6 +31,7 @@ pub mod retention;
 mod tests;
 
 pub use append::TopicObserver;
+pub use cache::ReadBuffer;
 pub use cursor::{Cursor, Initial};
 pub use cursor_table::Properties;
 pub use factory::{ManagedLedgers, OpenOptions, Parts, Stats};

@@ -8,6 +8,7 @@ use geminga_proto::message::peek;
 use geminga_proto::pb::{CommandCloseProducer, CommandSendError, CommandSuccess};
 use geminga_proto::send::SendReceipt;
 use geminga_storage::error::AppendError;
+use geminga_storage::managed::ReadBuffer;
 
 use super::dedup::{NotAllNew, Sequence, Verdict};
 use super::{Life, State, Topic};
@@ -53,6 +54,7 @@ pub(crate) struct Run {
 /// Entries that are to become one run.
 struct Part<'a> {
     entries: &'a [Bytes],
+    buffer: Option<&'a ReadBuffer>,
     receipts: &'a [Receipt],
     bytes: usize,
     messages: u64,
@@ -65,6 +67,8 @@ pub(crate) struct Batch {
     pub(crate) producer: Option<Arc<Producer>>,
     pub(crate) transaction: Option<TxnId>,
     pub(crate) entries: Vec<Bytes>,
+    /// What they were read into.
+    pub(crate) buffer: Option<ReadBuffer>,
     pub(crate) receipts: Vec<Receipt>,
     pub(crate) bytes: usize,
     pub(crate) messages: u64,
@@ -138,6 +142,7 @@ impl Topic {
             Ok(sequence_id) => {
                 let part = Part {
                     entries: &batch.entries,
+                    buffer: batch.buffer.as_ref(),
                     receipts: &batch.receipts,
                     bytes: batch.bytes,
                     messages: batch.messages,
@@ -159,7 +164,7 @@ impl Topic {
         part: &Part<'_>,
         sequence_id: Option<Sequence>,
     ) -> bool {
-        match self.ledger.append(part.entries) {
+        match self.ledger.append_from(part.entries, part.buffer) {
             Ok(first) => {
                 let count = part.entries.len();
                 producer.peer.sends_begin(count);
@@ -216,6 +221,7 @@ impl Topic {
                     let head = peek(entry).unwrap_or_default();
                     let part = Part {
                         entries: std::slice::from_ref(entry),
+                        buffer: batch.buffer.as_ref(),
                         receipts: std::slice::from_ref(receipt),
                         bytes: entry.len(),
                         messages: u64::from(head.message_count()),

@@ -1,7 +1,7 @@
 //! The append side of a topic: positions, the durable watermark, the observer, and the tail.
 
 use super::ManagedLedger;
-use super::cache::{Evict, Kept, Tail};
+use super::cache::{Evict, Kept, ReadBuffer, Tail};
 use crate::error::{AppendError, StoreError};
 use crate::ledger::{AppendObserver, LedgerWriter};
 use bytes::Bytes;
@@ -120,39 +120,50 @@ impl ManagedLedger {
     /// ledger. Never blocks. Durable when the observer is told. Fails with `NotReady` until
     /// `prepare` has opened a ledger, and after a failure.
     pub fn append(&self, entries: &[Bytes]) -> Result<Position, AppendError> {
+        self.append_from(entries, None)
+    }
+
+    /// As [`append`](Self::append), of entries that were read into a buffer: the cache need not copy them.
+    pub fn append_from(
+        &self,
+        entries: &[Bytes],
+        buffer: Option<&ReadBuffer>,
+    ) -> Result<Position, AppendError> {
         let config = &self.shared.config;
         let bytes: usize = entries.iter().map(Bytes::len).sum();
-        let (kept, charge) = Kept::new(entries, config.cache_copy_below_bytes);
+        let (kept, charge) = Kept::new(entries, config.cache_copy_below_bytes, buffer);
         let budget = &self.shared.budget;
-        let is_over = budget.take(charge.bytes());
-        let appended = {
+        let is_over = budget.take(charge);
+        let (is_new, position, rolls) = {
             let mut guard = self.appender.lock();
             let appender = &mut *guard;
             let result = match &appender.writer {
                 Some(writer) => writer.append(entries).map(|first| (writer.id(), first)),
                 None => Err(appender.refusal()),
             };
-            result.map(|(ledger, first)| {
-                let position = Position {
-                    ledger,
-                    entry: first,
-                };
-                let offset = appender.base + first.0 as u64;
-                debug_assert_eq!(offset, appender.next, "ids are consecutive");
-                appender.next = offset + entries.len() as u64;
-                appender.bytes += bytes as u64;
-                appender.bytes_unclosed += bytes as u64;
-                let pushed = appender.tail.push(offset, position, kept, charge);
-                let is_full = appender.bytes >= config.ledger_bytes_max
-                    || appender.next - appender.base >= config.ledger_entries_max;
-                let rolls = is_full && !std::mem::replace(&mut appender.is_rolling, is_full);
-                (position, pushed, rolls)
-            })
+            let (ledger, first) = match result {
+                Ok(place) => place,
+                Err(error) => {
+                    budget.give_back(kept.let_go());
+                    return Err(error);
+                }
+            };
+            let position = Position {
+                ledger,
+                entry: first,
+            };
+            let offset = appender.base + first.0 as u64;
+            debug_assert_eq!(offset, appender.next, "ids are consecutive");
+            appender.next = offset + entries.len() as u64;
+            appender.bytes += bytes as u64;
+            appender.bytes_unclosed += bytes as u64;
+            let is_new = appender.tail.push(offset, position, kept);
+            let is_full = appender.bytes >= config.ledger_bytes_max
+                || appender.next - appender.base >= config.ledger_entries_max;
+            let rolls = is_full && !std::mem::replace(&mut appender.is_rolling, is_full);
+            (is_new, position, rolls)
         };
-        let (position, pushed, rolls) =
-            appended.inspect_err(|_| budget.give_back(charge.bytes()))?;
-        budget.give_back(pushed.shared);
-        if pushed.is_new {
+        if is_new {
             budget.enlist(self.this.clone());
         }
         if is_over {

@@ -1,28 +1,24 @@
 //! The tail cache: the bytes just appended, so that consumers that keep up need no read.
 //!
 //! Each topic holds its own runs, under its own lock; this module holds the budget over all topics
-//! and chooses who gives way. A slice pins the whole read buffer that it was cut from, so runs
-//! are charged with the buffers that they may pin, and small runs are copied instead. A buffer that
-//! several runs were cut from is charged once, with the oldest of them that is still here.
+//! and chooses who gives way. A slice pins the whole buffer that it was cut from, so small runs are
+//! copied, and others are charged with that buffer, which whoever read into it names (`ReadBuffer`): once,
+//! however many runs of however many topics were cut from it, and as long as one of them is here. Runs
+//! whose buffer nobody names are copied.
 
 use crate::ledger::{Entry, ReadLimits};
 use bytes::Bytes;
 use geminga_model::{EntryId, Position};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 /// What an entry costs beside its bytes, as a slice and where it was copied.
 const SLICE_OVERHEAD_BYTES: usize = 40;
 const PACKED_OVERHEAD_BYTES: usize = size_of::<u32>();
 /// What a run costs beside its entries.
 const RUN_OVERHEAD_BYTES: usize = 96;
-/// The size of the buffers that connections read into; a slice may pin that much.
-const READ_BUFFER_BYTES: usize = 64 << 10;
-/// Slices farther apart than this are taken to come from different buffers.
-const SAME_BUFFER_GAP_BYTES: usize = 4 << 10;
-
 /// The budget of all topics' tails, with counters.
 pub(crate) struct TailBudget {
     max: usize,
@@ -98,12 +94,65 @@ impl TailBudget {
     }
 }
 
+/// The memory that entries were read into, as who reads knows it.
+#[derive(Debug, Clone)]
+pub struct ReadBuffer(Arc<Memory>);
+
+#[derive(Debug)]
+struct Memory {
+    start: usize,
+    bytes: usize,
+    /// Runs of all tails that keep it.
+    runs: AtomicUsize,
+}
+
+impl ReadBuffer {
+    /// Memory from this address on.
+    #[must_use]
+    pub fn new(start: usize, bytes: usize) -> Self {
+        Self(Arc::new(Memory {
+            start,
+            bytes,
+            runs: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Where it begins, and how much it is.
+    #[must_use]
+    pub fn place(&self) -> (usize, usize) {
+        (self.0.start, self.0.bytes)
+    }
+
+    fn has(&self, entry: &Bytes) -> bool {
+        let offset = (entry.as_ptr() as usize).wrapping_sub(self.0.start);
+        offset < self.0.bytes
+    }
+
+    /// One more run keeps it; what is to be charged for that.
+    fn keep(&self) -> usize {
+        match self.0.runs.fetch_add(1, Ordering::AcqRel) {
+            0 => self.0.bytes,
+            _ => 0,
+        }
+    }
+
+    /// One run less; what is given back.
+    fn let_go(&self) -> usize {
+        match self.0.runs.fetch_sub(1, Ordering::AcqRel) {
+            1 => self.0.bytes,
+            _ => 0,
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 /// The runs of one topic, oldest first, without gaps.
 #[derive(Default)]
 pub(crate) struct Tail {
     runs: VecDeque<Run>,
-    /// Where in memory the last run ends, if it is a slice of what was read.
-    end: Option<usize>,
     /// True while the budget knows of this topic.
     pub(crate) is_enlisted: bool,
 }
@@ -113,39 +162,18 @@ struct Run {
     first: u64,
     position: Position,
     kept: Kept,
-    /// What it gives back.
+}
+
+/// A run as it is kept, made before the topic's lock is taken. Whoever drops one gives back what
+/// `let_go` says.
+pub(crate) struct Kept {
+    entries: Entries,
+    /// What it costs, apart from its buffer.
     charge: usize,
-    /// What is charged for the buffer of its first entry, here or, with `shares`, with an older run.
-    buffer: usize,
-    shares: bool,
+    buffer: Option<ReadBuffer>,
 }
 
-/// What a run costs.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Charge {
-    own: usize,
-    /// What may be pinned beside it in the buffer of its first entry.
-    buffer: usize,
-}
-
-impl Charge {
-    /// All of it, as it is before anything is known of the runs before.
-    pub(crate) fn bytes(self) -> usize {
-        self.own + self.buffer
-    }
-}
-
-/// What became of a run.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Pushed {
-    /// The tail was empty, and unknown to the budget.
-    pub(crate) is_new: bool,
-    /// Bytes of its charge that an older run is charged with.
-    pub(crate) shared: usize,
-}
-
-/// The bytes of a run, made before the topic's lock is taken.
-pub(crate) enum Kept {
+enum Entries {
     One(Bytes),
     /// Copied together; where each entry ends.
     Packed(Bytes, Box<[u32]>),
@@ -153,29 +181,53 @@ pub(crate) enum Kept {
 }
 
 impl Kept {
-    /// Runs below `copy_below` bytes are copied.
-    pub(crate) fn new(entries: &[Bytes], copy_below: usize) -> (Self, Charge) {
+    /// Runs below `copy_below` bytes are copied, and so are those whose buffer is not known. Returned with
+    /// what is to be charged.
+    pub(crate) fn new(
+        entries: &[Bytes],
+        copy_below: usize,
+        buffer: Option<&ReadBuffer>,
+    ) -> (Self, usize) {
         let bytes: usize = entries.iter().map(Bytes::len).sum();
-        if bytes >= copy_below {
-            let (pinned, buffer) = pinned(entries);
-            let charge = Charge {
-                own: pinned + RUN_OVERHEAD_BYTES + entries.len() * SLICE_OVERHEAD_BYTES,
-                buffer,
+        let Some(buffer) = buffer.filter(|_| bytes >= copy_below) else {
+            let kept = Self {
+                entries: Entries::copied(entries, bytes),
+                charge: bytes + RUN_OVERHEAD_BYTES + entries.len() * PACKED_OVERHEAD_BYTES,
+                buffer: None,
             };
-            let kept = match entries {
-                [one] => Self::One(one.clone()),
-                many => Self::Slices(many.into()),
-            };
+            let charge = kept.charge;
             return (kept, charge);
-        }
-        let charge = Charge {
-            own: bytes + RUN_OVERHEAD_BYTES + entries.len() * PACKED_OVERHEAD_BYTES,
-            buffer: 0,
         };
+        // What was written anew on its way here has memory of its own.
+        let apart: usize = entries
+            .iter()
+            .filter(|entry| !buffer.has(entry))
+            .map(Bytes::len)
+            .sum();
+        let kept = Self {
+            entries: match entries {
+                [one] => Entries::One(one.clone()),
+                many => Entries::Slices(many.into()),
+            },
+            charge: apart + RUN_OVERHEAD_BYTES + entries.len() * SLICE_OVERHEAD_BYTES,
+            buffer: (apart < bytes).then(|| buffer.clone()),
+        };
+        let charge = kept.charge + kept.buffer.as_ref().map_or(0, ReadBuffer::keep);
+        (kept, charge)
+    }
+
+    /// It is kept no longer; what is given back.
+    pub(crate) fn let_go(self) -> usize {
+        self.charge + self.buffer.as_ref().map_or(0, ReadBuffer::let_go)
+    }
+}
+
+impl Entries {
+    fn copied(entries: &[Bytes], bytes: usize) -> Self {
         let mut packed = Vec::with_capacity(bytes);
         if let [one] = entries {
             packed.extend_from_slice(one);
-            return (Self::One(packed.into()), charge);
+            return Self::One(packed.into());
         }
         let ends = entries
             .iter()
@@ -184,18 +236,7 @@ impl Kept {
                 packed.len() as u32
             })
             .collect();
-        (Self::Packed(packed.into(), ends), charge)
-    }
-
-    /// Where it begins and ends in memory, unless it was copied together.
-    fn place(&self) -> Option<(usize, usize)> {
-        let start = |entry: &Bytes| entry.as_ptr() as usize;
-        let (first, last) = match self {
-            Self::One(one) => (one, one),
-            Self::Packed(..) => return None,
-            Self::Slices(slices) => (slices.first()?, slices.last()?),
-        };
-        Some((start(first), start(last) + last.len()))
+        Self::Packed(packed.into(), ends)
     }
 
     fn len(&self) -> usize {
@@ -220,60 +261,15 @@ impl Kept {
     }
 }
 
-/// What these slices may keep alive: their bytes and one read buffer's rest for each buffer, apart from
-/// the rest of the first one's.
-fn pinned(entries: &[Bytes]) -> (usize, usize) {
-    let (mut own, mut buffer) = (0, 0);
-    let mut end_of_last = None;
-    for entry in entries {
-        let start = entry.as_ptr() as usize;
-        let rest = READ_BUFFER_BYTES.saturating_sub(entry.len());
-        match end_of_last {
-            None => buffer = rest,
-            Some(end) if is_same_buffer(end, start) => {}
-            Some(_) => own += rest,
-        }
-        own += entry.len();
-        end_of_last = Some(start + entry.len());
-    }
-    (own, buffer)
-}
-
-fn is_same_buffer(end: usize, start: usize) -> bool {
-    start.wrapping_sub(end) <= SAME_BUFFER_GAP_BYTES
-}
-
 impl Tail {
-    /// Adds the newest run.
-    pub(crate) fn push(
-        &mut self,
-        first: u64,
-        position: Position,
-        kept: Kept,
-        charge: Charge,
-    ) -> Pushed {
-        let Charge { own, buffer } = charge;
-        let place = kept.place().filter(|_| buffer > 0);
-        // The last run is still here, so nothing else lies where it ends.
-        let shares = !self.runs.is_empty()
-            && self
-                .end
-                .zip(place)
-                .is_some_and(|(end, (start, _))| is_same_buffer(end, start));
-        self.end = place.map(|(_, end)| end);
-        let shared = if shares { buffer } else { 0 };
+    /// Adds the newest run; true when the budget is to be told of this topic.
+    pub(crate) fn push(&mut self, first: u64, position: Position, kept: Kept) -> bool {
         self.runs.push_back(Run {
             first,
             position,
             kept,
-            charge: own + buffer - shared,
-            buffer,
-            shares,
         });
-        Pushed {
-            is_new: !std::mem::replace(&mut self.is_enlisted, true),
-            shared,
-        }
+        !std::mem::replace(&mut self.is_enlisted, true)
     }
 
     /// Entries from `from` to before `end`; none when `from` is not here.
@@ -282,15 +278,15 @@ impl Tail {
         let at = at.checked_sub(1)?;
         let run = &self.runs[at];
         let mut index = usize::try_from(from - run.first).ok()?;
-        if index >= run.kept.len() {
+        if index >= run.kept.entries.len() {
             return None;
         }
         let left = usize::try_from(end.saturating_sub(from)).unwrap_or(usize::MAX);
         let mut found = Vec::with_capacity(left.min(limits.entries_max).min(256));
         let mut bytes = 0;
         for run in self.runs.range(at..) {
-            for i in index..run.kept.len() {
-                let data = run.kept.get(i);
+            for i in index..run.kept.entries.len() {
+                let data = run.kept.entries.get(i);
                 if run.first + i as u64 >= end || !limits.admit(found.len(), bytes, data.len()) {
                     return Some(found);
                 }
@@ -307,31 +303,32 @@ impl Tail {
     }
 
     /// Drops the oldest runs until so many bytes are given back, half of the runs at most; returns the
-    /// bytes given back.
+    /// bytes given back. Buffers that other topics keep count as if they were: of those each drops its part.
     pub(crate) fn drop_oldest(&mut self, bytes: usize) -> usize {
-        let mut given_back = 0;
+        let (mut given_back, mut left_to_others) = (0, 0);
         for _ in 0..self.runs.len().div_ceil(2) {
-            if given_back >= bytes {
+            if given_back + left_to_others >= bytes {
                 break;
             }
-            let Some(run) = self.runs.pop_front() else {
+            let Some(Run { kept, .. }) = self.runs.pop_front() else {
                 break;
             };
-            given_back += run.charge;
-            // The buffer lives as long as the last run that was cut from it.
-            if let Some(next) = self.runs.front_mut()
-                && std::mem::take(&mut next.shares)
+            let (charge, buffer) = (kept.charge, kept.buffer.clone());
+            let freed = kept.let_go();
+            given_back += freed;
+            if let Some(buffer) = buffer
+                && freed == charge
             {
-                let rest = next.buffer.min(given_back);
-                next.charge += rest;
-                given_back -= rest;
+                let next = self.runs.front().and_then(|run| run.kept.buffer.as_ref());
+                let is_here = next.is_some_and(|next| next.is(&buffer));
+                left_to_others += if is_here { 0 } else { buffer.place().1 };
             }
         }
         given_back
     }
 
     pub(crate) fn clear(&mut self) -> usize {
-        self.runs.drain(..).map(|run| run.charge).sum()
+        self.runs.drain(..).map(|run| run.kept.let_go()).sum()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -353,23 +350,38 @@ mod tests {
             .collect()
     }
 
+    fn push(tail: &mut Tail, first: u64, entries: &[Bytes], buffer: Option<&ReadBuffer>) -> usize {
+        let (kept, charge) = Kept::new(entries, 100, buffer);
+        tail.push(first, Position::new(1, first as i64), kept);
+        charge
+    }
+
+    /// Memory, and as who read into it knows it.
+    fn memory(bytes: usize) -> (Bytes, ReadBuffer) {
+        let memory = Bytes::from(vec![0; bytes]);
+        let buffer = ReadBuffer::new(memory.as_ptr() as usize, bytes);
+        (memory, buffer)
+    }
+
     #[test]
     fn reads_across_runs_within_limits() {
         let mut tail = Tail::default();
         let mut all = Vec::new();
-        for (i, sizes) in [&[3_usize, 4][..], &[20_000, 5], &[1], &[9; 5]]
-            .iter()
-            .enumerate()
+        let (large, buffer) = memory(20_000);
+        for (i, run) in [
+            entries(&[3, 4]),
+            vec![large, Bytes::from_static(b"apart")],
+            entries(&[1]),
+            entries(&[9; 5]),
+        ]
+        .iter()
+        .enumerate()
         {
-            let run = entries(sizes);
-            let (kept, charge) = Kept::new(&run, 10_000);
+            let (kept, _) = Kept::new(run, 10_000, Some(&buffer));
             let position = Position::new(5, 100 + all.len() as i64);
-            assert_eq!(
-                tail.push(50 + all.len() as u64, position, kept, charge)
-                    .is_new,
-                i == 0
-            );
-            all.extend(run);
+            let is_new = tail.push(50 + all.len() as u64, position, kept);
+            assert_eq!(is_new, i == 0);
+            all.extend(run.clone());
         }
         assert!(tail.read(49, 100, ALL).is_none());
         assert!(tail.read(60, 100, ALL).is_none());
@@ -397,62 +409,83 @@ mod tests {
         assert_eq!(tail.read(54, 99, ALL).unwrap().len(), 6);
     }
 
+    /// A slice keeps all of the memory that it was cut from, however much that is.
     #[test]
-    fn slices_are_charged_with_the_buffers_they_pin() {
-        let buffer = Bytes::from(vec![0; READ_BUFFER_BYTES]);
-        let near: Vec<Bytes> = (0..4)
-            .map(|i| buffer.slice(i * 1000..i * 1000 + 900))
-            .collect();
-        let all = |entries: &[Bytes]| {
-            let (own, buffer) = pinned(entries);
-            own + buffer
-        };
-        assert_eq!(all(&near[..1]), READ_BUFFER_BYTES);
-        assert_eq!(all(&near), READ_BUFFER_BYTES + 3 * 900);
-        let other = Bytes::from(vec![0; READ_BUFFER_BYTES]).slice(10..20);
-        let both = [near[0].clone(), other];
-        assert_eq!(all(&both), 2 * READ_BUFFER_BYTES);
-        let (_, charge) = Kept::new(&near, usize::MAX);
-        assert!(charge.bytes() < 4000, "a copy pins nothing else");
+    fn a_run_is_charged_with_what_it_keeps() {
+        for bytes in [8 << 10, 64 << 10, 256 << 10, 5 << 20] {
+            let (memory, buffer) = memory(bytes);
+            let one = memory.slice(1000..1900);
+            let apart = Bytes::from(vec![0; 300]);
+            for (run, copy_below, known, wanted) in [
+                (vec![one.clone()], 100, true, bytes + SLICE_OVERHEAD_BYTES),
+                (
+                    vec![one.clone(), apart.clone()],
+                    100,
+                    true,
+                    bytes + 300 + 2 * SLICE_OVERHEAD_BYTES,
+                ),
+                // Nothing of the buffer.
+                (vec![apart], 100, true, 300 + SLICE_OVERHEAD_BYTES),
+                // Copies keep nothing else.
+                (vec![one.clone()], 901, true, 900 + PACKED_OVERHEAD_BYTES),
+                (
+                    vec![one.clone(), one],
+                    100,
+                    false,
+                    1800 + 2 * PACKED_OVERHEAD_BYTES,
+                ),
+            ] {
+                let (kept, charge) = Kept::new(&run, copy_below, known.then_some(&buffer));
+                assert_eq!(charge, wanted + RUN_OVERHEAD_BYTES, "{bytes} {run:?}");
+                assert_eq!(kept.let_go(), charge);
+            }
+        }
     }
 
+    /// Buffers of which several runs of several topics were cut: what is charged is what they take in memory,
+    /// whatever is dropped in whatever order.
     #[test]
     fn a_buffer_is_charged_once_as_long_as_one_of_its_runs_is_here() {
-        let buffers: Vec<Bytes> = (0..3)
-            .map(|_| Bytes::from(vec![0; READ_BUFFER_BYTES]))
-            .collect();
-        // Three runs of each buffer, of four entries each.
-        let runs: Vec<Vec<Bytes>> = (0..9)
-            .map(|n| {
-                let entry = |i| {
-                    let at = (n % 3 * 4 + i) * 1000;
-                    buffers[n / 3].slice(at..at + 900)
-                };
-                (0..4).map(entry).collect()
-            })
-            .collect();
-        let own = 4 * (900 + SLICE_OVERHEAD_BYTES) + RUN_OVERHEAD_BYTES;
-        let rest = READ_BUFFER_BYTES - 900;
-        let mut tail = Tail::default();
-        let mut used = 0;
-        let push = |tail: &mut Tail, n: usize| {
-            let (kept, charge) = Kept::new(&runs[n], 0);
-            let position = Position::new(1, 4 * n as i64);
-            charge.bytes() - tail.push(4 * n as u64, position, kept, charge).shared
+        const BUFFER: usize = 256 << 10;
+        let buffers: Vec<(Bytes, ReadBuffer)> = (0..6).map(|_| memory(BUFFER)).collect();
+        let own = 4 * SLICE_OVERHEAD_BYTES + RUN_OVERHEAD_BYTES;
+        let mut tails = [Tail::default(), Tail::default()];
+        let held = |tails: &[Tail]| {
+            let buffers = buffers.iter().filter(|(_, buffer)| {
+                let runs = tails.iter().flat_map(|tail| &tail.runs);
+                let mut kept = runs.filter_map(|run| run.kept.buffer.as_ref());
+                kept.any(|kept| kept.is(buffer))
+            });
+            let runs: usize = tails.iter().map(|tail| tail.runs.len()).sum();
+            runs * own + buffers.count() * BUFFER
         };
-        for n in 0..9 {
-            used += push(&mut tail, n);
-            assert_eq!(used, (n + 1) * own + (n / 3 + 1) * rest, "run {n}");
+        let mut used = 0;
+        let mut count = 0;
+        for (memory, buffer) in &buffers {
+            // Two of the one, then one of the other.
+            for (n, topic) in [0, 0, 1].into_iter().enumerate() {
+                let entry = |i| memory.slice((4 * n + i) * 1000..(4 * n + i) * 1000 + 900);
+                let run: Vec<Bytes> = (0..4).map(entry).collect();
+                used += push(&mut tails[topic], count, &run, Some(buffer));
+                count += 4;
+                assert_eq!(used, held(&tails));
+            }
         }
-        for left in (1..9).rev() {
-            used -= tail.drop_oldest(1);
-            let first = (9 - left) / 3;
-            assert_eq!(used, left * own + (3 - first) * rest, "{left} left");
+        // What the other topic keeps is not given back, and counts for this one's part.
+        assert_eq!(tails[0].drop_oldest(2 * BUFFER), 4 * own);
+        used -= 4 * own;
+        assert_eq!(used, held(&tails));
+        let given_back = tails[1].drop_oldest(2 * BUFFER);
+        assert_eq!(given_back, 2 * (own + BUFFER));
+        used -= given_back;
+        for topic in [1, 0, 1, 0, 0, 1, 0] {
+            used -= tails[topic].drop_oldest(1);
+            assert_eq!(used, held(&tails), "{topic}");
         }
-        assert_eq!(used - tail.drop_oldest(1), 0);
-        // What lies there now is not known to be the same buffer any more.
-        assert_eq!(push(&mut tail, 1), own + rest);
-        assert_eq!(tail.clear(), own + rest);
+        used -= tails[0].clear();
+        assert_eq!(used, held(&tails));
+        used -= tails[1].clear();
+        assert_eq!(used, 0);
     }
 
     #[test]
@@ -460,9 +493,7 @@ mod tests {
         let mut tail = Tail::default();
         let mut one = 0;
         for n in 0..16_u64 {
-            let (kept, charge) = Kept::new(&entries(&[1000]), usize::MAX);
-            one = charge.bytes();
-            tail.push(n, Position::new(1, n as i64), kept, charge);
+            one = push(&mut tail, n, &entries(&[1000]), None);
         }
         assert_eq!(tail.drop_oldest(0), 0);
         assert_eq!(tail.drop_oldest(2 * one - 1), 2 * one);
