@@ -99,7 +99,7 @@ pub enum Error {
     /// A message is larger than the broker takes.
     #[error("message of `{size}` bytes is over the broker's limit of `{max}`")]
     MessageTooLarge {
-        /// Payload as it would be sent.
+        /// Payload as it would be sent, with properties and keys where it is these that are too much.
         size: usize,
         /// The limit.
         max: usize,

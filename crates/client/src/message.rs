@@ -131,7 +131,24 @@ impl Message {
             .map(|(k, v)| k.len() + v.len() + 6)
             .sum();
         let clusters: usize = self.replicate_to.iter().map(|name| name.len() + 2).sum();
-        self.payload.len() + self.key.as_ref().map_or(0, String::len) + properties + clusters + 64
+        let keys = self.key.as_ref().map_or(0, String::len)
+            + self.ordering_key.as_ref().map_or(0, Bytes::len);
+        self.payload.len() + keys + properties + clusters + 64
+    }
+
+    /// What stands before the payload takes no more, apart from what every message has there.
+    pub(crate) fn head_len(&self) -> usize {
+        // Of each text its tag and its length, and the same of the pair.
+        const TEXT_BYTES: usize = 6;
+        let properties = self.properties.iter();
+        let properties: usize = properties
+            .map(|(k, v)| k.len() + v.len() + 3 * TEXT_BYTES)
+            .sum();
+        let clusters = self.replicate_to.iter();
+        let clusters: usize = clusters.map(|name| name.len() + TEXT_BYTES).sum();
+        let key = self.key.as_ref().map_or(0, String::len);
+        let ordering_key = self.ordering_key.as_ref().map_or(0, Bytes::len);
+        properties + clusters + key + ordering_key + 2 * TEXT_BYTES
     }
 }
 

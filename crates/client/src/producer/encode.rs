@@ -16,6 +16,9 @@ use crate::transaction::Open;
 /// Frames are built behind each other in pieces of memory of this size.
 const CHUNK_BYTES: usize = 64 * 1024;
 
+/// What the command of a frame and the fixed part of the metadata take at most, names apart.
+const HEAD_BYTES: usize = 512;
+
 /// Payloads up to this stand behind their heads in the same memory.
 const COPY_MAX: usize = 4 * 1024;
 
@@ -296,19 +299,37 @@ impl Encoder {
     }
 
     /// Whether a message is too large to be sent: it is told when it is taken, since in a batch or a
-    /// transaction others would fail with it. One that packing may shrink is packed to see.
-    pub(super) fn check_size(&self, message: &Message) -> Result<()> {
-        let size = message.payload.len();
-        if size <= self.max_message_size || self.chunking {
+    /// transaction others would fail with it, and a broker ends the connection of a frame over its limit,
+    /// each time that it comes again. One that packing may shrink is packed to see. `cost` is the message's.
+    pub(super) fn check_size(&self, message: &Message, cost: usize) -> Result<()> {
+        let max = self.max_message_size;
+        if cost <= max {
             return Ok(());
         }
-        if self.compression != CompressionType::None {
-            return self.pack(&message.payload).map(drop);
+        let head = message.head_len() + self.metadata.producer_name.len();
+        let room = (max + FRAME_PADDING).saturating_sub(head + HEAD_BYTES);
+        // A chunk is smaller by the padding, and each has the whole head.
+        let most = if self.chunking { usize::MAX } else { max };
+        let fits = |payload: usize| {
+            let part = match self.chunking {
+                true => payload.min(max.saturating_sub(FRAME_PADDING)),
+                false => payload,
+            };
+            payload <= most && part <= room
+        };
+        let raw = message.payload.len();
+        if fits(raw) {
+            return Ok(());
         }
-        Err(Error::MessageTooLarge {
-            size,
-            max: self.max_message_size,
-        })
+        let size = match self.compression {
+            CompressionType::None => raw,
+            kind => compress::compress(kind, &message.payload)?.len(),
+        };
+        if fits(size) {
+            return Ok(());
+        }
+        let size = if size > most { size } else { size + head };
+        Err(Error::MessageTooLarge { size, max })
     }
 
     /// Packs a payload and checks what comes out.

@@ -144,7 +144,7 @@ impl Core {
         let Some(message) = message.take() else {
             return Poll::Ready(Err(Error::Closed));
         };
-        if let Err(error) = state.encoder.check_size(&message) {
+        if let Err(error) = state.encoder.check_size(&message, cost) {
             return Poll::Ready(Err(error));
         }
         if let Some(txn) = txn {
@@ -459,7 +459,7 @@ impl State {
         let batchable = batching.max_messages > 1
             && message.deliver_at.is_none()
             && message.replicate_to.is_empty()
-            && message.payload.len() < max_bytes;
+            && cost < max_bytes;
         // An idle producer sends at once; a batch of one would only cost more bytes.
         let idle = self.pending.is_empty()
             && self.batch.is_empty()

@@ -358,3 +358,39 @@ async fn a_window_that_a_waiting_batch_fills_does_not_wait_for_its_delay() {
     assert_eq!(session.sent().await.texts(), ["2"]);
     assert!(begin.elapsed() >= delay);
 }
+
+/// A broker ends the connection of a frame over its limit, each time that it comes: it is never sent.
+#[tokio::test(start_paused = true)]
+async fn properties_that_are_too_large_are_refused_with_their_message_alone() {
+    let (builder, mut fake) = fake();
+    let client = builder.build();
+    let building = client.producer("t").send_timeout(Duration::ZERO).build();
+    let (producer, mut session) = tokio::join!(building, async {
+        let mut session = fake.accept().await;
+        session.producer().await;
+        session
+    });
+    let producer = producer.unwrap();
+    let large = || "x".repeat(2 << 20);
+    let first = producer.enqueue("first").await.unwrap();
+    for message in [
+        Message::new("p").property("p", large()),
+        Message::new("k").key(large()),
+        Message::new("o").ordering_key(large().into_bytes()),
+        // The payload alone would be taken.
+        Message::new(vec![7; 1 << 20]).property("p", "x".repeat(10 << 10)),
+    ] {
+        let refused = producer.enqueue(message).await;
+        assert!(
+            matches!(refused, Err(Error::MessageTooLarge { .. })),
+            "{refused:?}"
+        );
+    }
+    let last = Message::new(vec![7; 1 << 20]).property("p", "x".repeat(8 << 10));
+    let last = producer.enqueue(last).await.unwrap();
+    for (entry, receipt) in [first, last].into_iter().enumerate() {
+        let sent = session.sent().await;
+        session.receipt(&sent, entry as u64).await;
+        receipt.await.unwrap();
+    }
+}
