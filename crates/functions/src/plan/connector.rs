@@ -17,19 +17,40 @@ use super::{
     full_name,
 };
 
+const NO_PROCESS: &str =
+    "a built-in connector is in the worker, not a process of its own: remove it";
+const NO_SECRETS: &str = "no setting of a built-in connector is secret: remove it";
+const NO_ARCHIVE: &str =
+    "packages of connectors are for Java, and those here are built in: give `builtin://NAME`";
+const NO_TRANSFORM: &str = "a built-in sink runs no code: remove it, make a function of it, and give the sink the \
+    function's output as its input";
+
 pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Plan> {
     refuse_set(
         refused,
         &[
-            ("batchSourceConfig", config.batch_source_config.is_some()),
-            ("serdeClassName", config.serde_class_name.is_some()),
-            ("runtimeFlags", config.runtime_flags.is_some()),
+            (
+                "batchSourceConfig",
+                config.batch_source_config.is_some(),
+                "no built-in source works in batches: remove it",
+            ),
+            (
+                "serdeClassName",
+                config.serde_class_name.is_some(),
+                "a built-in source gives bytes: remove it",
+            ),
+            ("runtimeFlags", config.runtime_flags.is_some(), NO_PROCESS),
             (
                 "customRuntimeOptions",
                 config.custom_runtime_options.is_some(),
+                NO_PROCESS,
             ),
-            ("secrets", config.secrets.is_some()),
-            ("archive", !is_builtin(config.archive.as_deref())),
+            ("secrets", config.secrets.is_some(), NO_SECRETS),
+            (
+                "archive",
+                !is_builtin(config.archive.as_deref()),
+                NO_ARCHIVE,
+            ),
         ],
     );
     let schema = config.schema_type.as_deref().unwrap_or_default();
@@ -76,9 +97,18 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
             (
                 "configs.numWorkers",
                 file.num_workers.is_some_and(|n| n > 1),
+                "one reader keeps the lines in order: remove it",
             ),
-            ("configs.pathFilter", file.path_filter.is_some()),
-            ("configs.fileFilter", file.file_filter.is_some()),
+            (
+                "configs.pathFilter",
+                file.path_filter.is_some(),
+                "the file source chooses files by no pattern: remove it, and give a `path`",
+            ),
+            (
+                "configs.fileFilter",
+                file.file_filter.is_some(),
+                "the file source chooses files by no pattern: remove it, and give a `path`",
+            ),
         ],
     );
     Some(Plan {
@@ -114,31 +144,48 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
     refuse_set(
         refused,
         &[
-            ("transformFunction", config.transform_function.is_some()),
+            (
+                "transformFunction",
+                config.transform_function.is_some(),
+                NO_TRANSFORM,
+            ),
             (
                 "transformFunctionClassName",
                 config.transform_function_class_name.is_some(),
+                NO_TRANSFORM,
             ),
             (
                 "transformFunctionConfig",
                 config.transform_function_config.is_some(),
+                NO_TRANSFORM,
             ),
-            ("runtimeFlags", config.runtime_flags.is_some()),
+            ("runtimeFlags", config.runtime_flags.is_some(), NO_PROCESS),
             (
                 "customRuntimeOptions",
                 config.custom_runtime_options.is_some(),
+                NO_PROCESS,
             ),
-            ("secrets", config.secrets.is_some()),
+            ("secrets", config.secrets.is_some(), NO_SECRETS),
             (
                 "topicToSerdeClassName",
                 config.topic_to_serde_class_name.is_some(),
+                "a built-in sink takes bytes: remove it",
             ),
             (
                 "topicToSchemaProperties",
                 config.topic_to_schema_properties.is_some(),
+                "a built-in sink writes the bytes as they came: remove it",
             ),
-            ("timeoutMs", config.timeout_ms.is_some()),
-            ("archive", !is_builtin(config.archive.as_deref())),
+            (
+                "timeoutMs",
+                config.timeout_ms.is_some(),
+                "a built-in sink runs no code that could hang: remove it",
+            ),
+            (
+                "archive",
+                !is_builtin(config.archive.as_deref()),
+                NO_ARCHIVE,
+            ),
         ],
     );
     let inputs = config.all_inputs();
@@ -146,7 +193,7 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
     for (topic, spec) in &inputs {
         if spec.serde_class_name.is_some() {
             refused.push(format!(
-                "`serdeClassName` of input `{topic}` is not supported by this worker: a built-in sink takes bytes"
+                "`serdeClassName` of input `{topic}` is not supported: a built-in sink takes bytes: remove it"
             ));
         }
         if unsupported_schema(spec.schema_type.as_deref()) {
@@ -229,7 +276,8 @@ fn settings<T: DeserializeOwned>(
 fn guarantee(wanted: ProcessingGuarantees, refused: &mut Refused) -> ProcessingGuarantees {
     if wanted == ProcessingGuarantees::EffectivelyOnce {
         refused.push(
-            "`processingGuarantees: EFFECTIVELY_ONCE` is not supported by this worker yet"
+            "`processingGuarantees: EFFECTIVELY_ONCE` is not supported: what a built-in connector reads or writes beside \
+             the topics is in no transaction: use ATLEAST_ONCE"
                 .to_owned(),
         );
     }

@@ -8,7 +8,7 @@ use geminga_model::{ConsumerConfig, FunctionConfig, ProcessingGuarantees, Resour
 use serde_json::{Map, Value};
 
 use super::compat;
-use super::topics::{pooled, position, producer, sub_type, topics, unsupported_schema};
+use super::topics::{pooled, position, producer, refuse_set, sub_type, topics, unsupported_schema};
 use super::window::window;
 use super::{
     Input, Language, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused,
@@ -23,25 +23,37 @@ pub(super) fn function(
     refused: &mut Refused,
 ) -> Option<Plan> {
     let is_java = config.runtime() == Some(Runtime::Java);
-    let set = [
-        ("functionType", config.function_type.is_some()),
-        (
-            "exposePulsarAdminClientEnabled",
-            config.expose_pulsar_admin_client_enabled == Some(true),
-        ),
-        (
-            "inputTypeClassName",
-            !is_java && java_type(config.input_type_class_name.as_deref()),
-        ),
-        (
-            "outputTypeClassName",
-            !is_java && java_type(config.output_type_class_name.as_deref()),
-        ),
-    ];
-    for (field, given) in set {
-        if given {
-            refused.push(format!("`{field}` is not supported by this worker yet"));
-        }
+    refuse_set(
+        refused,
+        &[
+            (
+                "functionType",
+                config.function_type.is_some(),
+                "it names a function that Pulsar's own worker has installed, and this worker has none: remove \
+                 it, and give the code, as `jar`, `py`, `go`, `sh`, `wasm` or `exec`",
+            ),
+            (
+                "exposePulsarAdminClientEnabled",
+                config.expose_pulsar_admin_client_enabled == Some(true),
+                "functions get no client from the worker: remove it, and let the code call the admin API by \
+                 itself, with an address from `userConfig` and a token from `secrets`",
+            ),
+            (
+                "inputTypeClassName",
+                !is_java && is_java_type(config.input_type_class_name.as_deref()),
+                "types are classes of Java, and this function is not: remove it, and give the `schemaType` of \
+                 the input, where it has one",
+            ),
+            (
+                "outputTypeClassName",
+                !is_java && is_java_type(config.output_type_class_name.as_deref()),
+                "types are classes of Java, and this function is not: remove it, and give `outputSchemaType`, \
+                 where the output has one",
+            ),
+        ],
+    );
+    if config.function_type.is_some() && config.code().is_none() {
+        return None;
     }
     let guarantee = config.guarantees();
     let (language, given) = match (config.runtime(), config.code()) {
@@ -184,7 +196,10 @@ pub(super) fn function(
     if let Some(ram) = ram.and_then(|ram| u64::try_from(ram).ok()) {
         language.limit_memory(ram, &mut spec);
     }
-    let warnings = hold(language, config.resources.as_ref(), &mut spec);
+    let mut warnings = hold(language, config.resources.as_ref(), &mut spec);
+    if compat.is_none() {
+        warnings.extend(unused_class(language, config.class_name.as_deref()));
+    }
     // Effects happen once in the order of the messages: one consumer a partition.
     let ordered =
         config.retain_ordering == Some(true) || guarantee == ProcessingGuarantees::EffectivelyOnce;
@@ -263,11 +278,15 @@ fn hold(language: Language, resources: Option<&Resources>, spec: &mut HostSpec) 
         .and_then(|r| r.disk)
         .and_then(|disk| u64::try_from(disk).ok());
     if language == Language::Wasm {
-        return spec.share.cpu.map_or(Vec::new(), |cpu| {
-            vec![format!(
+        let cpu = spec.share.cpu.map(|cpu| {
+            format!(
                 "`resources.cpu: {cpu}` is not enforced: WASM functions share their threads evenly"
-            )]
+            )
         });
+        let disk = spec.share.disk_bytes.map(|disk| {
+            format!("`resources.disk: {disk}` has no effect: a WASM function has no files")
+        });
+        return cpu.into_iter().chain(disk).collect();
     }
     sandbox::not_enforced(
         &spec.share,
@@ -275,6 +294,17 @@ fn hold(language: Language, resources: Option<&Resources>, spec: &mut HostSpec) 
         &spec.options.sandbox,
         Abilities::of_this_machine(),
     )
+}
+
+/// `className` where the code is a whole program, and nothing in it is looked up by a name.
+fn unused_class(language: Language, name: Option<&str>) -> Option<String> {
+    let name = name.filter(|name| !name.is_empty())?;
+    match language {
+        Language::Python | Language::Java => None,
+        Language::Bash | Language::Exec | Language::Go | Language::Wasm => Some(format!(
+            "`className: {name}` has no effect: it names a class of Python or Java"
+        )),
+    }
 }
 
 /// Resources that are accepted, since every file for Kubernetes has them, and that nothing holds a built-in
@@ -376,7 +406,7 @@ fn java_schema(name: &str) -> bool {
     name.is_empty() || JAVA_SCHEMAS.contains(&name.to_ascii_lowercase().as_str())
 }
 
-fn java_type(name: Option<&str>) -> bool {
+fn is_java_type(name: Option<&str>) -> bool {
     // Function Mesh writes the Java name of bytes into every resource.
     !matches!(name, None | Some("" | "[B" | "java.lang.String"))
 }

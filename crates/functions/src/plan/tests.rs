@@ -62,6 +62,46 @@ fn what_is_not_supported_is_refused_by_its_name() {
 }
 
 #[test]
+fn what_is_refused_says_where_why_and_what_to_type() {
+    let crypto = r#"{"cryptoKeyReaderClassName":"my.Reader","encryptionKeys":["k"]}"#;
+    for (fields, said) in [
+        (
+            format!(r#""sh":"f.sh","producerConfig":{{"cryptoConfig":{crypto}}}"#),
+            [
+                "`producerConfig.cryptoConfig`",
+                "a class of Java",
+                "remove it",
+            ],
+        ),
+        (
+            format!(r#""sh":"f.sh","inputSpecs":{{"more":{{"cryptoConfig":{crypto}}}}}"#),
+            [
+                "`cryptoConfig` of input `more`",
+                "a class of Java",
+                "remove it",
+            ],
+        ),
+        (
+            r#""functionType":"enrich""#.to_owned(),
+            ["`functionType`", "this worker has none", "give the code"],
+        ),
+        (
+            r#""sh":"f.sh","functionType":"enrich""#.to_owned(),
+            ["`functionType`", "this worker has none", "give the code"],
+        ),
+    ] {
+        let text = format!(r#"{{"name":"f","inputs":["in"],{fields}}}"#);
+        let refused = planned(&text).expect_err(&text);
+        let [one] = &refused[..] else {
+            panic!("{text}: {refused:?}")
+        };
+        for part in said {
+            assert!(one.contains(part), "{text}: {one}");
+        }
+    }
+}
+
+#[test]
 fn settings_of_another_runtime_are_refused_by_their_name() {
     let code = r#""go":"f","inputs":["in"]"#;
     for (fields, name) in [
@@ -115,12 +155,15 @@ fn resources_are_enforced_or_said_not_to_be() {
     let can = Abilities::of_this_machine();
     let missing = usize::from(!can.cpu) + usize::from(!can.memory);
     assert_eq!(plan_of.warnings.len(), missing, "{:?}", plan_of.warnings);
-    let wasm = planned(r#"{"name":"f","wasm":"f.wasm","inputs":["in"],"resources":{"cpu":1}}"#);
+    let wasm =
+        planned(r#"{"name":"f","wasm":"f.wasm","inputs":["in"],"resources":{"cpu":1,"disk":2}}"#);
     let said = wasm.expect("accepted").warnings.join("; ");
-    assert!(
-        said.contains("`resources.cpu: 1` is not enforced"),
-        "{said}"
-    );
+    for part in [
+        "`resources.cpu: 1` is not enforced",
+        "`resources.disk: 2` has no effect",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
     let sink: SinkConfig = serde_json::from_str(
         r#"{"name":"s","sinkType":"table","inputs":["in"],"resources":{"cpu":1,"ram":5}}"#,
     )

@@ -9,6 +9,10 @@ use geminga_model::{
 
 use super::{ConsumerPlan, ProducerPlan, Refused, Subscription, full_name};
 
+/// Why `cryptoConfig` is refused, of inputs and outputs alike.
+const NO_CRYPTO: &str = "its key reader is a class of Java, which this worker, who reads and writes the topics, \
+    can not load: remove it, and encrypt in the code of both ends, with a key from `secrets`";
+
 pub(super) fn sub_type(ordered: bool, key_ordered: bool) -> SubType {
     match (ordered, key_ordered) {
         (true, _) => SubType::Failover,
@@ -41,7 +45,7 @@ pub(super) fn topics(
         }
         if spec.crypto_config.is_some() {
             refused.push(format!(
-                "`cryptoConfig` of input `{topic}` is not supported by this worker yet"
+                "`cryptoConfig` of input `{topic}` is not supported: {NO_CRYPTO}"
             ));
         }
         if spec
@@ -139,10 +143,12 @@ pub(super) fn producer(
             (
                 "producerConfig.cryptoConfig",
                 config.crypto_config.is_some(),
+                NO_CRYPTO,
             ),
             (
                 "producerConfig.useThreadLocalProducers",
                 config.use_thread_local_producers == Some(true),
+                "an instance has one producer a topic, whatever the threads of its code: remove it",
             ),
         ],
     );
@@ -176,10 +182,11 @@ pub(super) fn unsupported_schema(name: Option<&str>) -> bool {
     name.is_some_and(|name| !known.contains(&name.to_ascii_lowercase().as_str()))
 }
 
-pub(super) fn refuse_set(refused: &mut Refused, fields: &[(&str, bool)]) {
-    for (field, set) in fields {
-        if *set {
-            refused.push(format!("`{field}` is not supported by this worker"));
+/// Fields that are refused when they are given: which, whether it is, why, and what to do instead.
+pub(super) fn refuse_set(refused: &mut Refused, fields: &[(&str, bool, &str)]) {
+    for (field, is_set, why) in fields {
+        if *is_set {
+            refused.push(format!("`{field}` is not supported: {why}"));
         }
     }
 }

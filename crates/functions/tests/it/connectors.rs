@@ -13,7 +13,7 @@ use geminga_model::{
 };
 use serde_json::{Value, json};
 
-use crate::matrix::fields;
+use crate::column::fields::fields;
 use crate::stage::{Stage, numbers, receive, texts};
 
 /// The fields of a configuration, those of objects within with their path.

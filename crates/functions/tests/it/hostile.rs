@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use geminga_functions::{ComponentId, Worker};
 use serde_json::json;
 
-use crate::matrix::processes;
+use crate::column::process::processes;
 use crate::stage::{Stage, nothing_more, numbers, receive, sorted, texts};
 
 /// From the message to the name in status.

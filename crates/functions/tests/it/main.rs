@@ -1,6 +1,7 @@
 //! The worker against a real broker: ours in this process, or the one in `GEMINGA_TEST_SERVICE_URL`.
 
 mod changelog;
+mod column;
 mod connectors;
 mod earthquakes;
 mod exactly_once;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use geminga_broker::{Broker, BrokerConfig};
 use geminga_client::transport::{Connecting, Io};
 use geminga_client::{Batching, Client, Consumer, InitialPosition, Message, ReceivedMessage};
-use geminga_functions::{Component, ComponentId, Worker, WorkerConfig};
+use geminga_functions::{Component, ComponentId, MakeRuntime, Worker, WorkerConfig};
 use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
 use geminga_stdx::{Clock, Random, Tasks};
 use geminga_storage::{ManagedConfig, Storage};
@@ -26,6 +26,7 @@ pub(crate) struct Stage {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) catalog: String,
     records_max: u64,
+    wasm: Option<MakeRuntime>,
     unique: String,
     server: Option<(Broker, Tasks)>,
 }
@@ -37,7 +38,7 @@ impl Stage {
 
     /// A worker that rewrites its changelogs after so many records.
     pub(crate) async fn with_changelogs_of(records_max: u64) -> Self {
-        Self::with(records_max, BrokerConfig::default()).await
+        Self::with(records_max, BrokerConfig::default(), None).await
     }
 
     /// A broker that takes messages of this size.
@@ -46,10 +47,16 @@ impl Stage {
             max_message_size,
             ..BrokerConfig::default()
         };
-        Self::with(10_000, config).await
+        Self::with(10_000, config, None).await
     }
 
-    async fn with(records_max: u64, config: BrokerConfig) -> Self {
+    /// A worker that has this for functions in WebAssembly.
+    #[allow(dead_code, reason = "for the tests of that runtime's crate")]
+    pub(crate) async fn with_wasm(runtime: MakeRuntime) -> Self {
+        Self::with(10_000, BrokerConfig::default(), Some(runtime)).await
+    }
+
+    async fn with(records_max: u64, config: BrokerConfig, wasm: Option<MakeRuntime>) -> Self {
         let unique = Random::from_entropy().name(8);
         let (client, server) = if let Ok(url) = std::env::var("GEMINGA_TEST_SERVICE_URL") {
             (Client::builder(url).build(), None)
@@ -71,13 +78,14 @@ impl Stage {
         };
         let directory = tempfile::tempdir().expect("directory");
         let catalog = format!("persistent://public/functions/metadata-{unique}");
-        let worker = start(&client, directory.path(), &catalog, records_max).await;
+        let worker = start(&client, directory.path(), &catalog, records_max, &wasm).await;
         Self {
             client,
             worker,
             directory,
             catalog,
             records_max,
+            wasm,
             unique,
             server,
         }
@@ -129,6 +137,7 @@ impl Stage {
             self.directory.path(),
             &self.catalog,
             self.records_max,
+            &self.wasm,
         )
         .await;
     }
@@ -273,11 +282,18 @@ async fn pass_as_apache(
     }
 }
 
-async fn start(client: &Client, directory: &Path, catalog: &str, records_max: u64) -> Worker {
+async fn start(
+    client: &Client,
+    directory: &Path,
+    catalog: &str,
+    records_max: u64,
+    wasm: &Option<MakeRuntime>,
+) -> Worker {
     let mut config = WorkerConfig::new(client.clone(), directory.join("worker"));
     config.catalog_topic = Some(catalog.to_owned());
     config.changelog_records_max = records_max;
     config.temp_dir = Some(directory.to_path_buf());
+    config.wasm.clone_from(wasm);
     Worker::start(config).await.expect("worker")
 }
 
