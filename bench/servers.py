@@ -146,9 +146,10 @@ class Pulsar(System):
     name = "pulsar"
     HEAP = "2g"
 
-    def __init__(self, folder, distribution, durability="no fsync"):
+    def __init__(self, folder, distribution, durability="no fsync", functions="process"):
+        """`functions`: where instances run, each a `process` or a `thread` of the server."""
         super().__init__(folder)
-        self.distribution, self.durability = os.path.abspath(distribution), durability
+        self.distribution, self.durability, self.functions = os.path.abspath(distribution), durability, functions
         self.label = f"Pulsar ({durability})"
         self._write_settings()
 
@@ -186,15 +187,22 @@ class Pulsar(System):
             "schedulerClassName": "org.apache.pulsar.functions.worker.scheduler.RoundRobinScheduler",
             "failureCheckFreqMs": 30000, "rescheduleTimeoutMs": 60000, "initialBrokerReconnectMaxRetries": 60,
             "assignmentWriteMaxRetries": 60, "instanceLivenessCheckFreqMs": 30000,
-            "functionRuntimeFactoryClassName": "org.apache.pulsar.functions.runtime.process.ProcessRuntimeFactory",
-            "functionRuntimeFactoryConfigs": "\n  javaInstanceJarLocation: {0}/instances/java-instance.jar"
-                "\n  pythonInstanceLocation: {0}/instances/python-instance/python_instance_main.py"
-                "\n  logDirectory: {1}/function-logs".format(self.distribution, self.folder),
+            **self._function_runtime(),
         }
         with open(f"{self.folder}/standalone.conf", "w") as file:
             file.writelines(f"{key}={value}\n" for key, value in settings.items())
         with open(f"{self.folder}/functions_worker.yml", "w") as file:
             file.writelines(f"{key}: {value}\n" for key, value in worker.items())
+
+    def _function_runtime(self):
+        package = "org.apache.pulsar.functions.runtime"
+        if self.functions == "thread":
+            return {"functionRuntimeFactoryClassName": f"{package}.thread.ThreadRuntimeFactory",
+                    "functionRuntimeFactoryConfigs": '\n  threadGroupName: "functions"'}
+        return {"functionRuntimeFactoryClassName": f"{package}.process.ProcessRuntimeFactory",
+                "functionRuntimeFactoryConfigs": "\n  javaInstanceJarLocation: {0}/instances/java-instance.jar"
+                "\n  pythonInstanceLocation: {0}/instances/python-instance/python_instance_main.py"
+                "\n  logDirectory: {1}/function-logs".format(self.distribution, self.folder)}
 
     def command(self):
         return [*java(self.distribution, self.HEAP, "4g", "-XX:+UseZGC", "-XX:+ExitOnOutOfMemoryError",

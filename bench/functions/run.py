@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
 """Measures each runtime with the same function (it puts `!` behind the message), and prints a table.
 
-    bench/functions/run.py                          all languages on Geminga (about 4 minutes)
-    bench/functions/run.py --languages go,java
-    bench/functions/run.py --pulsar PORT,HTTP_PORT   beside a Pulsar that runs already (Java and Python)
-    bench/functions/run.py --quick                  short runs, to see that all of it works
+    bench/functions/run.py                            all languages on Geminga (about 5 minutes)
+    bench/functions/run.py --languages go,java --what cold,rate
+    bench/functions/run.py --pulsar DISTRIBUTION --runtime thread --languages java
+                                                      the same on a Pulsar (bench/pulsar-dist.sh assembles one)
+    bench/functions/run.py --quick                    short runs, to see that all of it works
+    bench/functions/run.py --markdown FILE            keeps the figures (figures.json), and writes all that are kept into FILE
 
 Needs what the languages need: Bash, Python 3, Go, a JDK; WASM is a component by text. What is measured:
-  cold     one message waits; from the POST that creates the function until its output arrives (median)
-  rate     a backlog of 100-byte messages through one instance: outputs stored a second
+  cold     one message waits; from the POST that creates the function until its output arrives (median of five)
+  rate     a backlog of 100-byte messages through one instance: outputs stored a second (median of --rounds)
   e2e      1,000 messages a second by a socket: from the send of a message to the arrival of its output
-  once     the rate with either guarantee, ATLEAST_ONCE and EFFECTIVELY_ONCE, in turns: what the second costs (not unless asked for)
+  once     the rate with either guarantee, ATLEAST_ONCE and EFFECTIVELY_ONCE, in turns: what the second costs
   memory   the function's processes after one message and a second of rest: proportional (PSS), resident beside it;
-           a WASM function has none: cargo run --release -p geminga-wasm --example wasm_speed measures it inside the worker
+           a WASM function and one in a thread have none: many.py measures the first
 """
 
 import argparse
@@ -31,7 +33,7 @@ import urllib.error
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import machine  # noqa: E402
-from servers import ROOT, Geminga, GemingaPerf, System  # noqa: E402
+from servers import ROOT, Geminga, GemingaPerf, Pulsar  # noqa: E402
 from workloads import full_name, look_up, messages_in, multipart, prepare_input, wire  # noqa: E402
 
 GO = """package main
@@ -47,7 +49,8 @@ JAVA = """public class Bang implements java.util.function.Function<String, Strin
 PYTHON = "def process(input):\n    return '%s!' % input\n"
 BASH = 'process() { emit "$MSG!"; }\n'
 
-# messages of the rate, and the targets of issue 5: cold ms, rate, e2e ms above two durable sends, memory MiB
+FIGURES = HERE / "figures.json"
+# messages of the rate, and the aims: cold ms, rate, e2e ms above two durable sends, memory MiB
 LANGUAGES = {
     "bash": (150_000, (30, 15_000, 1.0, 3)),
     "python": (1_000_000, (120, 150_000, 0.5, 12)),
@@ -55,26 +58,6 @@ LANGUAGES = {
     "java": (1_000_000, (400, 200_000, 0.5, 60)),
     "wasm": (1_000_000, (10, 300_000, 0.3, 0.2)),
 }
-
-
-class Running(System):
-    """A Pulsar that somebody else started."""
-
-    name, label = "pulsar", "Pulsar"
-
-    def __init__(self, folder, port, http_port):
-        super().__init__(folder)
-        self.port, self.http_port = port, http_port
-        self.service_url, self.admin_url = f"pulsar://127.0.0.1:{port}", f"http://127.0.0.1:{http_port}"
-
-    @property
-    def pid(self):
-        listening = subprocess.run(["ss", "-tlnp"], capture_output=True, text=True).stdout
-        line = next(line for line in listening.splitlines() if f":{self.port} " in line)
-        return int(line.split("pid=")[1].split(",")[0])
-
-    def stop(self, *_):
-        return 0.0
 
 
 def build(folder):
@@ -269,7 +252,6 @@ def numbers(payload, count):
 
 
 def durable_send(system, stem):
-    sends = []
     with wire.Connection(system, seconds=60) as connection:
         look_up(connection, f"{stem}-send")
         connection.producer(full_name(f"{stem}-send"))
@@ -282,59 +264,98 @@ def durable_send(system, stem):
     return round(machine.quantile(sends, 0.5), 3)
 
 
+def measure(system, options, code):
+    """For each language what was asked for."""
+    what, stem = options.what.split(","), f"f{os.getpid()}"
+    for language in options.languages.split(","):
+        messages = LANGUAGES[language][0] // (10 if options.quick else 1)
+        # Beside what it is taken from: the disk has its hours.
+        send = durable_send(system, f"{stem}-{language}")
+        found = {}
+        if "cold" in what:
+            found["cold"] = cold(system, language, code, stem, 3 if options.quick else 5)
+        if "memory" in what and language != "wasm" and not (options.pulsar and options.runtime == "thread"):
+            found["memory"] = idle_memory(system, language, code, stem)
+        if "e2e" in what:
+            p50, p99 = end_to_end(system, language, code, stem, 4 if options.quick else 10)
+            found["e2e"] = {"p50": p50, "p99": p99, "above": round(p50 - 2 * send, 3)}
+        if "rate" in what:
+            rates = [rate(system, language, code, f"{stem}-{n}", options.geminga, messages) for n in range(options.rounds)]
+            found["rate"] = {"median": round(statistics.median(rates)), "all": rates}
+        if "once" in what:
+            found["once"] = once(system, language, code, stem, options.geminga, messages, options.rounds)
+        print(f"{language}: {json.dumps(found)}", file=sys.stderr, flush=True)
+        yield language, found
+
+
+def table(kept):
+    """Everything that is kept, a row for each runtime of each system."""
+    lines = [f"- {name}: {system['how']}" for name, system in kept.items()]
+    lines += ["", "| runtime | on | cold start, ms | in to out, /s | end to end at 1k/s p50, p99, ms | p50 above two durable sends | memory, MiB | "
+              "effectively once costs |", "|---|---|---:|---:|---:|---:|---:|---:|"]
+    for language, (_, (cold_ms, per_second, above, mib)) in LANGUAGES.items():
+        lines.append(f"| {language} | _aim_ | ≤ {cold_ms} | ≥ {per_second:,} | | ≤ {above} | ≤ {mib} | ≤ 30 % |")
+        for name, system in kept.items():
+            found = system["languages"].get(language)
+            if found:
+                lines.append(f"| | {name} | " + " | ".join(cells(found)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cells(found):
+    e2e, rates, memory, both = (found.get(key) for key in ("e2e", "rate", "memory", "once"))
+    return [str(found.get("cold", "")),
+            f"{rates['median']:,} ({min(rates['all']):,} to {max(rates['all']):,})" if rates else "",
+            f"{e2e['p50']}, {e2e['p99']}" if e2e else "",
+            f"{e2e['above']}" if e2e else "",
+            f"{memory[0]}" if memory else "",
+            f"{both[2]} % ({both[0]:,} to {both[1]:,}/s)" if both else ""]
+
+
+def write_into(path, text):
+    """Between the marks."""
+    begin, end = "<!-- functions -->\n", "<!-- end of functions -->\n"
+    before, rest = pathlib.Path(path).read_text().split(begin, 1)
+    pathlib.Path(path).write_text(before + begin + "\n" + text + "\n" + end + rest.split(end, 1)[1])
+
+
 def main():
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("--languages", default=",".join(LANGUAGES))
     parse.add_argument("--geminga", default=str(ROOT / "target/release/geminga"))
-    parse.add_argument("--pulsar", metavar="PORT,HTTP_PORT", help="measure a Pulsar that runs on these ports instead")
+    parse.add_argument("--pulsar", metavar="DISTRIBUTION", help="measure an Apache Pulsar instead")
+    parse.add_argument("--runtime", choices=["process", "thread"], default="process", help="where Pulsar runs instances")
     parse.add_argument("--durability", default="fsync")
-    parse.add_argument("--rounds", type=int, default=3, help="turns of `once`")
+    parse.add_argument("--rounds", type=int, default=3, help="turns of `rate` and `once`")
     parse.add_argument("--quick", action="store_true")
-    parse.add_argument("--what", default="cold,rate,e2e,memory")
+    parse.add_argument("--what", default="cold,rate,e2e,memory,once")
+    parse.add_argument("--markdown", metavar="FILE")
     options = parse.parse_args()
-    what = options.what.split(",")
+    if options.markdown and options.quick:
+        sys.exit("error: --markdown: the table holds figures of the full size; leave --quick out")
     with tempfile.TemporaryDirectory(prefix="geminga-bench-") as folder:
         code = build(folder)
         if options.pulsar:
-            system = Running(folder, *map(int, options.pulsar.split(",")))
+            system = Pulsar(folder, options.pulsar, "no fsync", options.runtime)
+            name = f"Pulsar, {options.runtime}"
         else:
             system = Geminga(folder, options.geminga, options.durability)
-            system.start()
-        stem = f"f{os.getpid()}"
+            name = "Geminga"
+        system.start()
         try:
-            send = durable_send(system, stem)
-            print(f"{system.label}, {os.cpu_count()} processors, one durable send {send} ms")
-            if "once" in what:
-                print("| runtime | at least once, /s | effectively once, /s | costs, % (target) |")
-                print("| --- | --- | --- | --- |", flush=True)
-                for language in options.languages.split(","):
-                    count, rounds = (LANGUAGES[language][0] // 10, 1) if options.quick else (LANGUAGES[language][0], options.rounds)
-                    shown = once(system, language, code, stem, options.geminga, count, rounds)
-                    print(f"| {language} | " + " | ".join(map(str, shown)) + " (30) |", flush=True)
-                if what == ["once"]:
-                    return
-            print("| runtime | cold, ms | in to out, /s | e2e p50, ms | above two sends | e2e p99, ms | memory PSS (RSS), MiB |")
-            print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
-            for language in options.languages.split(","):
-                messages, targets = LANGUAGES[language]
-                cells = {}
-                if "cold" in what:
-                    cells["cold"] = cold(system, language, code, stem, 3 if options.quick else 5)
-                if "memory" in what and language != "wasm":
-                    cells["memory"] = idle_memory(system, language, code, stem)
-                if "e2e" in what:
-                    cells["e2e"] = end_to_end(system, language, code, stem, 4 if options.quick else 10)
-                if "rate" in what:
-                    count = messages // 10 if options.quick else messages
-                    cells["rate"] = rate(system, language, code, stem, options.geminga, count)
-                p50, p99 = cells.get("e2e", (None, None))
-                above = None if p50 is None else round(p50 - 2 * send, 3)
-                memory = "{0} ({1})".format(*cells["memory"]) if "memory" in cells else "-"
-                shown = [cells.get("cold", "-"), cells.get("rate", "-"), p50, above, p99, memory]
-                print(f"| {language} | " + " | ".join(str(cell) for cell in shown) + " |", flush=True)
-                print(f"| _target_ | {targets[0]} | {targets[1]} | | {targets[2]} | | {targets[3]} |", flush=True)
+            how = f"{system.version()}, {system.durability}, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} processors"
+            kept = json.loads(FIGURES.read_text()) if options.markdown and FIGURES.exists() else {}
+            mine = kept.setdefault(name, {"how": how, "languages": {}})
+            mine["how"] = how
+            for language, found in measure(system, options, code):
+                mine["languages"].setdefault(language, {}).update(found)
         finally:
             system.stop()
+    if options.markdown:
+        FIGURES.write_text(json.dumps(kept, indent=1) + "\n")
+        write_into(options.markdown, table(kept))
+    else:
+        print(table({name: mine}))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@
 //! is no linger to choose: latency when idle, throughput under load.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use geminga_proto::MessageId;
@@ -22,10 +21,12 @@ use crate::link;
 use crate::message::Message;
 use crate::routing::{HashingScheme, Router, Routing};
 use crate::transaction::Transaction;
+pub use receipt::Receipt;
 pub(crate) use state::Core;
 
 mod driver;
 mod encode;
+mod receipt;
 mod slots;
 mod state;
 
@@ -473,45 +474,6 @@ impl Drop for Producer {
                     geminga_proto::command::NO_REQUEST,
                 ));
             }
-        }
-    }
-}
-
-/// What becomes of a message: resolves to its id when the broker has it.
-#[must_use = "a failure shows only here"]
-pub struct Receipt {
-    /// Taken when the result is.
-    core: Option<Arc<Core>>,
-    slot: u32,
-}
-
-impl std::fmt::Debug for Receipt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Receipt")
-            .field("done", &self.core.is_none())
-            .finish()
-    }
-}
-
-impl Future for Receipt {
-    type Output = Result<MessageId>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(core) = &self.core else {
-            return Poll::Ready(Err(Error::Closed));
-        };
-        let result = core.poll_receipt(self.slot, cx);
-        if result.is_ready() {
-            self.core = None;
-        }
-        result
-    }
-}
-
-impl Drop for Receipt {
-    fn drop(&mut self) {
-        if let Some(core) = &self.core {
-            core.abandon_receipt(self.slot);
         }
     }
 }

@@ -182,6 +182,29 @@ impl Core {
         self.state.lock().slots.poll(slot, cx)
     }
 
+    /// Takes the results of these slots, up to the first failure or the first that is not done: how many, and
+    /// which of the two it was.
+    pub(super) fn poll_receipts(
+        &self,
+        slots: impl Iterator<Item = u32>,
+        cx: &mut Context<'_>,
+    ) -> (usize, Poll<Result<()>>) {
+        let mut state = self.state.lock();
+        let mut taken = 0;
+        for slot in slots {
+            match state.slots.poll(slot, cx) {
+                Poll::Pending => return (taken, Poll::Pending),
+                Poll::Ready(result) => {
+                    taken += 1;
+                    if let Err(error) = result {
+                        return (taken, Poll::Ready(Err(error)));
+                    }
+                }
+            }
+        }
+        (taken, Poll::Ready(Ok(())))
+    }
+
     pub(super) fn abandon_receipt(&self, slot: u32) {
         self.state.lock().slots.abandon(slot);
     }

@@ -253,6 +253,46 @@ async fn close_waits_for_receipts_and_drop_does_not() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_receipts_are_waited_for_together() {
+    let (producer, _fake, mut session) = plain(fake()).await;
+    let (other, _other_fake, mut other_session) = plain(fake()).await;
+    let mut receipts = enqueue(&producer, &["0", "1"]).await;
+    receipts.extend(enqueue(&other, &["2"]).await);
+    receipts.extend(enqueue(&producer, &["3", "4"]).await);
+    let mut sent = Vec::new();
+    for _ in 0..4 {
+        sent.push(session.sent().await);
+    }
+    let mut all = std::pin::pin!(Receipt::all(receipts));
+    let a_while = Duration::from_millis(10);
+    session.receipt(&sent[0], 0).await;
+    assert!(tokio::time::timeout(a_while, &mut all).await.is_err());
+    session.receipt(&sent[1], 1).await;
+    assert!(tokio::time::timeout(a_while, &mut all).await.is_err());
+    session
+        .refuse(&sent[2], pb::ServerError::NotAllowedError)
+        .await;
+    session.receipt(&sent[3], 3).await;
+    // The other producer's stands before the one that failed.
+    assert!(tokio::time::timeout(a_while, &mut all).await.is_err());
+    let third = other_session.sent().await;
+    other_session.receipt(&third, 2).await;
+    let Err((which, error)) = all.await else {
+        panic!("no failure")
+    };
+    assert_eq!(which, 3);
+    assert!(matches!(error, Error::Server { .. }), "{error}");
+
+    assert!(Receipt::all(Vec::new()).await.is_ok());
+    let receipts = enqueue(&producer, &["5", "6"]).await;
+    for _ in 0..2 {
+        let sent = session.sent().await;
+        session.receipt(&sent, 5).await;
+    }
+    assert!(Receipt::all(receipts).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn garbage_from_the_broker_costs_the_connection_and_nothing_else() {
     let (producer, mut fake, mut session) = plain(fake()).await;
     let receipt = producer.enqueue("0").await.unwrap();

@@ -48,16 +48,23 @@ impl Committer {
         while commits.recv_many(&mut turn, AT_ONCE).await > 0 {
             let mut origins = Vec::with_capacity(turn.len());
             let (count, mut written) = (turn.len(), 0);
-            let mut failed = None;
-            for commit in turn.drain(..) {
-                for receipt in commit.receipts {
-                    if let Err(error) = receipt.await {
-                        failed = Some(Fault::Sink(error.to_string()));
-                    }
-                }
-                if failed.is_some() {
-                    break;
-                }
+            let mut receipts = Vec::with_capacity(turn.len());
+            // How many there are up to each commit, its own with them.
+            let ends: Vec<usize> = turn
+                .iter_mut()
+                .map(|commit| {
+                    receipts.append(&mut commit.receipts);
+                    receipts.len()
+                })
+                .collect();
+            let (durable, failed) = match Receipt::all(receipts).await {
+                Ok(()) => (turn.len(), None),
+                Err((first, error)) => (
+                    ends.partition_point(|&end| end <= first),
+                    Some(Fault::Sink(error.to_string())),
+                ),
+            };
+            for commit in turn.drain(..).take(durable) {
                 written += commit.written;
                 if let Some(origin) = commit.origin {
                     origin.flatten(&mut origins);

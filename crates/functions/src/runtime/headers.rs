@@ -14,11 +14,20 @@ pub(crate) fn push(out: &mut Vec<u8>, name: &str, value: &str) {
     out.push(b'\n');
 }
 
-/// Appends `name:number\n`.
-pub(crate) fn push_number(out: &mut Vec<u8>, name: &str, value: u64) {
-    use std::io::Write;
-    // Writing to a Vec can not fail.
-    let _ = writeln!(out, "{name}:{value}");
+/// Appends `name:value\n`, of a name of ours, in which nothing is to be escaped.
+fn push_ours(out: &mut Vec<u8>, name: &'static str, value: &str) {
+    out.extend_from_slice(name.as_bytes());
+    out.push(b':');
+    escape_into(out, value.as_bytes(), false);
+    out.push(b'\n');
+}
+
+/// Appends `name:number\n`, of a name of ours.
+pub(crate) fn push_number(out: &mut Vec<u8>, name: &'static str, value: u64) {
+    out.extend_from_slice(name.as_bytes());
+    out.push(b':');
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    out.push(b'\n');
 }
 
 /// Whether `byte` must be escaped in a value.
@@ -93,10 +102,10 @@ pub(crate) fn parse(block: &[u8]) -> impl Iterator<Item = (String, String)> + '_
 
 /// The header block of a message.
 pub(crate) fn of_message(out: &mut Vec<u8>, message: &Message) {
-    push(out, "topic", &message.topic);
-    push(out, "id", &message.id);
+    push_ours(out, "topic", &message.topic);
+    push_ours(out, "id", &message.id);
     if let Some(key) = &message.key {
-        push(
+        push_ours(
             out,
             if message.key_is_base64 {
                 "key64"
@@ -107,7 +116,7 @@ pub(crate) fn of_message(out: &mut Vec<u8>, message: &Message) {
         );
     }
     if let Some(key) = &message.ordering_key {
-        push(out, "orderingKey", key);
+        push_ours(out, "orderingKey", key);
     }
     for (name, value) in [
         ("eventTime", message.event_time),
@@ -123,7 +132,7 @@ pub(crate) fn of_message(out: &mut Vec<u8>, message: &Message) {
         push_number(out, "partition", partition - 1);
     }
     if !message.producer.is_empty() {
-        push(out, "producer", &message.producer);
+        push_ours(out, "producer", &message.producer);
     }
     if let Some(window) = &message.window {
         push_number(out, "window", window.count);
