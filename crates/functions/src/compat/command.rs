@@ -4,13 +4,11 @@
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use serde_json::{Map, Value, json};
-use tokio::process::Command;
 
 use super::{Compat, Job, Kind};
-use crate::runtime::process::{Process, Scope, start_error};
+use crate::runtime::process::{Planned, Process, Scope, start_error};
 use crate::runtime::toolchain::deployment;
 use crate::runtime::{Broken, HostSpec, go, java};
 use crate::worker::Reach;
@@ -71,7 +69,7 @@ pub(super) async fn start(job: &Job<'_>) -> Result<Started, Broken> {
         spec.options.sandbox.read.extend(home.clone());
     }
     let spec = &spec;
-    let scope = job.processes.scope(spec).map_err(failed)?;
+    let scope = job.processes.scope(spec)?;
     let [port, metrics_port] = free_ports().map_err(failed)?;
     let begin = Start {
         service_url: &reach.service_url,
@@ -80,34 +78,31 @@ pub(super) async fn start(job: &Job<'_>) -> Result<Started, Broken> {
         metrics_port,
         spec,
     };
-    let (program, mut command) = match job.compat.kind {
+    let mut planned = match job.compat.kind {
         Kind::Go => {
-            let program = go::executable(&spec.code.path)?;
-            let mut command = scope.command(&program, spec);
+            let mut planned = scope.plan(&go::executable(&spec.code.path)?, spec);
             let conf = go_conf(&job.compat.details, &begin);
-            command.arg("-instance-conf").arg(conf.to_string());
+            planned.arg("-instance-conf").arg(conf.to_string());
             if let Some(bytes) = spec.options.limits.data_bytes {
                 // The collector works harder before the kernel says no.
-                command.env("GOMEMLIMIT", (bytes / 10 * 9).to_string());
+                planned.env("GOMEMLIMIT", (bytes / 10 * 9).to_string());
             }
-            (program, command)
+            planned
         }
         Kind::Java => {
-            let program = java::tool("java");
-            let mut command = scope.command(&program, spec);
-            java_machine(&mut command, home.as_deref(), spec, &scope)?;
-            command
+            let mut planned = scope.plan(&java::tool("java"), spec);
+            java_machine(&mut planned, home.as_deref(), spec, &scope)?;
+            planned
                 .arg(JAVA_MAIN)
-                .args(java_flags(&job.compat.details, &begin));
-            command.envs(&spec.secrets);
-            (program, command)
+                .args(java_flags(&job.compat.details, &begin))
+                .envs(&spec.secrets);
+            planned
         }
     };
     // The instances look for files beside their own folder.
-    command.current_dir(scope.path(""));
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let spawned = scope.spawn(&mut command, &spec.options.limits).await;
-    let process = spawned.map_err(|error| start_error(&program, &error))?;
+    planned.folder(scope.path(""));
+    let spawned = scope.spawn(&mut planned, &spec.options.limits).await;
+    let process = spawned.map_err(|error| start_error(&planned.program, &error))?;
     Ok(Started {
         process,
         scope,
@@ -216,7 +211,7 @@ pub(super) fn go_conf(details: &Value, start: &Start<'_>) -> Value {
 
 /// The virtual machine with Pulsar's classes.
 fn java_machine(
-    command: &mut Command,
+    planned: &mut Planned,
     home: Option<&Path>,
     spec: &HostSpec,
     scope: &Scope,
@@ -235,14 +230,14 @@ fn java_machine(
             reason: format!("writing `log4j2.xml`: {error}"),
             stderr_tail: String::new(),
         })?;
-    command.arg("-cp").arg(instance).args([
+    planned.arg("-cp").arg(instance).args([
         format!(
             "-Dpulsar.functions.instance.classpath={}/lib/*",
             home.display()
         ),
         format!("-Dlog4j.configurationFile={}", log4j.display()),
     ]);
-    command.args([
+    planned.args([
         "-Dio.netty.tryReflectionSetAccessible=true",
         "-Dorg.apache.pulsar.shade.io.netty.tryReflectionSetAccessible=true",
         "-Dio.grpc.netty.shaded.io.netty.tryReflectionSetAccessible=true",
@@ -252,9 +247,9 @@ fn java_machine(
         "-XX:-UsePerfData",
     ]);
     if let Some(bytes) = spec.heap_bytes {
-        command.arg(format!("-Xmx{bytes}"));
+        planned.arg(format!("-Xmx{bytes}"));
     }
-    command.args(&spec.runtime_flags);
+    planned.args(&spec.runtime_flags);
     Ok(())
 }
 

@@ -4,15 +4,14 @@
 //! the shell binding of the host protocol. A script whose first line asks for another interpreter,
 //! and any script with `mode: spawn` or `batch`, is the business of `exec`.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::sync::Arc;
 
 use geminga_stdx::Tasks;
 
-use super::body::{Launch, Launched};
+use super::body::{Launch, Speech};
 use super::options::Mode;
-use super::process::{Processes, Scope, start_error};
+use super::process::{Planned, Processes, Scope};
 use super::warm;
 use super::wire::shell::Shell;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
@@ -51,10 +50,7 @@ impl Runtime for Bash {
                     .start(spec, services)
                     .await;
             }
-            let scope = self
-                .processes
-                .scope(&spec)
-                .map_err(super::private_directory)?;
+            let scope = self.processes.scope(&spec)?;
             warm::start(Arc::new(Shells), scope, spec, services, &self.tasks).await
         })
     }
@@ -74,51 +70,26 @@ fn other_interpreter(path: &Path) -> bool {
 struct Shells;
 
 impl Launch for Shells {
-    fn launch<'a>(
-        &'a self,
-        scope: &'a Scope,
-        spec: &'a HostSpec,
+    fn plan(
+        &self,
+        scope: &Scope,
+        spec: &HostSpec,
         _next: u64,
-    ) -> BoxFuture<'a, Result<Launched, Broken>> {
-        Box::pin(async move {
-            let host = scope
-                .file("geminga.bash", HOST)
-                .map_err(super::private_directory)?;
-            let token = geminga_stdx::Random::from_entropy().name(24);
-            let program = PathBuf::from(BASH);
-            let mut command = scope.command(&program, spec);
-            command
-                .args(["--noprofile", "--norc"])
-                .args(&spec.runtime_flags)
-                .arg(host)
-                .env("GMG_HOST_BINDING", "shell")
-                .env("GMG_HOST_TOKEN", &token)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped());
-            let mut process = scope
-                .spawn(&mut command, &spec.options.limits)
-                .await
-                .map_err(|error| start_error(&program, &error))?;
-            let (Some(stdin), Some(stdout), Some(stderr)) = (
-                process.child.stdin.take(),
-                process.child.stdout.take(),
-                process.child.stderr.take(),
-            ) else {
-                return Err(super::no_pipes());
-            };
-            let stdout = stdout
-                .into_owned_fd()
-                .and_then(super::pipe::Patient::new)
-                .map_err(|error| start_error(&program, &error))?;
-            Ok(Launched {
-                process: Box::new(process),
-                reader: Box::new(stdout),
-                writer: Box::new(stdin),
-                logs: vec![Box::new(stderr)],
-                codec: Box::new(Shell::new(&token, spec.options.clone())),
-            })
-        })
+    ) -> Result<(Planned, Speech), Broken> {
+        let host = scope.file("geminga.bash", HOST);
+        let token = geminga_stdx::Random::from_entropy().name(24);
+        let mut planned = scope.plan(Path::new(BASH), spec);
+        planned
+            .args(["--noprofile", "--norc"])
+            .args(&spec.runtime_flags)
+            .arg(host.map_err(super::private_directory)?)
+            .env("GMG_HOST_BINDING", "shell")
+            .env("GMG_HOST_TOKEN", &token);
+        let speech = Speech::Pipes {
+            codec: Box::new(Shell::new(&token, spec.options.clone())),
+            patient: true,
+        };
+        Ok((planned, speech))
     }
 
     fn window(&self) -> usize {

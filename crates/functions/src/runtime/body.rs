@@ -5,15 +5,16 @@
 //! speaks the host protocol (`docs/host-protocol.md`) on a pair of streams. Order, time-outs, blame, restarts, state and logs are
 //! the host's; a [`Body`] has only to end when it is told to, and to say how it ended.
 
-use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::os::unix::net::UnixStream;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::process::{ChildStderr, ChildStdout};
 
-use super::process::{Process, Scope, start_error};
+use super::pipe::Patient;
+use super::process::{Planned, Process, Scope, start_error};
 use super::wire::Codec;
 use super::wire::packed::Packed;
 use super::{BoxFuture, Broken, FailureKind, HostSpec};
@@ -98,15 +99,14 @@ pub trait Launcher: Send + Sync + 'static {
     }
 }
 
-/// How a kind of warm process is started, within the scope of its host.
+/// What is different from one kind of warm process to the next.
 pub(crate) trait Launch: Send + Sync + 'static {
-    /// Starts a process that will first see message `next`.
-    fn launch<'a>(
-        &'a self,
-        scope: &'a Scope,
-        spec: &'a HostSpec,
-        next: u64,
-    ) -> BoxFuture<'a, Result<Launched, Broken>>;
+    /// What is started, for a process that will first see message `next`, and how it is spoken with.
+    ///
+    /// # Errors
+    /// When what it needs is not there.
+    fn plan(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<(Planned, Speech), Broken>;
+
     /// Messages in flight, when the options do not say.
     fn window(&self) -> usize {
         2048
@@ -115,6 +115,17 @@ pub(crate) trait Launch: Send + Sync + 'static {
     fn frame(&self) -> usize {
         256
     }
+}
+
+/// How a process is spoken with.
+pub(crate) enum Speech {
+    /// By the host protocol, on a socket that is its standard input. What it prints are logs.
+    Socket,
+    /// On its standard input and output. A patient reader is for one that writes each answer by itself.
+    Pipes {
+        codec: Box<dyn Codec>,
+        patient: bool,
+    },
 }
 
 /// A process that was just started, and the ends of its pipes.
@@ -142,7 +153,13 @@ impl Launcher for Scoped {
         Box::pin(async move {
             let room = self.scope.make_room(spec).await;
             let _room = room.map_err(super::private_directory)?;
-            self.launch.launch(&self.scope, spec, next).await
+            let (planned, speech) = self.launch.plan(&self.scope, spec, next)?;
+            match speech {
+                Speech::Socket => on_socket(planned, &self.scope, spec).await,
+                Speech::Pipes { codec, patient } => {
+                    on_pipes(planned, codec, patient, &self.scope, spec).await
+                }
+            }
         })
     }
 
@@ -185,10 +202,9 @@ impl Launched {
     }
 }
 
-/// Starts `command` with a socket as its standard input.
-pub(super) async fn on_socket(
-    mut command: tokio::process::Command,
-    program: &Path,
+/// Starts a process with a socket as its standard input.
+async fn on_socket(
+    mut planned: Planned,
     scope: &Scope,
     spec: &HostSpec,
 ) -> Result<Launched, Broken> {
@@ -196,23 +212,15 @@ pub(super) async fn on_socket(
         reason: format!("no socket pair: {error}"),
         stderr_tail: String::new(),
     };
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     ours.set_nonblocking(true).map_err(failed)?;
+    let gate = ours.try_clone().map_err(failed)?;
     let ours = tokio::net::UnixStream::from_std(ours).map_err(failed)?;
-    command
+    planned
         .env("GMG_HOST_BINDING", "socket")
         .env("GMG_HOST_FD", "0")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut process = scope
-        .spawn(&mut command, &spec.options.limits)
-        .await
-        .map_err(|error| start_error(program, &error))?;
-    let (Some(stdout), Some(stderr)) = (process.child.stdout.take(), process.child.stderr.take())
-    else {
-        return Err(super::no_pipes());
-    };
+        .socket(gate.into(), theirs.into());
+    let (process, stdout, stderr) = begin(&mut planned, scope, spec).await?;
     let (reader, writer) = ours.into_split();
     Ok(Launched {
         process: Box::new(process),
@@ -221,6 +229,45 @@ pub(super) async fn on_socket(
         logs: vec![Box::new(stdout), Box::new(stderr)],
         codec: Box::new(Packed::new(spec.options.max_output_bytes)),
     })
+}
+
+/// Starts a process that is spoken with on its standard input and output.
+async fn on_pipes(
+    mut planned: Planned,
+    codec: Box<dyn Codec>,
+    patient: bool,
+    scope: &Scope,
+    spec: &HostSpec,
+) -> Result<Launched, Broken> {
+    planned.pipe();
+    let (mut process, stdout, stderr) = begin(&mut planned, scope, spec).await?;
+    let stdin = process.child.stdin.take().ok_or_else(super::no_pipes)?;
+    let reader: Box<dyn AsyncRead + Send + Unpin> = if patient {
+        let reader = stdout.into_owned_fd().and_then(Patient::new);
+        Box::new(reader.map_err(|error| start_error(&planned.program, &error))?)
+    } else {
+        Box::new(stdout)
+    };
+    Ok(Launched {
+        process: Box::new(process),
+        reader,
+        writer: Box::new(stdin),
+        logs: vec![Box::new(stderr)],
+        codec,
+    })
+}
+
+async fn begin(
+    planned: &mut Planned,
+    scope: &Scope,
+    spec: &HostSpec,
+) -> Result<(Process, ChildStdout, ChildStderr), Broken> {
+    let started = scope.spawn(planned, &spec.options.limits).await;
+    let mut process = started.map_err(|error| start_error(&planned.program, &error))?;
+    match (process.child.stdout.take(), process.child.stderr.take()) {
+        (Some(stdout), Some(stderr)) => Ok((process, stdout, stderr)),
+        _ => Err(super::no_pipes()),
+    }
 }
 
 /// Where what was compiled for a function is kept: `GEMINGA_CACHE`, or `geminga` in the user's cache

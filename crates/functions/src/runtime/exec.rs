@@ -4,15 +4,13 @@
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 
 use geminga_stdx::Tasks;
-use tokio::process::Command;
 
-use super::body::{Launch, Launched, on_socket};
+use super::body::{Launch, Speech};
 use super::options::{Framing, Mode};
-use super::process::{Processes, Scope, start_error};
+use super::process::{Planned, Processes, Scope};
 use super::warm;
 use super::wire::plain::Plain;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
@@ -49,10 +47,7 @@ impl Runtime for Exec {
     ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
         Box::pin(async move {
             let program = Program::of(&spec.code.path)?;
-            let scope = self
-                .processes
-                .scope(&spec)
-                .map_err(super::private_directory)?;
+            let scope = self.processes.scope(&spec)?;
             match spec.options.mode.unwrap_or_default() {
                 Mode::Spawn => spawn::start(program, scope, spec, services, &self.tasks),
                 Mode::Batch => batch::start(program, scope, spec, services, &self.tasks),
@@ -122,36 +117,24 @@ impl Program {
         })
     }
 
-    /// The command, with descriptors 3 and 4 open on `extra` when it is given.
-    pub(crate) fn command(&self, scope: &Scope, spec: &HostSpec, extra: Option<&Extra>) -> Command {
-        let mut command = match extra {
-            Some(extra) if self.is_bash => {
-                let mut command = scope.command(&self.path, spec);
-                command.env("BASH_ENV", &extra.prelude);
-                command
-            }
-            Some(extra) => {
-                let mut command = scope.command(Path::new("/bin/sh"), spec);
-                command
-                    .args(["-c", r#". "$0"; exec "$@""#])
-                    .arg(&extra.prelude)
-                    .arg(&self.path);
-                command
-            }
-            None => scope.command(&self.path, spec),
-        };
+    /// With descriptors 3 and 4 open on `extra` when it is given.
+    pub(crate) fn plan(&self, scope: &Scope, spec: &HostSpec, extra: Option<&Extra>) -> Planned {
+        let mut planned = scope.plan(&self.path, spec);
         if let Some(extra) = extra {
-            command
+            if self.is_bash {
+                planned.env("BASH_ENV", &extra.prelude);
+            } else {
+                planned.prelude(&extra.prelude);
+            }
+            planned
                 .env("GMG_FD3", &extra.outputs.path)
                 .env("GMG_FD4", &extra.control.path);
         }
-        command
+        planned
             .args(&self.arguments)
             .args(&spec.options.args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
+            .pipe();
+        planned
     }
 }
 
@@ -265,36 +248,15 @@ struct Tool {
 }
 
 impl Launch for Tool {
-    fn launch<'a>(
-        &'a self,
-        scope: &'a Scope,
-        spec: &'a HostSpec,
-        next: u64,
-    ) -> BoxFuture<'a, Result<Launched, Broken>> {
-        Box::pin(async move {
-            let mut command = self.program.command(scope, spec, None);
-            if spec.options.framing == Framing::Host {
-                return on_socket(command, &self.program.path, scope, spec).await;
-            }
-            let mut process = scope
-                .spawn(&mut command, &spec.options.limits)
-                .await
-                .map_err(|error| start_error(&self.program.path, &error))?;
-            let (Some(stdin), Some(stdout), Some(stderr)) = (
-                process.child.stdin.take(),
-                process.child.stdout.take(),
-                process.child.stderr.take(),
-            ) else {
-                return Err(super::no_pipes());
-            };
-            Ok(Launched {
-                process: Box::new(process),
-                reader: Box::new(stdout),
-                writer: Box::new(stdin),
-                logs: vec![Box::new(stderr)],
+    fn plan(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<(Planned, Speech), Broken> {
+        let speech = match spec.options.framing {
+            Framing::Host => Speech::Socket,
+            _ => Speech::Pipes {
                 codec: Box::new(Plain::new(&spec.options, next)),
-            })
-        })
+                patient: false,
+            },
+        };
+        Ok((self.program.plan(scope, spec, None), speech))
     }
 
     fn window(&self) -> usize {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use geminga_stdx::Tasks;
 use tokio::process::Command;
 
-use super::body::{Launch, Launched, on_socket};
-use super::process::{Processes, Scope};
+use super::body::{Launch, Speech};
+use super::process::{Planned, Processes, Scope};
 use super::toolchain::{cache, content_key, deployment, files, once, run, sources, write};
 use super::warm;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
@@ -71,10 +71,7 @@ impl Runtime for Go {
             } else {
                 executable(&spec.code.path)?
             };
-            let scope = self
-                .processes
-                .scope(&spec)
-                .map_err(super::private_directory)?;
+            let scope = self.processes.scope(&spec)?;
             warm::start(
                 Arc::new(Programs { program }),
                 scope,
@@ -288,21 +285,19 @@ struct Programs {
 }
 
 impl Launch for Programs {
-    fn launch<'a>(
-        &'a self,
-        scope: &'a Scope,
-        spec: &'a HostSpec,
+    fn plan(
+        &self,
+        scope: &Scope,
+        spec: &HostSpec,
         _next: u64,
-    ) -> BoxFuture<'a, Result<Launched, Broken>> {
-        Box::pin(async move {
-            let mut command = scope.command(&self.program, spec);
-            command.args(&spec.runtime_flags).args(&spec.options.args);
-            if let Some(bytes) = spec.options.limits.data_bytes {
-                // The collector works harder before the kernel says no.
-                command.env("GOMEMLIMIT", (bytes / 10 * 9).to_string());
-            }
-            on_socket(command, &self.program, scope, spec).await
-        })
+    ) -> Result<(Planned, Speech), Broken> {
+        let mut planned = scope.plan(&self.program, spec);
+        planned.args(&spec.runtime_flags).args(&spec.options.args);
+        if let Some(bytes) = spec.options.limits.data_bytes {
+            // The collector works harder before the kernel says no.
+            planned.env("GOMEMLIMIT", (bytes / 10 * 9).to_string());
+        }
+        Ok((planned, Speech::Socket))
     }
 }
 

@@ -12,8 +12,8 @@ use geminga_stdx::Tasks;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-use super::body::{Launch, Launched, on_socket};
-use super::process::{Processes, Scope};
+use super::body::{Launch, Speech};
+use super::process::{Planned, Processes, Scope};
 use super::toolchain::{cache, content_key, deployment, files, once, run, sources, write};
 use super::warm;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
@@ -102,10 +102,7 @@ impl Runtime for Java {
                 spec.code.path.clone()
             };
             let machines = Arc::new(Self::prepare(&jar).await?);
-            let scope = self
-                .processes
-                .scope(&spec)
-                .map_err(super::private_directory)?;
+            let scope = self.processes.scope(&spec)?;
             warm::start(machines, scope, spec, services, &self.tasks).await
         })
     }
@@ -337,29 +334,27 @@ struct Machines {
 }
 
 impl Launch for Machines {
-    fn launch<'a>(
-        &'a self,
-        scope: &'a Scope,
-        spec: &'a HostSpec,
+    fn plan(
+        &self,
+        scope: &Scope,
+        spec: &HostSpec,
         _next: u64,
-    ) -> BoxFuture<'a, Result<Launched, Broken>> {
-        Box::pin(async move {
-            let mut command = scope.command(&self.java, spec);
-            command.args([
-                "-Xshare:auto",
-                "-XX:+UseSerialGC",
-                "-XX:-UsePerfData",
-                "-Dfile.encoding=UTF-8",
-            ]);
-            if let Some(bytes) = spec.heap_bytes {
-                command.arg(format!("-Xmx{bytes}"));
-            }
-            command
-                .args(&spec.runtime_flags)
-                .arg("-cp")
-                .arg(&self.class_path)
-                .arg("geminga.Host");
-            on_socket(command, &self.java, scope, spec).await
-        })
+    ) -> Result<(Planned, Speech), Broken> {
+        let mut planned = scope.plan(&self.java, spec);
+        planned.args([
+            "-Xshare:auto",
+            "-XX:+UseSerialGC",
+            "-XX:-UsePerfData",
+            "-Dfile.encoding=UTF-8",
+        ]);
+        if let Some(bytes) = spec.heap_bytes {
+            planned.arg(format!("-Xmx{bytes}"));
+        }
+        planned
+            .args(&spec.runtime_flags)
+            .arg("-cp")
+            .arg(&self.class_path)
+            .arg("geminga.Host");
+        Ok((planned, Speech::Socket))
     }
 }

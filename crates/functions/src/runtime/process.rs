@@ -8,13 +8,13 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::{RwLock, RwLockReadGuard};
 
 use super::guard::Guard;
@@ -26,10 +26,14 @@ use super::{Broken, HostSpec};
 
 mod environment;
 mod folder;
+pub(crate) mod mark;
+mod planned;
 
 use self::environment::base_environment;
 pub(crate) use self::environment::{function_environment, plain, variable};
-use self::folder::{SECRETS, file_name, furnish, make_new, make_private, set_mode};
+use self::folder::{SECRETS, file_name, furnish, make_new, make_private, make_whole, set_mode};
+use self::mark::Mark;
+pub(crate) use self::planned::{Planned, start_error};
 
 /// The worker's processes. Cheap to clone; the last clone takes the guard and the directory along.
 #[derive(Debug, Clone)]
@@ -41,6 +45,7 @@ pub struct Processes {
 struct Inner {
     // Dropped first: it sweeps and removes the directory.
     guard: Guard,
+    /// The worker's part of all marks, and of the names of its control groups.
     scope: String,
     private: PathBuf,
     next: AtomicU64,
@@ -80,9 +85,15 @@ impl Processes {
 
     /// A name and a directory for one host: its processes can be found by the one, and keep their
     /// files in the other.
-    pub(crate) fn scope(&self, spec: &HostSpec) -> io::Result<Scope> {
+    ///
+    /// # Errors
+    /// When its private directory can not be made.
+    pub(crate) fn scope(&self, spec: &HostSpec) -> Result<Scope, Broken> {
+        self.make_scope(spec).map_err(super::private_directory)
+    }
+
+    fn make_scope(&self, spec: &HostSpec) -> io::Result<Scope> {
         let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
-        let token = format!("{}.{number}.", self.inner.scope);
         let directory = self.inner.private.join(format!(
             "{}-{}-{number}",
             file_name(&spec.name),
@@ -99,7 +110,7 @@ impl Processes {
         let group = self.inner.cgroups.group(&name, &spec.share, processes);
         Ok(Scope {
             processes: self.clone(),
-            token,
+            mark: Mark::of_host(&self.inner.scope),
             directory,
             share: spec.share,
             walls: Walled {
@@ -120,7 +131,7 @@ impl Processes {
 #[derive(Debug)]
 pub(crate) struct Scope {
     processes: Processes,
-    token: String,
+    mark: Mark,
     directory: PathBuf,
     share: Share,
     walls: Walled,
@@ -144,20 +155,23 @@ pub(crate) struct Walled {
 }
 
 impl Scope {
-    /// A file of ours in the private directory, written at its first use.
+    /// A file of ours in the private directory, written at its first use. Lanes that want it at once find all of it.
     pub(crate) fn file(&self, name: &str, text: &str) -> io::Result<PathBuf> {
-        use std::io::Write;
         let path = self.path(name);
-        match make_new(&path, 0o644) {
-            Ok(mut file) => file.write_all(text.as_bytes()).inspect_err(|_| {
-                // Half of it would be taken for all of it.
-                let _ = std::fs::remove_file(&path);
-            })?,
-            // Whatever is there now is the function's own: it reads it behind its own walls.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+        // Whatever is there now is the function's own: it reads it behind its own walls.
+        if std::fs::symlink_metadata(&path).is_err() {
+            let next = self.next.fetch_add(1, Ordering::Relaxed);
+            make_whole(&path, text, &self.beside(&format!("{name}.{next}")))?;
         }
         Ok(path)
+    }
+
+    /// Next to the private directory, where no function writes.
+    fn beside(&self, name: &str) -> PathBuf {
+        let mut path = self.directory.clone().into_os_string();
+        path.push(".");
+        path.push(name);
+        path.into()
     }
 
     /// Where a file of this name is in the private directory.
@@ -174,26 +188,17 @@ impl Scope {
         Ok(file)
     }
 
-    /// A command with the cleared environment, the limits' user, and its own process group.
-    /// Pipes are the caller's to choose; standard input is empty.
-    pub(crate) fn command(&self, program: &Path, spec: &HostSpec) -> Command {
-        let mut command = Command::new(program);
-        command
-            .env_clear()
+    /// A program with the cleared environment and the limits' user.
+    pub(crate) fn plan(&self, program: &Path, spec: &HostSpec) -> Planned {
+        let is_gated = self.group.as_ref().is_some_and(|it| it.is_entered_late());
+        let mut planned = Planned::new(program, self.owner, is_gated);
+        planned
             .envs(base_environment(spec))
             .env("TMPDIR", &self.directory)
             .env("GMG_TMP", &self.directory)
             .envs((!spec.secrets.is_empty()).then(|| ("GMG_SECRETS", self.directory.join(SECRETS))))
-            .envs(&spec.options.env)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .kill_on_drop(true);
-        if let Some((user, group)) = self.owner {
-            command.uid(user).gid(group);
-        }
-        command
+            .envs(&spec.options.env);
+        planned
     }
 
     /// Gives the host a new private directory when its own was found to hold more than it may: what is left in there
@@ -212,8 +217,8 @@ impl Scope {
         if !self.full.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        let mut aside = self.directory.clone().into_os_string();
-        aside.push(format!(".{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        let aside = self.beside(&next.to_string());
         let moved = match std::fs::rename(&self.directory, &aside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -238,45 +243,49 @@ impl Scope {
         }
     }
 
-    /// Starts `command`, puts the limits on it, and tells the guard. Where the group is full it waits for those who
+    /// Starts it, puts the limits on it, and tells the guard. Where the group is full it waits for those who
     /// leave: what was killed a moment ago counts until it is gone.
     pub(crate) async fn spawn(
         &self,
-        command: &mut Command,
+        planned: &mut Planned,
         limits: &Limits,
     ) -> io::Result<Process> {
         for _ in 0..FULL_TRIES {
-            match self.try_spawn(command, limits) {
+            match self.try_spawn(planned, limits) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
                 known => return known,
             }
         }
-        self.try_spawn(command, limits)
+        self.try_spawn(planned, limits)
     }
 
-    fn try_spawn(&self, command: &mut Command, limits: &Limits) -> io::Result<Process> {
+    fn try_spawn(&self, planned: &mut Planned, limits: &Limits) -> io::Result<Process> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let token = format!("{}{number}.", self.token);
-        command.env("GMG_SCOPE", &token);
+        let mark = self.mark.process(number);
+        let (name, value) = mark.variable();
+        planned.env(name, value);
         let share = &self.share;
         let fills = share.disk_bytes.is_some() && limits.file_bytes.is_none();
         let group = self.group.as_deref();
         let stay = self.group.as_ref().map(Stay::begin);
-        let (child, inside) = sandbox::spawn(command, &self.walls, group, &self.directory)?;
+        let mut command = planned.command()?;
+        let program = &planned.program;
+        let (child, inside) =
+            sandbox::spawn(&mut command, program, &self.walls, group, &self.directory)?;
         let pid = child
             .id()
             .and_then(|id| i32::try_from(id).ok())
             .unwrap_or(0);
         self.processes.inner.guard.add(pid);
-        let process = Process {
+        let mut process = Process {
             child,
             group: pid,
             processes: self.processes.clone(),
             stay,
             verdict: Verdict::default(),
-            token,
+            mark,
             full: fills.then(|| self.full.clone()),
         };
         // A group holds only what is in it.
@@ -285,20 +294,19 @@ impl Scope {
         put_limits(pid, limits, share.disk_bytes, count);
         // Where memory is short, the kernel takes a function before the worker.
         let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
-        // What the kernel does not hold is looked at.
-        if !memory || !count || share.disk_bytes.is_some() {
-            let watched = Watched {
-                private: self.directory.clone(),
-                token: process.token.clone(),
-                scope: self.token.clone(),
-                memory: (!memory).then(|| share.memory()),
-                processes: (!count).then(|| limits.processes.unwrap_or(PROCESSES)),
-                disk: share.disk_bytes,
-                verdict: process.verdict.clone(),
-                full: self.full.clone(),
-            };
-            self.processes.inner.watch.add(pid, watched);
-        }
+        // What the kernel does not hold is looked at. Of the others it is known whose they are.
+        let watched = Watched {
+            private: self.directory.clone(),
+            mark: process.mark.clone(),
+            host: self.mark.clone(),
+            memory: (!memory).then(|| share.memory()),
+            processes: (!count).then(|| limits.processes.unwrap_or(PROCESSES)),
+            disk: share.disk_bytes,
+            verdict: process.verdict.clone(),
+            full: self.full.clone(),
+        };
+        self.processes.inner.watch.add(pid, watched);
+        planned.open(&mut process.child);
         Ok(process)
     }
 
@@ -307,7 +315,7 @@ impl Scope {
         if let Some(group) = &self.group {
             group.kill();
         }
-        sweep(&self.token);
+        self.mark.sweep();
     }
 
     /// The same, until nothing lives in the group.
@@ -315,32 +323,8 @@ impl Scope {
         if let Some(group) = &self.group {
             group.kill_all().await;
         }
-        sweep(&self.token);
+        self.mark.sweep();
     }
-}
-
-/// Kills every process whose mark begins like this: marks end in a dot.
-pub(crate) fn sweep(token: &str) {
-    for pid in marked(token) {
-        let _ = rustix::process::kill_process(pid, Signal::KILL);
-    }
-}
-
-/// The processes whose mark begins like this.
-pub(crate) fn marked(token: &str) -> Vec<Pid> {
-    let mark = format!("GMG_SCOPE={token}");
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let is_marked = |environment: &[u8]| {
-        let mut lines = environment.split(|&b| b == 0);
-        lines.any(|line| line.starts_with(mark.as_bytes()))
-    };
-    entries
-        .filter_map(|entry| {
-            let pid = entry.file_name().to_str()?.parse().ok()?;
-            let environment = std::fs::read(entry.path().join("environ")).ok()?;
-            Pid::from_raw(pid).filter(|_| is_marked(&environment))
-        })
-        .collect()
 }
 
 /// How often a process is tried to be started in a group that is full, and the pause between.
@@ -396,7 +380,7 @@ pub(crate) struct Process {
     /// Its time in the group of its host.
     stay: Option<Stay>,
     verdict: Verdict,
-    token: String,
+    mark: Mark,
     /// Whether the private directory is full: where one file may be as large as all of it.
     full: Option<Arc<AtomicBool>>,
 }
@@ -428,7 +412,7 @@ impl Process {
 
     /// Kills what it started, in whatever session it hides.
     pub(crate) fn sweep(&self) {
-        sweep(&self.token);
+        self.mark.sweep();
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -462,30 +446,6 @@ impl Drop for Process {
         self.signal(Signal::KILL);
         self.processes.inner.watch.remove(self.group);
         self.processes.inner.guard.remove(self.group);
-    }
-}
-
-/// The error of a command that did not start, told as what the user can do about it.
-pub(crate) fn start_error(program: &Path, error: &io::Error) -> Broken {
-    let path = program.display();
-    let reason = match error.kind() {
-        io::ErrorKind::NotFound if !program.exists() && program.is_absolute() => {
-            format!("`{path}` does not exist")
-        }
-        io::ErrorKind::NotFound => format!("`{path}` or its interpreter does not exist"),
-        io::ErrorKind::PermissionDenied => {
-            format!("`{path}` is not executable: run `chmod +x {path}`")
-        }
-        _ => {
-            return Broken::Start {
-                reason: format!("`{path}` did not start: {error}"),
-                stderr_tail: String::new(),
-            };
-        }
-    };
-    Broken::Deployment {
-        reason,
-        stderr_tail: String::new(),
     }
 }
 
@@ -524,6 +484,29 @@ mod tests {
         let path = scope.file("other", "text").expect("written");
         scope.file("other", "changed").expect("it is there");
         assert_eq!(std::fs::read(path).expect("read"), b"text");
+    }
+
+    #[tokio::test]
+    async fn lanes_that_want_a_file_at_once_find_all_of_it() {
+        let directory = tempfile::tempdir().expect("temporary");
+        let processes = Processes::start_with(Some(directory.path()), Cgroups::default());
+        let scope = processes.expect("guard").scope(&HostSpec::default());
+        let scope = scope.expect("made");
+        let text = "x".repeat(4 << 20);
+        for round in 0..20 {
+            let name = format!("host-{round}");
+            std::thread::scope(|lanes| {
+                for _ in 0..4 {
+                    lanes.spawn(|| {
+                        let path = scope.file(&name, &text).expect("made");
+                        let found = std::fs::metadata(path).expect("there").len();
+                        assert_eq!(found, text.len() as u64, "{name}");
+                    });
+                }
+            });
+        }
+        let beside = scope.directory.parent().expect("a folder");
+        assert_eq!(std::fs::read_dir(beside).expect("read").count(), 1);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use geminga_stdx::Tasks;
 use tokio::sync::OnceCell;
 
-use super::body::{Launch, Launched, on_socket};
-use super::process::{Processes, Scope};
+use super::body::{Launch, Speech};
+use super::process::{Planned, Processes, Scope};
 use super::toolchain::{cache, content_key, deployment, once, run, write};
 use super::warm;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
@@ -183,10 +183,7 @@ impl Runtime for Python {
         Box::pin(async move {
             let interpreter = self.interpreter().await?;
             let folders = Self::folders(&spec.code.path, &interpreter).await?;
-            let scope = self
-                .processes
-                .scope(&spec)
-                .map_err(super::private_directory)?;
+            let scope = self.processes.scope(&spec)?;
             let launch = Arc::new(Interpreters {
                 interpreter,
                 folders,
@@ -203,23 +200,21 @@ struct Interpreters {
 }
 
 impl Launch for Interpreters {
-    fn launch<'a>(
-        &'a self,
-        scope: &'a Scope,
-        spec: &'a HostSpec,
+    fn plan(
+        &self,
+        scope: &Scope,
+        spec: &HostSpec,
         _next: u64,
-    ) -> BoxFuture<'a, Result<Launched, Broken>> {
-        Box::pin(async move {
-            let host = scope
-                .file("python_host.py", HOST)
-                .map_err(super::private_directory)?;
-            let mut command = scope.command(&self.interpreter, spec);
-            command.args(&spec.runtime_flags).arg(host);
-            if let Some(folders) = &self.folders {
-                command.env("GMG_PYTHON_PATH", folders);
-            }
-            on_socket(command, &self.interpreter, scope, spec).await
-        })
+    ) -> Result<(Planned, Speech), Broken> {
+        let host = scope.file("python_host.py", HOST);
+        let mut planned = scope.plan(&self.interpreter, spec);
+        planned
+            .args(&spec.runtime_flags)
+            .arg(host.map_err(super::private_directory)?);
+        if let Some(folders) = &self.folders {
+            planned.env("GMG_PYTHON_PATH", folders);
+        }
+        Ok((planned, Speech::Socket))
     }
 }
 

@@ -12,7 +12,8 @@
 //! | seccomp | sockets (`sandbox.network: none`) | x86-64 and arm64 |
 //!
 //! No unsafe code is needed: Landlock, seccomp and a cgroup of version 1 belong to a thread and are
-//! inherited by what it starts, so a thread that is made for it puts itself in and starts the process.
+//! inherited by what it starts, so a thread that is made for it puts itself in and starts the process. Into a cgroup
+//! of version 2 a process is put when it is there, and it begins after that (see [`Planned`](super::process::Planned)).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -283,12 +284,13 @@ impl Verdict {
     }
 }
 
-/// Starts `command` behind the walls and in the group, and says whether it is in the group.
+/// Starts `command`, which becomes `program`, behind the walls and in the group, and says whether it is in the group.
 ///
 /// # Errors
 /// When it does not start, or a wall that is required can not be put up.
 pub(crate) fn spawn(
     command: &mut Command,
+    program: &Path,
     walled: &Walled,
     group: Option<&Group>,
     private: &Path,
@@ -300,7 +302,6 @@ pub(crate) fn spawn(
         return Ok((child, inside));
     }
     let runtime = tokio::runtime::Handle::current();
-    let program = PathBuf::from(command.as_std().get_program());
     // Its own thread: what it does to itself stays with it, and with what it starts.
     let (child, inside) = std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("geminga-spawn".to_owned());
@@ -313,7 +314,7 @@ pub(crate) fn spawn(
                     code,
                     changes_user,
                 } = walled;
-                confine::this_thread(walls, code, &program, private, *changes_user)?;
+                confine::this_thread(walls, code, program, private, *changes_user)?;
             }
             Ok((command.spawn()?, inside))
         })?;

@@ -2,6 +2,9 @@
 //! is processed. What the kernel holds is tried once more without it, by the worker's own eyes. Nothing here can hurt the
 //! machine when the sandbox fails: a bomb counts its own sparks, and they go out by themselves.
 
+use std::io::{Read, Write};
+use std::path::Path;
+
 use super::super::sandbox::cgroup::Cgroups;
 use super::super::sandbox::{Abilities, Files, Landlock, Network};
 use super::*;
@@ -9,9 +12,34 @@ use super::*;
 /// The layer is there, or the test says that it was not run.
 fn has(layer: &str, it: bool) -> bool {
     if !it {
-        println!("not run: this machine has no {layer}");
+        // Not by `println`, which a test that passes keeps for itself.
+        let _ = writeln!(std::io::stderr(), "NOT RUN: this machine has no {layer}");
     }
     it
+}
+
+/// Groups of version 2 as the kernel makes them below one that has processes: there, with limits, and closed. What a test
+/// puts into them opens them.
+fn closed(root: &Path) -> Cgroups {
+    let own = root.join("own");
+    std::fs::create_dir(&own).expect("made");
+    for file in ["cgroup.controllers", "cgroup.subtree_control"] {
+        std::fs::write(own.join(file), "cpu memory pids\n").expect("written");
+    }
+    let cgroups = Cgroups::below(root, "0::/own\n");
+    assert!(cgroups.has("pids") && cgroups.has("memory"));
+    cgroups
+}
+
+/// What the folder holds whose name begins like this.
+fn within(folder: &Path, begin: &str) -> PathBuf {
+    let entries = std::fs::read_dir(folder).expect("read").flatten();
+    let mut paths = entries.map(|entry| entry.path());
+    let is_it = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        name.to_string_lossy().starts_with(begin)
+    };
+    paths.find(is_it).expect("it is there")
 }
 
 /// What holds processes here: control groups where they may be made, and nothing but the watch.
@@ -76,17 +104,10 @@ async fn a_fork_bomb_meets_its_limit() {
     }
 }
 
-/// As the kernel makes them below a group that has processes: there, with limits, and closed.
 #[tokio::test]
 async fn a_group_that_takes_no_process_is_not_relied_on() {
     let root = tempfile::tempdir().expect("temporary");
-    let own = root.path().join("own");
-    std::fs::create_dir(&own).expect("made");
-    for file in ["cgroup.controllers", "cgroup.subtree_control"] {
-        std::fs::write(own.join(file), "cpu memory pids\n").expect("written");
-    }
-    let cgroups = Cgroups::below(root.path(), "0::/own\n");
-    assert!(cgroups.has("pids") && cgroups.has("memory"));
+    let cgroups = closed(root.path());
     let code = "read -r m; [[ $m == x ]] || { echo \"$m\"; exit; }\n\
                 for i in {1..60}; do sleep 20 & done; wait";
     let mut f = start(cgroups, Kind::Spawn, code, |spec| {
@@ -95,6 +116,136 @@ async fn a_group_that_takes_no_process_is_not_relied_on() {
     .await;
     limit(&f.ask(b"x").await, "limits.processes");
     assert_eq!(payloads(&f.ask(b"next").await), [b"next"]);
+    f.stop().await;
+}
+
+/// Into a group of version 2 a process is put when it is there: it has done nothing by then.
+#[tokio::test]
+async fn a_process_begins_when_it_is_in_its_group() {
+    let root = tempfile::tempdir().expect("temporary");
+    let code = "echo >\"$GMG_TMP/began\"; cat";
+    let mut f = start(closed(root.path()), Kind::Spawn, code, |spec| {
+        spec.options.concurrency = Some(1);
+    })
+    .await;
+    // Whoever puts a process in waits for the one who reads this.
+    let procs = within(&root.path().join("own"), "geminga-").join("cgroup.procs");
+    let made = std::process::Command::new("mkfifo").arg(&procs).status();
+    assert!(made.expect("mkfifo runs").success());
+    let private = within(&within(f._directory.path(), "geminga-"), "f-0-");
+    let reader = std::thread::spawn(move || {
+        let environment = format!("GMG_TMP={}\0", private.display());
+        let sleeps = || {
+            let entries = std::fs::read_dir("/proc").expect("read").flatten();
+            let mut all = entries.map(|entry| entry.path());
+            all.any(|process| {
+                let its = std::fs::read(process.join("environ")).unwrap_or_default();
+                let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+                String::from_utf8_lossy(&its).contains(&environment) && stat.contains(") S ")
+            })
+        };
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(15);
+        while !sleeps() {
+            assert!(std::time::Instant::now() < until, "no process waits");
+        }
+        let began = private.join("began").exists();
+        let mut put = String::new();
+        let mut file = std::fs::File::open(&procs).expect("opened");
+        file.read_to_string(&mut put).expect("read");
+        std::fs::remove_file(&procs).expect("removed");
+        (put, began)
+    });
+    let outcome = f.ask(b"x").await;
+    let (put, began) = reader.join().expect("no panic");
+    assert!(put.parse::<u32>().is_ok(), "{put}");
+    assert!(!began, "it began before it was in its group");
+    assert_eq!(payloads(&outcome), [b"x"]);
+    f.stop().await;
+}
+
+/// Behind the gate of a group of version 2 everything is as it is without.
+#[tokio::test]
+async fn functions_of_every_language_begin_behind_a_gate() {
+    let bash = "process() { emit \"$MSG $ODD\"; }";
+    let python = "import os\ndef process(input): return input + ' ' + os.environ['ODD']";
+    let java = "public class F implements java.util.function.Function<String, String> {\n\
+                public String apply(String input) { return input + \" \" + System.getenv(\"ODD\"); } }";
+    let spawned = "read -r m; echo \"$m $ODD\"; echo '{\"payload\":\"more\"}' >&3";
+    let perl = "#!/usr/bin/perl\nmy $m = <STDIN>; chomp $m; print \"$m $ENV{ODD}\";\n\
+                open(my $more, '>&=', 3); print $more '{\"payload\":\"more\"}';";
+    for (kind, code, name, more) in [
+        (Kind::Bash, bash, "f.sh", false),
+        (Kind::Python, python, "f.py", false),
+        (Kind::Java, java, "F.java", false),
+        (Kind::Spawn, spawned, "f.sh", true),
+        (Kind::Spawn, perl, "f.pl", true),
+    ] {
+        for files in [Files::All, Files::Private] {
+            let root = tempfile::tempdir().expect("temporary");
+            let (directory, mut spec) = function(code, name);
+            spec.options
+                .env
+                .insert("ODD".to_owned(), "a 'b' \\ *".to_owned());
+            spec.options
+                .env
+                .insert("odd.name".to_owned(), "c".to_owned());
+            spec.options.sandbox.files = files;
+            let processes = Processes::start_with(Some(directory.path()), closed(root.path()));
+            let started = start_among(processes.expect("guard"), kind, directory, spec).await;
+            let mut f = started.expect("starts");
+            for payload in ["one", "two"] {
+                let outcome = f.ask(payload.as_bytes()).await;
+                let mut wanted = vec![format!("{payload} a 'b' \\ *")];
+                wanted.extend(more.then(|| "more".to_owned()));
+                let got = payloads(&outcome).into_iter().map(String::from_utf8_lossy);
+                assert!(got.eq(wanted), "{name} {files:?}: {outcome:?}");
+            }
+            f.stop().await;
+        }
+    }
+    // And what is not there is told by name.
+    let root = tempfile::tempdir().expect("temporary");
+    let (directory, mut spec) = function("#!/no/such/interpreter\n", "f");
+    spec.options.mode = Some(Mode::Stream);
+    let processes = Processes::start_with(Some(directory.path()), closed(root.path()));
+    let processes = processes.expect("guard");
+    let exec = Exec::new(processes, Tasks::new());
+    let started = exec.start(Arc::new(spec), Arc::new(Seen::default())).await;
+    let Err(Broken::Deployment { reason, .. }) = started else {
+        panic!("it does not start, and that is the function's fault");
+    };
+    assert_eq!(reason, "`/no/such/interpreter` does not exist");
+}
+
+/// The kernel holds all but one, which got into no group and is looked at: the others are no left-overs of earlier
+/// messages to the one who looks.
+#[tokio::test]
+async fn neighbours_of_one_that_got_into_no_group_live_on() {
+    let root = tempfile::tempdir().expect("temporary");
+    let code = "read -r m\n\
+                if [[ $m == long ]]; then\n\
+                  for i in 1 2 3 4; do sleep 60 & done; echo >\"$GMG_TMP/up\"\n\
+                  until [[ -e $GMG_TMP/go ]]; do sleep 0.1; done; kill $(jobs -p)\n\
+                else sleep 3; fi\n\
+                echo \"$m\"";
+    let mut f = start(closed(root.path()), Kind::Spawn, code, |spec| {
+        spec.options.limits.processes = Some(5);
+        spec.options.concurrency = Some(2);
+    })
+    .await;
+    let procs = within(&root.path().join("own"), "geminga-").join("cgroup.procs");
+    let private = within(&within(f._directory.path(), "geminga-"), "f-0-");
+    std::fs::write(&procs, "").expect("written");
+    f.send(text(b"long")).await;
+    until("it is up", || private.join("up").exists()).await;
+    std::fs::remove_file(&procs).expect("removed");
+    // It is looked at for longer than those who are new are spared.
+    f.send(text(b"other")).await;
+    let other = f.outcomes(1).await;
+    assert_eq!(payloads(&other[0]), [b"other"], "{other:?}");
+    std::fs::write(private.join("go"), "").expect("written");
+    let long = f.outcomes(1).await;
+    assert_eq!(payloads(&long[0]), [b"long"], "{long:?}");
     f.stop().await;
 }
 

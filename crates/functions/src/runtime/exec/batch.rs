@@ -98,7 +98,7 @@ impl Batches {
                 }
             }
         }
-        let command = self.program.command(&self.scope, &self.spec, None);
+        let planned = self.program.plan(&self.scope, &self.spec, None);
         let mut results: HashMap<usize, (Verdict, Vec<Output>)> = refused
             .into_iter()
             .map(|(index, failure)| (index, (Verdict::Failed(failure), Vec::new())))
@@ -111,7 +111,7 @@ impl Batches {
                 &self.spec,
                 &self.services,
                 &self.rate,
-                command,
+                planned,
                 input,
                 None,
             )

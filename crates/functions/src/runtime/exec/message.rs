@@ -1,18 +1,16 @@
 //! A message as a spawned process sees it, and what its descriptors 3 and 4 say.
 
-use tokio::process::Command;
-
-use crate::runtime::process::variable;
+use crate::runtime::process::{Planned, variable};
 use crate::runtime::wire::plain::output_from_json;
 use crate::runtime::{
     Failure, FailureKind, Level, LogLine, Message, Output, Services, StateChange, Verdict,
 };
 
 /// Puts the message's facts into the environment. A value with a NUL byte can not stand there.
-pub(super) fn environment(command: &mut Command, message: &Message) {
+pub(super) fn environment(planned: &mut Planned, message: &Message) {
     let mut set = |name: &str, value: &str| {
         if !value.contains('\0') {
-            command.env(name, value);
+            planned.env(name, value);
         }
     };
     set("GMG_TOPIC", &message.topic);

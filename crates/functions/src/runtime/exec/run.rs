@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::runtime::body::describe_death;
-use crate::runtime::process::{Process, Scope, start_error};
+use crate::runtime::process::{Planned, Process, Scope, start_error};
 use crate::runtime::sandbox::not_done;
 use crate::runtime::stderr::{Rate, Tail, pump};
 use crate::runtime::{Broken, Failure, FailureKind, HostSpec, Services};
@@ -57,7 +56,7 @@ impl LastWords {
     }
 }
 
-/// Starts `command`, feeds it `input`, and waits for its end.
+/// Starts a program, feeds it `input`, and waits for its end.
 ///
 /// # Errors
 /// When it does not start.
@@ -66,12 +65,11 @@ pub(super) async fn run(
     spec: &HostSpec,
     services: &Arc<dyn Services>,
     rate: &Arc<Mutex<Rate>>,
-    mut command: Command,
+    mut planned: Planned,
     input: Vec<u8>,
     message_id: Option<String>,
 ) -> Result<Ran, Broken> {
-    let program = std::path::PathBuf::from(command.as_std().get_program());
-    let mut process = match scope.spawn(&mut command, &spec.options.limits).await {
+    let mut process = match scope.spawn(&mut planned, &spec.options.limits).await {
         Ok(process) => process,
         // The message, not the code, is at fault.
         Err(error) if matches!(error.kind(), std::io::ErrorKind::ArgumentListTooLong) => {
@@ -82,9 +80,9 @@ pub(super) async fn run(
         Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
             return Ok(refused("a NUL byte can not be an argument of a process"));
         }
-        Err(error) => return Err(start_error(&program, &error)),
+        Err(error) => return Err(start_error(&planned.program, &error)),
     };
-    drop(command);
+    drop(planned);
     let dropped_before = rate.lock().dropped_in_all();
     let tail = Tail::default();
     let mut printed = Vec::new();

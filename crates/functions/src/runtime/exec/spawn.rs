@@ -79,14 +79,14 @@ impl Process {
         let room = room.map_err(crate::runtime::private_directory)?;
         let restored = self.extra.restore(&self.scope);
         restored.map_err(crate::runtime::private_directory)?;
-        let mut command = self.program.command(&self.scope, spec, Some(&self.extra));
-        message::environment(&mut command, message);
+        let mut planned = self.program.plan(&self.scope, spec, Some(&self.extra));
+        message::environment(&mut planned, message);
         let mut input = Vec::new();
         match spec.options.input {
             Input::Stdin => input = on_stdin(message, spec),
             Input::Arg1 => {
                 use std::os::unix::ffi::OsStrExt;
-                command.arg(std::ffi::OsStr::from_bytes(&message.payload));
+                planned.arg(std::ffi::OsStr::from_bytes(&message.payload));
             }
         }
         let ran = run::run(
@@ -94,7 +94,7 @@ impl Process {
             spec,
             &self.services,
             &self.rate,
-            command,
+            planned,
             input,
             Some(message.id.clone()),
         )

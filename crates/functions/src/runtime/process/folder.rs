@@ -18,6 +18,20 @@ pub(super) fn make_new(path: &Path, mode: u32) -> io::Result<File> {
     options.open(path)
 }
 
+/// Makes a new file that is never seen with half of its text: it is written as `aside`, on the same file system. What
+/// has its name already stays.
+pub(super) fn make_whole(path: &Path, text: &str, aside: &Path) -> io::Result<()> {
+    use std::io::Write;
+    let made = make_new(aside, 0o644)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| std::fs::hard_link(aside, path));
+    let _ = std::fs::remove_file(aside);
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        known => known,
+    }
+}
+
 /// Makes a host's private directory, with its secrets: each is a file of its name in `$GMG_SECRETS`, for programs that
 /// know no host protocol.
 pub(super) fn furnish(

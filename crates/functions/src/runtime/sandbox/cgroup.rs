@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-use self::unified::{Unified, may_make, put};
+use self::unified::{Unified, make_with, may_make, put};
 use super::{Cause, PROCESSES, Share};
 
 mod unified;
@@ -103,8 +103,7 @@ impl Cgroups {
             }
         }
         let place = unified.place.join(format!("{GUARDS}{scope}"));
-        let put = fs::create_dir(&place).and_then(|()| put(&place, pid));
-        if let Err(error) = put {
+        if let Err(error) = make_with(&place, pid) {
             tracing::warn!(place = %place.display(), %error, "the process guard stays in the worker's control group");
         }
     }
@@ -219,6 +218,11 @@ impl Group {
         !self.separate.is_empty()
     }
 
+    /// Whether a process can enter it only when it is there: then it must not begin before that.
+    pub(crate) fn is_entered_late(&self) -> bool {
+        self.unified.is_some()
+    }
+
     /// Puts the calling thread in. False when that failed somewhere: then nothing is held.
     pub(crate) fn enter_thread(&self) -> bool {
         let mut inside = true;
@@ -230,8 +234,8 @@ impl Group {
         inside
     }
 
-    /// Puts a process into the group that no thread can enter alone. What it has started by then stays outside, and is
-    /// found by its mark. False when that failed.
+    /// Puts a process into the group that no thread can enter alone. What it has started by then would stay outside:
+    /// it is to wait for this. False when that failed.
     pub(crate) fn enter(&self, pid: u32) -> bool {
         let Some(place) = &self.unified else {
             return true;

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 
 use super::Verdict;
-use crate::runtime::process::marked;
+use crate::runtime::process::mark::{Mark, values};
 
 const EACH: Duration = Duration::from_millis(200);
 /// Of its time the thread spends no more than this part looking.
@@ -32,19 +32,30 @@ const LEFT: Duration = Duration::from_secs(2);
 /// Files that are looked at in one directory: a tree of more is beyond any limit.
 const FILES_MAX: usize = 100_000;
 
-/// What is looked at for one process group.
+/// What is looked at for one process group. One without limits is known, so that it is not taken for what an earlier
+/// message left.
 #[derive(Debug, Clone)]
 pub(crate) struct Watched {
     pub(crate) private: PathBuf,
     /// Its mark, and that of its host.
-    pub(crate) token: String,
-    pub(crate) scope: String,
+    pub(crate) mark: Mark,
+    pub(crate) host: Mark,
     pub(crate) memory: Option<u64>,
     pub(crate) processes: Option<u64>,
     pub(crate) disk: Option<u64>,
     pub(crate) verdict: Verdict,
     /// Set when the private directory holds more than it may.
     pub(crate) full: Arc<AtomicBool>,
+}
+
+impl Watched {
+    fn counts_processes(&self) -> bool {
+        self.memory.is_some() || self.processes.is_some()
+    }
+
+    fn has_limits(&self) -> bool {
+        self.counts_processes() || self.disk.is_some()
+    }
 }
 
 type Groups = Arc<Mutex<HashMap<i32, Watched>>>;
@@ -59,7 +70,11 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn add(&self, group: i32, watched: Watched) {
+        let is_looked_at = watched.has_limits();
         self.groups.lock().insert(group, watched);
+        if !is_looked_at {
+            return;
+        }
         let mut thread = self.thread.lock();
         if let Some(thread) = &*thread {
             thread.thread().unpark();
@@ -93,7 +108,7 @@ impl Drop for Watch {
 fn look(groups: &Groups, ended: &AtomicBool) {
     let mut rest = EACH;
     while !ended.load(Ordering::Relaxed) {
-        if groups.lock().is_empty() {
+        if !groups.lock().values().any(Watched::has_limits) {
             std::thread::park();
             continue;
         }
@@ -106,25 +121,24 @@ fn look(groups: &Groups, ended: &AtomicBool) {
         }
         let watched = groups.lock().clone();
         let began = Instant::now();
-        let wants_processes = watched
-            .values()
-            .any(|w| w.memory.is_some() || w.processes.is_some());
+        let wants_processes = watched.values().any(Watched::counts_processes);
         let mut uses = if wants_processes {
             uses(&watched)
         } else {
             Uses::default()
         };
-        let mut hosts: HashMap<&str, Vec<Member<'_>>> = HashMap::new();
+        let mut hosts: HashMap<&Mark, Vec<Member<'_>>> = HashMap::new();
         for (group, watched) in &watched {
             let used = uses.groups.get(group).copied().unwrap_or_default();
             let member = (*group, watched, used);
-            hosts.entry(&watched.scope).or_default().push(member);
+            hosts.entry(&watched.host).or_default().push(member);
         }
-        for (scope, members) in hosts {
-            let left = uses.left.remove(scope).unwrap_or_default();
+        for (host, members) in hosts {
+            let left = uses.left.remove(host).unwrap_or_default();
             if too_much(&members, &left) {
+                let private = members.first().and_then(|it| it.1.private.file_name());
                 tracing::warn!(
-                    host = scope,
+                    host = ?private.unwrap_or_default(),
                     processes = left.len(),
                     "what earlier messages left running is ended: with it the function is beyond its limits"
                 );
@@ -140,7 +154,7 @@ fn look(groups: &Groups, ended: &AtomicBool) {
                     watched.full.store(true, Ordering::Relaxed);
                     groups.lock().remove(&group);
                 }
-                end(group, &watched.token);
+                end(group, &watched.mark);
             }
         }
         rest = EACH.max(began.elapsed() * REST);
@@ -148,12 +162,12 @@ fn look(groups: &Groups, ended: &AtomicBool) {
 }
 
 /// Kills a group, and what it started elsewhere.
-fn end(group: i32, token: &str) {
+fn end(group: i32, mark: &Mark) {
     for _ in 0..SWEEPS {
         if let Some(group) = Pid::from_raw(group) {
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
         }
-        let marked = marked(token);
+        let marked = mark.processes();
         if marked.is_empty() {
             return;
         }
@@ -261,7 +275,7 @@ struct Uses {
     /// By the group that they belong to.
     groups: HashMap<i32, Used>,
     /// By the mark of their host: those that no message in hand has started.
-    left: HashMap<String, Vec<(Pid, Used)>>,
+    left: HashMap<Mark, Vec<(Pid, Used)>>,
 }
 
 /// Whether what is left is too much beside those who are at work.
@@ -312,12 +326,12 @@ fn uses(watched: &HashMap<i32, Watched>) -> Uses {
                 sum.memory += used.memory;
                 sum.processes += used.processes;
             }
-            Whose::Host(scope) => {
+            Whose::Host(host) => {
                 let started = stat.started_ticks.saturating_mul(1000) / ticks_per_second;
                 let age = now.saturating_sub(Duration::from_millis(started));
                 let pid = name.to_str().and_then(|text| text.parse().ok());
                 if let Some(pid) = pid.and_then(Pid::from_raw).filter(|_| age > LEFT) {
-                    all.left.entry(scope).or_default().push((pid, used));
+                    all.left.entry(host).or_default().push((pid, used));
                 }
             }
             Whose::Nobody => {}
@@ -332,22 +346,19 @@ enum Whose {
     /// Of a message in hand.
     Group(i32),
     /// Of a host, by its mark.
-    Host(String),
+    Host(Mark),
     Nobody,
 }
 
 fn by_mark(environment: &[u8], watched: &HashMap<i32, Watched>) -> Whose {
-    let mut lines = environment.split(|&b| b == 0);
-    let Some(mark) = lines.find_map(|line| line.strip_prefix(b"GMG_SCOPE=")) else {
+    let Some(value) = values(environment).next() else {
         return Whose::Nobody;
     };
-    if let Some((group, _)) = watched.iter().find(|(_, w)| w.token.as_bytes() == mark) {
+    if let Some((group, _)) = watched.iter().find(|(_, w)| w.mark.is(value)) {
         return Whose::Group(*group);
     }
-    // Marks of hosts end in a dot.
-    let mut all = watched.values();
-    match all.find(|w| mark.starts_with(w.scope.as_bytes())) {
-        Some(watched) => Whose::Host(watched.scope.clone()),
+    match watched.values().find(|w| w.host.begins(value)) {
+        Some(watched) => Whose::Host(watched.host.clone()),
         None => Whose::Nobody,
     }
 }

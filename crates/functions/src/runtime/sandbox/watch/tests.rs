@@ -12,11 +12,11 @@ fn a_stat_line_is_read_whatever_the_process_is_called() {
     assert_eq!(Stat::of("12 (a"), None);
 }
 
-fn watched(token: &str) -> Watched {
+fn watched(mark: &str) -> Watched {
     Watched {
         private: PathBuf::new(),
-        token: token.to_owned(),
-        scope: "a.0.".to_owned(),
+        mark: Mark::of(mark),
+        host: Mark::of("a.0."),
         memory: Some(100),
         processes: Some(3),
         disk: Some(10),
@@ -41,7 +41,7 @@ fn the_limit_that_is_passed_is_named() {
     let all = HashMap::from([(5, alone)]);
     for (environment, wanted) in [
         (&b"A=1\0GMG_SCOPE=a.0.0.\0"[..], Whose::Group(5)),
-        (b"GMG_SCOPE=a.0.1.\0", Whose::Host("a.0.".to_owned())),
+        (b"GMG_SCOPE=a.0.1.\0", Whose::Host(Mark::of("a.0."))),
         (b"GMG_SCOPE=a.01.1.\0", Whose::Nobody),
         (b"", Whose::Nobody),
     ] {
