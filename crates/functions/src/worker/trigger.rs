@@ -94,7 +94,7 @@ struct Line {
     producers: tokio::sync::Mutex<HashMap<String, Arc<Producer>>>,
     calls: Mutex<Calls>,
     stage: watch::Sender<Stage>,
-    /// A call ended.
+    /// A call ended, or its message is sent.
     fewer: Notify,
 }
 
@@ -280,19 +280,31 @@ impl Line {
             let line = &kept.0;
             let mut readers = [outputs, dead];
             let why = line.read(&mut readers).await;
-            line.end(why);
-            // What can not be closed is closed with the connection.
-            for reader in readers.into_iter().flatten() {
-                let _ = reader.close().await;
-            }
-            for (_, producer) in line.producers.lock().await.drain() {
-                if let Some(producer) = Arc::into_inner(producer) {
-                    let _ = producer.close().await;
-                }
-            }
-            line.stage.send_replace(Stage::Gone);
+            line.close(readers, why).await;
         });
         Ok(line)
+    }
+
+    /// Takes no more calls and leaves the broker. What can not be closed is closed with the connection.
+    async fn close(&self, readers: [Option<Reader>; 2], why: End) {
+        self.end(why);
+        for reader in readers.into_iter().flatten() {
+            let _ = reader.close().await;
+        }
+        self.all_sent().await;
+        for (_, producer) in self.producers.lock().await.drain() {
+            if let Some(producer) = Arc::into_inner(producer) {
+                let _ = producer.close().await;
+            }
+        }
+        self.stage.send_replace(Stage::Gone);
+    }
+
+    /// Waits until no call is sending: each has a producer in hand.
+    async fn all_sent(&self) {
+        while self.calls.lock().sending > 0 {
+            self.fewer.notified().await;
+        }
     }
 
     fn new(id: ComponentId, version: u64, answers: bool, client: Client) -> Self {
@@ -546,6 +558,10 @@ impl<'a> Call<'a> {
         }
         self.sending = false;
         calls.known();
+        if calls.ended.is_some() {
+            // The end may be waiting for it.
+            self.line.fewer.notify_one();
+        }
         answers
     }
 }
@@ -583,7 +599,7 @@ impl Drop for Call<'_> {
             calls.waiting.remove(key);
         }
         calls.last = Instant::now();
-        if *self.line.stage.borrow() != Stage::Open {
+        if calls.ended.is_some() || *self.line.stage.borrow() != Stage::Open {
             // It may have been the last one.
             self.line.fewer.notify_one();
         }
@@ -659,6 +675,37 @@ mod tests {
         assert_eq!(*late.stage.borrow(), Stage::Ending);
         assert!(Call::begin(&late).is_none());
         assert!(!Arc::ptr_eq(&lines.slot(&old.id), &slot));
+    }
+
+    /// A deletion's answer waits for it: what sends has a producer, which would be there afterwards.
+    #[tokio::test]
+    async fn a_line_is_not_gone_while_a_call_is_sending() {
+        for is_sent in [true, false] {
+            let line = line();
+            let (mut first, second) = (begin(&line), begin(&line));
+            let mut closing = std::pin::pin!(line.close([None, None], End::Deleted));
+            let mut is_pending = async || {
+                tokio::select! {
+                    biased;
+                    () = &mut closing => false,
+                    () = std::future::ready(()) => true,
+                }
+            };
+            assert!(is_pending().await, "two are sending");
+            drop(second);
+            assert!(is_pending().await, "one is sending");
+            assert!(*line.stage.borrow() < Stage::Gone && Call::begin(&line).is_none());
+            if is_sent {
+                // That nothing comes any more is known at once.
+                assert_eq!(first.sent(id(1)).recv().await, None);
+            } else {
+                drop(first);
+            }
+            tokio::time::timeout(CLOSE_LIMIT, closing)
+                .await
+                .expect("gone");
+            assert_eq!(*line.stage.borrow(), Stage::Gone);
+        }
     }
 
     fn begin(line: &Line) -> Call<'_> {
