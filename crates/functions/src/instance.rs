@@ -44,6 +44,7 @@ pub(crate) mod gather;
 pub(crate) mod guarantee;
 pub(crate) mod once;
 pub(crate) mod order;
+pub(crate) mod quantiles;
 pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod state;
@@ -364,7 +365,8 @@ impl Instance {
         if let Some(once) = &mut self.once {
             once.check(&got)?;
         }
-        self.gauge.stats.received(got.len());
+        let published = got.last().map(|newest| newest.message.publish_time);
+        self.gauge.stats.received(got.len(), published);
         *self.gauge.last_received.lock() = Some(Instant::now());
         if self.gather.is_none() {
             self.gauge.in_flight.fetch_add(got.len(), Ordering::AcqRel);

@@ -8,6 +8,7 @@ use geminga_stdx::Clock;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::quantiles::Quantiles;
 use crate::runtime::Failure;
 
 /// Exceptions that status shows.
@@ -123,10 +124,11 @@ impl Counts {
 }
 
 /// A metric of the function's own.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct UserMetric {
     pub(crate) sum: f64,
     pub(crate) count: u64,
+    pub(crate) quantiles: Quantiles,
 }
 
 /// What an instance that counts for itself did since it was asked before.
@@ -165,6 +167,7 @@ struct Inner {
     minute: Counts,
     minute_began: Option<Instant>,
     last_invocation_ms: Option<u64>,
+    lag_ms: Option<u64>,
     user_exceptions: VecDeque<Exception>,
     system_exceptions: VecDeque<Exception>,
     user_metrics: BTreeMap<String, UserMetric>,
@@ -183,6 +186,8 @@ pub(crate) struct Snapshot {
     pub(crate) transactions: u64,
     pub(crate) late: u64,
     pub(crate) last_invocation_ms: Option<u64>,
+    /// How old the newest message was when it came.
+    pub(crate) lag_ms: Option<u64>,
     pub(crate) user_exceptions: Vec<Exception>,
     pub(crate) system_exceptions: Vec<Exception>,
     pub(crate) user_metrics: BTreeMap<String, UserMetric>,
@@ -220,10 +225,15 @@ impl Stats {
         self.transactions.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn received(&self, count: usize) {
-        self.inner
-            .lock()
-            .each(|counts| counts.received += count as u64);
+    /// Messages came; `published_ms` is when the newest of them was published.
+    pub(crate) fn received(&self, count: usize, published_ms: Option<u64>) {
+        let now = self.clock.now_ms();
+        let mut inner = self.inner.lock();
+        // Lines of a file have no such time.
+        if let Some(published) = published_ms.filter(|&ms| ms > 0) {
+            inner.lag_ms = Some(now.saturating_sub(published));
+        }
+        inner.each(|counts| counts.received += count as u64);
     }
 
     pub(crate) fn processed(&self, took: Duration) {
@@ -260,6 +270,10 @@ impl Stats {
     }
 
     pub(crate) fn user_metric(&self, name: &str, value: f64) {
+        if !value.is_finite() {
+            // It would be the sum for ever.
+            return;
+        }
         let mut inner = self.inner.lock();
         if !inner.user_metrics.contains_key(name) && inner.user_metrics.len() >= USER_METRICS {
             return;
@@ -267,6 +281,7 @@ impl Stats {
         let metric = inner.user_metrics.entry(name.to_owned()).or_default();
         metric.sum += value;
         metric.count += 1;
+        metric.quantiles.add(value);
     }
 
     /// Takes in what an instance of another's making has counted.
@@ -326,6 +341,7 @@ impl Stats {
             transactions: self.transactions.load(Ordering::Relaxed),
             late: self.late.load(Ordering::Relaxed),
             last_invocation_ms: inner.last_invocation_ms,
+            lag_ms: inner.lag_ms,
             user_exceptions: inner.user_exceptions.iter().cloned().collect(),
             system_exceptions: inner.system_exceptions.iter().cloned().collect(),
             user_metrics: inner.user_metrics.clone(),

@@ -72,6 +72,9 @@ pub struct InstanceStatusData {
     /// Of a window function: messages that came too late.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_late: Option<u64>,
+    /// How long ago the newest message had been published when it was received.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag_ms: Option<u64>,
     /// Milliseconds in user code.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub latency_percentiles: BTreeMap<String, f64>,
@@ -259,6 +262,7 @@ fn status_of(seat: &Seat, worker_id: &str) -> InstanceStatusData {
         effectively_once: seat.gauge.effectively_once.lock().map(str::to_owned),
         num_transactions: Some(s.transactions).filter(|&count| count > 0),
         num_late: Some(s.late).filter(|&count| count > 0),
+        lag_ms: s.lag_ms,
         latency_percentiles: percentiles(&s.total),
     }
 }
@@ -291,6 +295,11 @@ pub(super) fn stats(crew: &Crew) -> FunctionStats {
         for (name, metric) in &s.user_metrics {
             user_metrics.insert(format!("user_metric_{name}_sum"), metric.sum);
             user_metrics.insert(format!("user_metric_{name}_count"), metric.count as f64);
+            for (text, quantile) in QUANTILES {
+                if let Some(value) = metric.quantiles.of(quantile) {
+                    user_metrics.insert(format!("user_metric_{name}_{text}"), value);
+                }
+            }
         }
         instances.push(InstanceStats {
             instance_id,

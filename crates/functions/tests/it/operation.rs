@@ -242,11 +242,19 @@ async fn statistics_count_and_tell_latencies() {
     assert_eq!(stats.total.processed_successfully_total, 2);
     assert_eq!(stats.minute.user_exceptions_total, 1);
     assert!(stats.latency_percentiles.contains_key("0.99"));
-    assert_eq!(
-        stats.instances[0].metrics.user_metrics["user_metric_size_count"],
-        3.0
-    );
+    let metrics = &stats.instances[0].metrics.user_metrics;
+    for (of, wanted) in [
+        ("count", 3.0),
+        ("sum", 11.0),
+        ("0.5", 4.0),
+        ("0.9", 4.0),
+        ("0.99", 4.0),
+        ("0.999", 4.0),
+    ] {
+        assert_eq!(metrics[&format!("user_metric_size_{of}")], wanted, "{of}");
+    }
     let status = stage.worker.status(&id).expect("status");
+    assert!(status.instances[0].status.lag_ms.is_some());
     assert_eq!(status.instances[0].status.latest_user_exceptions.len(), 1);
     stage.end().await;
 }

@@ -143,9 +143,17 @@ pub(crate) fn write_metrics(worker: &Worker, cluster: &str, out: &mut String) {
                 let count = counted
                     .user_metrics
                     .get(&format!("user_metric_{name}_count"));
+                let quantile = |text: &str| {
+                    let value = counted
+                        .user_metrics
+                        .get(&format!("user_metric_{name}_{text}"))?;
+                    Some((text.to_owned(), *value))
+                };
+                let quantiles = ["0.5", "0.9", "0.99", "0.999"];
+                let quantiles = quantiles.into_iter().filter_map(quantile).collect();
                 let labels = format!("{labels},metric=\"{}\"", quoted(name));
                 let summary = Summary {
-                    quantiles: &none,
+                    quantiles: &quantiles,
                     sum: *sum,
                     count: count.copied().unwrap_or_default(),
                 };
@@ -163,6 +171,10 @@ pub(crate) fn write_metrics(worker: &Worker, cluster: &str, out: &mut String) {
             ] {
                 let labels = format!("{labels},kind=\"{}\"", id.kind.as_str());
                 series.put(name, &labels, value as f64);
+            }
+            if let Some(lag) = status.lag_ms {
+                let labels = format!("{labels},kind=\"{}\"", id.kind.as_str());
+                series.put("geminga_function_lag_ms", &labels, lag as f64);
             }
         }
     }
