@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use self::commit::Commit;
 use self::gather::Gather;
-use self::guarantee::{Decision, decide};
+use self::guarantee::{Decision, Letter, decide};
 use self::once::{Job, Once};
 use self::order::Line;
 use self::sink::{Sink, WriteError};
@@ -422,7 +422,7 @@ impl Instance {
                 self.gauge.stats.late();
                 let topic = self.gather.as_ref().and_then(Gather::late_topic);
                 if let Some(topic) = topic.map(str::to_owned) {
-                    let letter = guarantee::copy(&incoming.message);
+                    let letter = Letter::copy(&incoming.message);
                     let sent = self
                         .sink
                         .dead_letter(&topic, letter, &incoming.message, None);
@@ -778,7 +778,7 @@ impl Instance {
             false => &held.parts[..],
         };
         for message in given_up {
-            let letter = guarantee::dead_letter(message, failure, attempts);
+            let letter = Letter::dead(message, failure, attempts);
             let sent = self.sink.dead_letter(&topic, letter, message, txn.as_ref());
             commit.receipts.extend(sent.await.map_err(Fault::Sink)?);
             self.gauge.stats.dead_lettered();

@@ -153,6 +153,8 @@ pub enum FailureKind {
     Crash,
     /// The process was killed for using too much memory, or hit another limit.
     Limit,
+    /// More output, or more changes of state, than one message may have.
+    Output,
     /// It took longer than the time limit.
     Timeout,
 }
@@ -166,7 +168,7 @@ impl FailureKind {
             Self::Data => "data",
             Self::Temporary => "temporary",
             Self::Crash => "crash",
-            Self::Limit => "limit",
+            Self::Limit | Self::Output => "limit",
             Self::Timeout => "timeout",
         }
     }
@@ -184,6 +186,10 @@ pub struct Failure {
 }
 
 impl Failure {
+    pub(crate) fn is_of_output(&self) -> bool {
+        self.kind == FailureKind::Output
+    }
+
     #[must_use]
     pub fn new(kind: FailureKind, reason: impl Into<String>) -> Self {
         Self {

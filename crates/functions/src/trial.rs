@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use geminga_client::{Message as Sent, Receipt, Transaction};
+use geminga_client::{Receipt, Transaction};
 use geminga_model::{FunctionConfig, ProcessingGuarantees};
 use geminga_stdx::Tasks;
 use parking_lot::Mutex;
@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::error::WorkerError;
 use crate::instance::context::Context;
+use crate::instance::guarantee::Letter;
 use crate::instance::sink::{Sink, WriteError};
 use crate::instance::source::{Acker, Incoming, Origin, Source};
 use crate::instance::state::FunctionState;
@@ -236,7 +237,7 @@ impl Sink for Kept {
     fn dead_letter<'a>(
         &'a mut self,
         _topic: &'a str,
-        _letter: Sent,
+        _letter: Letter,
         _input: &'a Message,
         _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {

@@ -223,7 +223,7 @@ async fn floods_of_outputs_and_of_state_end_at_the_limit() {
     let mut f = start().await;
     for flood in [b"x", b"y"] {
         let outcome = f.ask(flood).await;
-        assert_eq!(failure(&outcome).kind, FailureKind::Limit, "{outcome:?}");
+        assert_eq!(failure(&outcome).kind, FailureKind::Output, "{outcome:?}");
         assert!(failure(&outcome).reason.contains("more than 1048576 bytes"));
         assert_eq!(f.ask(b"good").await.verdict, Verdict::Done);
     }

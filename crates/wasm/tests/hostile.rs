@@ -141,7 +141,7 @@ async fn each_bomb_ends_its_own_message_and_names_its_limit() {
             "(drop (memory.grow (i32.const 119))) (i32.store (i32.const 64) (i32.const 0))
              (i32.store (i32.const 68) (i32.const 1)) (i32.store (i32.const 72) (i32.const 0))
              (i32.store (i32.const 76) (i32.const 7000000)) (return (i32.const 64))",
-            FailureKind::Limit,
+            FailureKind::Output,
             "bytes of output",
         ),
         (

@@ -6,11 +6,12 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use geminga_client::{Client, Message as Sent, Producer, Receipt, Transaction};
+use geminga_client::{Client, Producer, Receipt, Transaction};
 use geminga_mesh::builtin::FileSink;
 use parking_lot::Mutex;
 
-use crate::instance::sink::{Sink, Syncer, WriteError};
+use crate::instance::guarantee::Letter;
+use crate::instance::sink::{Sink, Syncer, WriteError, post_letter};
 use crate::runtime::{BoxFuture, Message, Output};
 
 pub(crate) struct FileEnd {
@@ -104,7 +105,7 @@ impl Sink for FileEnd {
     fn dead_letter<'a>(
         &'a mut self,
         topic: &'a str,
-        letter: Sent,
+        letter: Letter,
         _input: &'a Message,
         _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
@@ -121,11 +122,7 @@ impl Sink for FileEnd {
             let Some((_, producer)) = &self.letters else {
                 return Ok(Vec::new());
             };
-            let receipt = producer
-                .enqueue(letter)
-                .await
-                .map_err(|error| error.to_string())?;
-            Ok(vec![receipt])
+            post_letter(producer, letter, None).await
         })
     }
 

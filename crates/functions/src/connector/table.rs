@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use geminga_client::{Message as Sent, Receipt, Transaction};
+use geminga_client::{Receipt, Transaction};
 use geminga_mesh::builtin::TableSink;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use crate::instance::guarantee::Letter;
 use crate::instance::sink::{Sink, WriteError};
 use crate::runtime::{BoxFuture, Message, Output};
 
@@ -134,7 +135,7 @@ impl Sink for TableEnd {
     fn dead_letter<'a>(
         &'a mut self,
         topic: &'a str,
-        _letter: Sent,
+        _letter: Letter,
         _input: &'a Message,
         _txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use geminga_client::{Client, Message as Sent, MessageId, Producer, Receipt, Schema, Transaction};
 use geminga_stdx::Clock;
 
+use super::guarantee::Letter;
 use crate::plan::ProducerPlan;
 use crate::runtime::wire_base64::{base64, from_base64};
 use crate::runtime::{BoxFuture, Message, Output};
@@ -46,7 +47,7 @@ pub(crate) trait Sink: Send {
     fn dead_letter<'a>(
         &'a mut self,
         topic: &'a str,
-        letter: Sent,
+        letter: Letter,
         input: &'a Message,
         txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>>;
@@ -228,6 +229,23 @@ impl TopicSink {
     }
 }
 
+/// Sends a letter, whole where it can be.
+pub(crate) async fn post_letter(
+    producer: &Producer,
+    letter: Letter,
+    txn: Option<&Transaction>,
+) -> Result<Vec<Receipt>, String> {
+    let post = async |message: Sent| match txn {
+        Some(txn) => producer.post_in(txn, message).await.map(|()| Vec::new()),
+        None => producer.enqueue(message).await.map(|sent| vec![sent]),
+    };
+    let posted = match post(letter.whole).await {
+        Err(geminga_client::Error::MessageTooLarge { .. }) => post(letter.bare).await,
+        posted => posted,
+    };
+    posted.map_err(|error| error.to_string())
+}
+
 /// `message` with a key as it was received.
 pub(crate) fn with_key(message: Sent, key: Option<&str>, is_base64: bool) -> Sent {
     match key {
@@ -351,7 +369,7 @@ impl Sink for TopicSink {
     fn dead_letter<'a>(
         &'a mut self,
         topic: &'a str,
-        letter: Sent,
+        letter: Letter,
         _input: &'a Message,
         txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
@@ -360,15 +378,7 @@ impl Sink for TopicSink {
                 WriteError::Message(why) | WriteError::Spoiled(why) | WriteError::Sink(why) => why,
             };
             let producer = self.producer(topic).await.map_err(text)?;
-            if let Some(txn) = txn {
-                let posted = producer.post_in(txn, letter).await;
-                return posted.map(|()| Vec::new()).map_err(|e| e.to_string());
-            }
-            let receipt = producer
-                .enqueue(letter)
-                .await
-                .map_err(|error| error.to_string())?;
-            Ok(vec![receipt])
+            post_letter(producer, letter, txn).await
         })
     }
 

@@ -466,7 +466,7 @@ impl Warm {
         let size: usize = outputs.iter().map(|o| o.payload.len()).sum();
         if size as u64 > limit {
             verdict = Verdict::Failed(Failure::new(
-                FailureKind::Limit,
+                FailureKind::Output,
                 format!("more than {limit} bytes of output for one message"),
             ));
         }
@@ -756,7 +756,7 @@ fn death(
             None,
         ),
         End::Misbehaved(error @ (WireError::TooLarge(_) | WireError::TooMuchState(_))) => {
-            (FailureKind::Limit, error.to_string(), None)
+            (FailureKind::Output, error.to_string(), None)
         }
         End::Misbehaved(error) => (FailureKind::Crash, error.to_string(), None),
         End::Closed | End::Drained => match exit.cause {

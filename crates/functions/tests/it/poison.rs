@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use geminga_client::{Batching, Message};
+use geminga_client::{Batching, Compression, Message};
 use serde_json::{Value, json};
 
 use crate::stage::{Stage, jar, nothing_more, receive, texts};
@@ -263,6 +263,190 @@ class F(Function):
     assert_eq!(kept.number_value, Some(5));
     for consumer in [&mut out, &mut letters, &mut others] {
         nothing_more(consumer).await;
+    }
+    stage.end().await;
+}
+
+/// One message has more output than the host takes, which no try makes less: where tries have no bound it
+/// is given up all the same, and those behind it go on.
+async fn flooded(code: Value, options: Value) {
+    let stage = Stage::new().await;
+    let mut code = code;
+    if let Some(text) = code["go"].as_str() {
+        code["go"] = json!(stage.file("main.go", text));
+    }
+    if let Some(text) = code["jar"].as_str() {
+        code["jar"] = json!(jar(&stage.file("Flood.java", text)).await);
+    }
+    let mut options = options;
+    options["maxOutputBytes"] = json!(100_000);
+    for guarantee in ["EFFECTIVELY_ONCE", "ATLEAST_ONCE"] {
+        let topic = |name: &str| stage.topic(&format!("{name}-{guarantee}"));
+        let (input, output) = (topic("in"), topic("out"));
+        let mut out = stage.consumer(&output).await;
+        let mut fields = json!({"inputs": [&input], "output": &output, "retryBackoffMs": 1,
+            "processingGuarantees": guarantee, "customRuntimeOptions": options.to_string()});
+        for (field, value) in code.as_object().expect("fields") {
+            fields[field] = value.clone();
+        }
+        let id = stage.function(&format!("f-{guarantee}"), fields).await;
+        let dead = format!("{input}-{}-DLQ", id.fqfn().replace('/', "-"));
+        let mut letters = stage.consumer(&dead).await;
+        stage.send(&input, ["a", "b", "bad", "c", "bad", "d"]).await;
+        let mut got = texts(&receive(&mut out, 4).await);
+        if guarantee == "ATLEAST_ONCE" {
+            got.sort();
+        }
+        assert_eq!(got, ["a", "b", "c", "d"], "{guarantee}");
+        for letter in receive(&mut letters, 2).await {
+            assert_eq!(&letter.payload[..], b"bad", "{guarantee}");
+            let property = |name: &str| letter.property(name).unwrap_or_default();
+            assert_eq!(property("geminga.kind"), "limit");
+            assert_eq!(property("geminga.attempts"), "3");
+            let reason = property("geminga.reason");
+            assert!(reason.contains("more than 100000 bytes"), "{reason}");
+        }
+        stage.drained().await;
+        for consumer in [&mut out, &mut letters] {
+            nothing_more(consumer).await;
+        }
+        stage.worker.delete(&id).await.expect("deleted");
+    }
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_bash() {
+    let code = r#"process() {
+  if [[ $MSG == bad ]]; then printf '%0300000d' 0; else echo "$MSG"; fi
+}"#;
+    flooded(json!({"sh": code}), json!({})).await;
+}
+
+/// A process a message, a process for many, a process that is sent one after the other.
+#[tokio::test]
+async fn a_flood_of_a_program() {
+    let code = r#"#!/usr/bin/env bash
+while read -r MSG; do
+  if [[ $MSG == bad ]]; then printf '%0300000d\n' 0; else echo "$MSG"; fi
+done
+"#;
+    for mode in ["spawn", "batch", "stream"] {
+        flooded(json!({"sh": code}), json!({"mode": mode})).await;
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_python() {
+    let code = "def process(value):\n    return 'x' * 300_000 if value == 'bad' else value\n";
+    flooded(json!({"py": code}), json!({})).await;
+    // More than a frame of the conversation may have.
+    let code = "def process(value):\n    return 'x' * 30_000_000 if value == 'bad' else value\n";
+    flooded(json!({"py": code}), json!({})).await;
+}
+
+/// What is too much is a change of the state.
+#[tokio::test]
+async fn a_flood_of_state() {
+    let code = r#"from pulsar import Function
+
+class F(Function):
+    def process(self, value, context):
+        if value == "bad":
+            context.put_state("k", "x" * 300_000)
+        return value
+"#;
+    flooded(json!({"py": code, "className": "f.F"}), json!({})).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_go() {
+    let code = r#"package main
+
+import (
+	"bytes"
+
+	"github.com/apache/pulsar/pulsar-function-go/pf"
+)
+
+func process(in []byte) ([]byte, error) {
+	if string(in) == "bad" {
+		return bytes.Repeat(in, 100_000), nil
+	}
+	return in, nil
+}
+
+func main() { pf.Start(process) }
+"#;
+    flooded(json!({"go": code}), json!({})).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_java() {
+    let code = r#"
+public class Flood implements java.util.function.Function<String, String> {
+    public String apply(String in) {
+        return in.equals("bad") ? "x".repeat(300_000) : in;
+    }
+}
+"#;
+    flooded(json!({"jar": code, "className": "Flood"}), json!({})).await;
+}
+
+/// A letter has the reasons beside what its message had: one that is more than the topic takes is sent
+/// without that.
+#[tokio::test]
+async fn a_letter_that_is_too_large_says_what_it_leaves_out() {
+    let stage = Stage::with_messages_of(100_000).await;
+    for guarantee in ["EFFECTIVELY_ONCE", "ATLEAST_ONCE"] {
+        let topic = |name: &str| stage.topic(&format!("{name}-{guarantee}"));
+        let (input, output) = (topic("in"), topic("out"));
+        let mut out = stage.consumer(&output).await;
+        let code = "def process(value):\n    return value if len(value) == 1 else 'x' * 2000\n";
+        let fields = json!({"py": code, "inputs": [&input], "output": &output, "retryBackoffMs": 1,
+            "processingGuarantees": guarantee, "producerConfig": {"compressionType": "NONE"},
+            "customRuntimeOptions": "{\"maxOutputBytes\": 1000}"});
+        let id = stage.function(&format!("f-{guarantee}"), fields).await;
+        let dead = format!("{input}-{}-DLQ", id.fqfn().replace('/', "-"));
+        let mut letters = stage.consumer(&dead).await;
+        let crowded = Message::new(vec![b'y'; 100_000]).property("p", "z".repeat(9_500));
+        let packed = Message::new(vec![b'y'; 300_000]);
+        for (message, compression) in [
+            (Message::new("a"), Compression::None),
+            (packed, Compression::Lz4),
+            (crowded, Compression::None),
+            (Message::new("b"), Compression::None),
+        ] {
+            let producer = stage.client.producer(&input).compression(compression);
+            let producer = producer.build().await.expect("producer");
+            producer.send(message).await.expect("sent");
+            producer.close().await.expect("closed");
+        }
+        let mut got = texts(&receive(&mut out, 2).await);
+        got.sort();
+        assert_eq!(got, ["a", "b"], "{guarantee}");
+        let mut left_out = Vec::new();
+        for letter in receive(&mut letters, 2).await {
+            assert!(letter.payload.is_empty(), "{guarantee}");
+            let property = |name: &str| letter.property(name).unwrap_or_default().to_owned();
+            assert!(property("geminga.reason").contains("bytes of output"));
+            assert!(property("geminga.topic").starts_with(&input));
+            assert_eq!(
+                property("geminga.message-id"),
+                property("ORIGIN_MESSAGE_ID")
+            );
+            left_out.push(property("geminga.left-out"));
+        }
+        left_out.sort();
+        let said = [
+            "100000 bytes and 1 properties",
+            "300000 bytes and 0 properties",
+        ];
+        for (left_out, said) in left_out.iter().zip(said) {
+            assert!(left_out.contains(said), "{left_out:?}");
+        }
+        stage.drained().await;
+        stage.worker.delete(&id).await.expect("deleted");
     }
     stage.end().await;
 }

@@ -169,3 +169,31 @@ async fn a_poisoned_window_goes_to_the_dead_letters_message_by_message() {
     assert_eq!(given_up[0].property("geminga.attempts"), Some("2"));
     stage.end().await;
 }
+
+/// No try makes its output less, and tries have no bound here.
+#[tokio::test]
+async fn a_window_with_too_much_output_goes_to_the_dead_letters() {
+    let stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let mut out = stage.consumer(&output).await;
+    let code = "def process(values):\n    return 'x' * 300_000 if 0 in values else str(values)\n";
+    let id = stage
+        .function(
+            "f",
+            json!({"py": code, "inputs": [&input], "output": &output, "retainOrdering": true,
+                "retryBackoffMs": 1, "windowConfig": {"windowLengthCount": 2},
+                "customRuntimeOptions": "{\"maxOutputBytes\": 100000}"}),
+        )
+        .await;
+    let dead = format!("{input}-{}-DLQ", id.fqfn().replace('/', "-"));
+    let mut letters = stage.consumer(&dead).await;
+    stage.send(&input, ["5", "0", "10", "20"]).await;
+    assert_eq!(texts(&receive(&mut out, 1).await), ["[10, 20]"]);
+    let given_up = receive(&mut letters, 2).await;
+    assert_eq!(texts(&given_up), ["5", "0"]);
+    for letter in &given_up {
+        assert_eq!(letter.property("geminga.kind"), Some("limit"));
+        assert_eq!(letter.property("geminga.attempts"), Some("3"));
+    }
+    stage.end().await;
+}

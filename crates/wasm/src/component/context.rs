@@ -52,7 +52,7 @@ impl Context {
         let limit = self.spec.options.max_output_bytes;
         self.exceeded.then(|| {
             (
-                FailureKind::Limit,
+                FailureKind::Output,
                 format!("more than {limit} bytes of output for one message"),
             )
         })

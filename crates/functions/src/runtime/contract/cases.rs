@@ -351,7 +351,7 @@ async fn a_flood_of_output_is_cut_off() {
         let all = f.outcomes(3).await;
         assert_eq!(
             failure(&all[1]).kind,
-            FailureKind::Limit,
+            FailureKind::Output,
             "{kind:?} {:?}",
             all[1].verdict
         );

@@ -56,6 +56,9 @@ pub(super) fn start(
     ))
 }
 
+/// The messages of a batch have too much output together.
+struct TooMuch;
+
 struct Batches {
     program: Program,
     scope: Arc<Scope>,
@@ -75,12 +78,27 @@ impl Lane for Batches {
         if deliveries.recv_many(&mut batch, self.size).await == 0 {
             return None;
         }
-        Some(self.one(&batch).await)
+        Some(self.all(&batch).await)
     }
 }
 
 impl Batches {
-    async fn one(&mut self, batch: &[Delivery]) -> Result<Vec<Outcome>, Broken> {
+    /// A batch with too much output is run in halves, until the message is found that has it.
+    async fn all(&mut self, batch: &[Delivery]) -> Result<Vec<Outcome>, Broken> {
+        let (mut outcomes, mut parts) = (Vec::new(), vec![batch]);
+        while let Some(part) = parts.pop() {
+            match self.one(part).await? {
+                Ok(some) => outcomes.extend(some),
+                Err(TooMuch) => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn one(&mut self, batch: &[Delivery]) -> Result<Result<Vec<Outcome>, TooMuch>, Broken> {
         let started = Instant::now();
         let options = &self.spec.options;
         let plain = Plain::new(options, 0);
@@ -125,6 +143,10 @@ impl Batches {
                     stderr_tail: ran.stderr_tail,
                 });
             }
+            let too_much = ran.status.as_ref().is_err_and(Failure::is_of_output);
+            if too_much && batch.len() > 1 {
+                return Ok(Err(TooMuch));
+            }
             judge(ran, options, &sent, &mut results);
         }
         let took = started.elapsed() / u32::try_from(batch.len()).unwrap_or(1).max(1);
@@ -145,7 +167,7 @@ impl Batches {
                 took,
             }
         });
-        Ok(outcomes.collect())
+        Ok(Ok(outcomes.collect()))
     }
 }
 

@@ -145,7 +145,7 @@ pub(super) async fn run(
         End::TooLarge => {
             process.kill(Duration::ZERO).await;
             let reason = format!("more than {max} bytes of output for one message");
-            Err(Failure::new(FailureKind::Limit, reason))
+            Err(Failure::new(FailureKind::Output, reason))
         }
     };
     Ok(Ran {

@@ -143,7 +143,7 @@ impl Process {
         let options = &self.spec.options;
         let mut verdict = verdict_of_status(status, options.drop_exit_code, "");
         let (more, control) =
-            extra.map_err(|why| Failure::new(crate::runtime::FailureKind::Limit, why))?;
+            extra.map_err(|why| Failure::new(crate::runtime::FailureKind::Output, why))?;
         let (said, state) = message::control(&control, message, &*self.services)?;
         if let (Verdict::Done, Some(said)) = (&verdict, said) {
             verdict = said;

@@ -22,6 +22,9 @@ const TEMPORARY: u8 = 3;
 const DROP: u8 = 4;
 const HOLD: u8 = 5;
 
+/// A frame carries the outcomes of up to a few megabytes beside one message at its limit.
+const FRAME_ROOM_BYTES: usize = 8 * 1024 * 1024;
+
 /// State of the conversation: outcomes of a frame that are not handed on yet.
 #[derive(Debug)]
 pub(crate) struct Packed {
@@ -32,11 +35,10 @@ pub(crate) struct Packed {
 
 impl Packed {
     pub(crate) fn new(max_output_bytes: u64) -> Self {
-        // A frame carries the outcomes of up to a few megabytes beside one message at its limit.
         let max = usize::try_from(max_output_bytes).unwrap_or(usize::MAX / 2);
         Self {
             pending: VecDeque::new(),
-            frame_bytes_max: max.saturating_add(8 * 1024 * 1024),
+            frame_bytes_max: max.saturating_add(FRAME_ROOM_BYTES),
             precise: false,
         }
     }
@@ -106,7 +108,8 @@ impl Codec for Packed {
             }
             let (kind, size) = head(&input[..HEAD_BYTES])?;
             if size > self.frame_bytes_max {
-                return Err(WireError::TooLarge(size as u64));
+                let limit = self.frame_bytes_max - FRAME_ROOM_BYTES;
+                return Err(WireError::TooLarge(limit as u64));
             }
             if input.len() < HEAD_BYTES + size {
                 input.reserve(HEAD_BYTES + size - input.len());
