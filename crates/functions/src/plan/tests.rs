@@ -50,6 +50,15 @@ fn what_is_not_supported_is_refused_by_its_name() {
             r#""producerConfig":{"useThreadLocalProducers":true}"#,
             "useThreadLocalProducers",
         ),
+        // Pulsar takes a pattern beside other inputs.
+        (
+            r#""topicsPattern":"persistent://public/default/in-.*""#,
+            "topicsPattern",
+        ),
+        (
+            r#""inputSpecs":{"in-.*":{"regexPattern":true}}"#,
+            "regexPattern",
+        ),
     ] {
         let inputs = match fields.starts_with(r#""inputs""#) {
             true => "",

@@ -345,20 +345,6 @@ async fn a_flood_of_python() {
     flooded(json!({"py": code}), json!({})).await;
 }
 
-/// What is too much is a change of the state.
-#[tokio::test]
-async fn a_flood_of_state() {
-    let code = r#"from pulsar import Function
-
-class F(Function):
-    def process(self, value, context):
-        if value == "bad":
-            context.put_state("k", "x" * 300_000)
-        return value
-"#;
-    flooded(json!({"py": code, "className": "f.F"}), json!({})).await;
-}
-
 #[tokio::test]
 async fn a_flood_of_go() {
     let code = r#"package main
