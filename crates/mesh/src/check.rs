@@ -275,11 +275,12 @@ fn check_cycles(components: &[Component], graph: &Graph, found: &mut Vec<Diagnos
 /// An input that nothing writes may be meant so; one that nearly has the name of a topic that
 /// something writes is worth a word.
 fn check_misspellings(components: &[Component], graph: &Graph, found: &mut Vec<Diagnostic>) {
-    let written = || {
+    // What a function writes itself is not what it meant to read.
+    let written_by_others = |reader: usize| {
         graph
             .topics
             .iter()
-            .filter(|topic| !topic.is_external())
+            .filter(move |topic| topic.writers.iter().any(|&writer| writer != reader))
             .map(|topic| topic.name.as_str())
     };
     for topic in graph
@@ -287,10 +288,10 @@ fn check_misspellings(components: &[Component], graph: &Graph, found: &mut Vec<D
         .iter()
         .filter(|topic| topic.is_external() && !topic.is_pattern)
     {
-        let Some(near) = nearest(&topic.name, written()) else {
-            continue;
-        };
         for &reader in &topic.readers {
+            let Some(near) = nearest(&topic.name, written_by_others(reader)) else {
+                continue;
+            };
             let reader = &components[reader];
             let message = format!(
                 "nothing here writes topic `{}`, which {} `{}` reads",

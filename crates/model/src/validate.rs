@@ -17,6 +17,10 @@ use crate::name::TopicName;
 
 pub use update::{merge_function, merge_sink, merge_source};
 
+/// Instances of one component. Each is a process or a sandbox of its own with a consumer: a slip of the
+/// finger must not take the server down, and no topic has so many partitions to share.
+pub const PARALLELISM_MAX: i32 = 1_000;
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -98,7 +102,7 @@ pub fn validate_function(config: &FunctionConfig) -> Vec<Violation> {
         found.push(one_of("outputSchemaType", "outputSerdeClassName"));
     }
 
-    check_positive("parallelism", config.parallelism.map(i64::from), &mut found);
+    check_parallelism(config.parallelism, &mut found);
     check_positive("timeoutMs", config.timeout_ms, &mut found);
     check_positive("retryBackoffMs", config.retry_backoff_ms, &mut found);
     check_positive("idleTimeoutMs", config.idle_timeout_ms, &mut found);
@@ -156,7 +160,7 @@ pub fn validate_source(config: &SourceConfig) -> Vec<Violation> {
     if config.schema_type.is_some() && config.serde_class_name.is_some() {
         found.push(one_of("schemaType", "serdeClassName"));
     }
-    check_positive("parallelism", config.parallelism.map(i64::from), &mut found);
+    check_parallelism(config.parallelism, &mut found);
     check_resources(config.resources.as_ref(), &mut found);
     let code = [&config.source_type, &config.archive, &config.class_name];
     check_connector("source", "sourceType", code, &mut found);
@@ -183,7 +187,7 @@ pub fn validate_sink(config: &SinkConfig) -> Vec<Violation> {
     check_inputs(&config.all_inputs(), None, "input", &mut found);
     check_optional_topic("logTopic", &config.log_topic, &mut found);
     check_optional_topic("deadLetterTopic", &config.dead_letter_topic, &mut found);
-    check_positive("parallelism", config.parallelism.map(i64::from), &mut found);
+    check_parallelism(config.parallelism, &mut found);
     check_positive("timeoutMs", config.timeout_ms, &mut found);
     if config
         .negative_ack_redelivery_delay_ms
@@ -252,7 +256,8 @@ fn check_inputs(
         if spec.regex_pattern != Some(true) {
             match topic.parse::<TopicName>() {
                 Err(error) => {
-                    found.push(Violation::new(&["inputs", topic], error.to_string()));
+                    let message = format!("{field} topic `{topic}`: {error}");
+                    found.push(Violation::new(&["inputs", topic], message));
                 }
                 Ok(name) if Some(&name) == output.as_ref() => found.push(
                     Violation::new(
@@ -286,7 +291,7 @@ fn check_inputs(
 
 fn check_optional_topic(field: &str, topic: &Option<String>, found: &mut Vec<Violation>) {
     if let Some(Err(error)) = topic.as_ref().map(|topic| topic.parse::<TopicName>()) {
-        found.push(Violation::new(&[field], error.to_string()));
+        found.push(Violation::new(&[field], format!("`{field}`: {error}")));
     }
 }
 
@@ -337,6 +342,18 @@ fn check_positive(field: &str, value: Option<i64>, found: &mut Vec<Violation>) {
     {
         let message = format!("`{field}` must be positive, it is {value}");
         found.push(Violation::new(&[field], message));
+    }
+}
+
+fn check_parallelism(parallelism: Option<i32>, found: &mut Vec<Violation>) {
+    check_positive("parallelism", parallelism.map(i64::from), found);
+    if let Some(parallelism) = parallelism
+        && parallelism > PARALLELISM_MAX
+    {
+        found.push(Violation::new(
+            &["parallelism"],
+            format!("`parallelism` is at most {PARALLELISM_MAX}, it is {parallelism}"),
+        ));
     }
 }
 

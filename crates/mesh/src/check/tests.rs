@@ -145,6 +145,8 @@ fn what_is_wrong_and_where() {
              is well",
         ),
         ("topics: [events]", "topics: [elsewhere]", ""),
+        // Its own output is `done`.
+        ("topics: [middle]", "topics: [don]", ""),
         (
             "className: second",
             "processingGuarantee: ATLEAST_ONCE",

@@ -17,6 +17,21 @@ fn each_rule_for_functions() {
         ),
         (
             "",
+            r#""parallelism":100000"#,
+            "`parallelism` is at most 1000, it is 100000",
+        ),
+        (
+            "",
+            r#""logTopic":"persistent://a/b/""#,
+            "`logTopic`: topic name is empty",
+        ),
+        (
+            "",
+            r#""inputSpecs":{"persistent://a/b/":{}}"#,
+            "input topic `persistent://a/b/`: topic name is empty",
+        ),
+        (
+            "",
             r#""timeoutMs":-1"#,
             "`timeoutMs` must be positive, it is -1",
         ),
@@ -61,7 +76,7 @@ fn each_rule_for_functions() {
         (
             "",
             r#""logTopic":"a/b""#,
-            "topic name `a/b` is not of the form `persistent://tenant/namespace/topic`",
+            "`logTopic`: topic name `a/b` is not of the form `persistent://tenant/namespace/topic`",
         ),
         (
             "",
