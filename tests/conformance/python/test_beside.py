@@ -10,7 +10,7 @@ import urllib.error
 import pytest
 
 import pulsar
-from cli import create_function, geminga
+from cli import FORM, create_function, geminga
 from server import binary, is_outside
 from support import Admin, data, eventually, receive
 
@@ -67,6 +67,42 @@ def create_theirs(server, name, topic):
                            "-F", f"data=@{jar};type=application/octet-stream",
                            f"{server.admin_url}/admin/v3/functions/public/default/{name}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def refusal(server, folder):
+    """What a worker says that is not told where its own functions are, and so does not start."""
+    worker = Worker(server, folder)
+    try:
+        assert worker.process.wait(30) != 0, "it ended well"
+        worker.log.seek(0)
+        return worker.log.read()
+    finally:
+        worker.close()
+
+
+@pytest.mark.timeout(180)
+def test_the_topic_of_pulsars_workers_is_refused_and_left_alone(server, admin, client, topic, tmp_path):
+    """By its name as long as nothing is on it, and by what is on it then."""
+    name = f"first-{topic.replace('_', '-')}"
+    try:
+        for step in "as it is", "with a function of theirs":
+            if step != "as it is":
+                create_theirs(server, name, topic)
+                eventually(lambda: f"public/default/{name}" in subscriptions(admin, f"{topic}-in"), 90, "Pulsar's function subscribes")
+            before = counts(admin)
+            said = refusal(server, tmp_path)
+            assert FORM.search(said), said
+            assert "is for Apache Pulsar's own workers" in said and f"{THEIRS}/metadata" in said, said
+            assert "--functions-namespace public/geminga" in said, said
+            assert "panicked" not in said
+            assert counts(admin) == before, f"nothing is written there, {step}"
+        assert "what it holds is theirs" in said, said
+        # Theirs work on.
+        out = client.subscribe(f"{topic}-theirs", "probe")
+        client.create_producer(f"{topic}-in").send(b"word")
+        assert data(receive(out, 1, timeout=60_000)) == [b"word!"]
+    finally:
+        admin.delete(f"/admin/v3/functions/public/default/{name}")
 
 
 @pytest.mark.timeout(180)
