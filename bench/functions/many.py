@@ -43,7 +43,7 @@ def create(system, kind, number, more):
     name = f"{kind}-{number}"
     field, filename, content = {"wasm": ("wasm", "bang.wat", (HERE / "bang.wat").read_bytes()), "bash": ("sh", "bang.sh", BASH.encode())}[kind]
     config = {"tenant": "public", "namespace": "default", "name": name, "inputs": [name], "output": f"{kind}-out", "runtime": kind.upper(),
-              field: filename, "subscriptionPosition": "Earliest", **more}
+              field: filename, "subscriptionPosition": "Earliest", "producerConfig": {"compressionType": "NONE"}, **more}
     body, form = multipart([("functionConfig", None, "application/json", run.json.dumps(config).encode()),
                             ("data", filename, "application/octet-stream", content)])
     system.rest("POST", f"/admin/v3/functions/public/default/{name}", body, kind=form, timeout=120)
@@ -63,13 +63,17 @@ def ask_all(system, kind, count):
         look_up(outputs, f"{kind}-out")
         outputs.subscribe(full_name(f"{kind}-out"), "all", consumer_id=1, request=1)
         outputs.send(wire.FLOW, {1: 1, 2: 2 * count})
-        began = time.monotonic()
         for number in range(count):
             inputs.producer(full_name(f"{kind}-{number}"), producer_id=number + 1, request=number + 1)
+        began = time.monotonic()
+        for number in range(count):
             inputs.raw(wire.frame(wire.SEND, {1: number + 1, 2: 0}, wire.payload(0, b"%08d" % number + b"x" * 16)))
         missing = set(range(count))
         while missing:
-            command, _, payload = (*outputs.next(), b"", b"")[:3]
+            got = outputs.next()
+            if got == wire.CLOSED:
+                raise SystemExit(f"{kind}: the server closed the connection; {len(missing)} have not answered")
+            command, _, payload = got
             if command == wire.MESSAGE:
                 missing.difference_update(run.numbers(payload, count))
         return time.monotonic() - began
@@ -114,7 +118,7 @@ def main():
                 settle(system)
                 after = memory([system.pid])
                 children = [pid for pid in machine.tree(system.pid) if pid != system.pid]
-                print(f"  memory after that {after:,.0f} MiB, {(after - before) * 1024 / count:,.0f} KiB each; {len(children)} processes of theirs", flush=True)
+                print(f"  memory after that {after:,.0f} MiB, {(after - before) * 1024 / count:,.0f} KiB each; {len(children)} processes beside it", flush=True)
             finally:
                 system.stop()
 

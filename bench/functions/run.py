@@ -252,6 +252,7 @@ def numbers(payload, count):
 
 
 def durable_send(system, stem):
+    sends = []
     with wire.Connection(system, seconds=60) as connection:
         look_up(connection, f"{stem}-send")
         connection.producer(full_name(f"{stem}-send"))
