@@ -345,6 +345,17 @@ async fn a_flood_of_python() {
     flooded(json!({"py": code}), json!({})).await;
 }
 
+/// What is too much is a change of the state.
+#[tokio::test]
+async fn a_flood_of_state() {
+    let code = r#"def process(value, context):
+    if value == "bad":
+        context.put_state("k", "x" * 300_000)
+    return value
+"#;
+    flooded(json!({"py": code}), json!({})).await;
+}
+
 #[tokio::test]
 async fn a_flood_of_go() {
     let code = r#"package main
