@@ -6,12 +6,14 @@
 
 mod form;
 mod functions;
+mod payload;
 mod topics;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy;
@@ -24,6 +26,7 @@ use tokio::io::AsyncWriteExt;
 pub use form::Form;
 pub use functions::{Code, Component, Fqfn};
 pub use hyper::Method;
+pub use payload::Payload;
 pub use topics::MessageId;
 
 /// How long one request may take.
@@ -48,10 +51,18 @@ pub enum ClientError {
         #[source]
         source: legacy::Error,
     },
-    #[error("`{url}` did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
-    TimedOut { url: String },
+    #[error("`{url}` did not answer within {} s", after.as_secs())]
+    TimedOut { url: String, after: Duration },
     #[error("{reason}")]
     Refused { status: StatusCode, reason: String },
+    #[error("`{}` cannot be {what}", path.display())]
+    File {
+        path: PathBuf,
+        /// `read` or `written`.
+        what: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the answer of `{path}` is not what was expected: {reason}")]
     Answer { path: String, reason: String },
 }
@@ -77,7 +88,7 @@ pub struct Reply {
 /// A handle to one server's admin API. Cheap to clone.
 #[derive(Clone)]
 pub struct AdminClient {
-    http: legacy::Client<HttpConnector, Full<Bytes>>,
+    http: legacy::Client<HttpConnector, payload::Sending>,
     /// `http://host:port`, without a slash at the end.
     base: String,
     /// The value of `Authorization`.
@@ -149,7 +160,7 @@ impl AdminClient {
         &self.base
     }
 
-    /// Sends one request; the body is a media type and bytes.
+    /// Sends one request.
     ///
     /// # Errors
     /// When the server is not there, does not answer in time, or refuses.
@@ -157,7 +168,7 @@ impl AdminClient {
         &self,
         method: Method,
         path: &str,
-        body: Option<(String, Bytes)>,
+        body: Option<Payload>,
     ) -> Result<Reply, ClientError> {
         let mut url = format!("{}{path}", self.base);
         // Another worker of the cluster may be the one to ask.
@@ -191,7 +202,7 @@ impl AdminClient {
         method: &Method,
         url: &str,
         path: &str,
-        body: Option<&(String, Bytes)>,
+        body: Option<&Payload>,
     ) -> Result<(hyper::http::response::Parts, Bytes), ClientError> {
         let mut request = Request::builder().method(method.clone()).uri(url);
         if let Some(value) = &self.authorization {
@@ -200,16 +211,17 @@ impl AdminClient {
         if self.as_worker {
             request = request.header(ASKED_BY_WORKER, "1");
         }
-        let mut bytes = Bytes::new();
-        if let Some((kind, content)) = body {
-            request = request.header(CONTENT_TYPE, kind);
-            bytes = content.clone();
+        let mut sending = payload::Sending::default();
+        let mut after = REQUEST_TIMEOUT;
+        if let Some(payload) = body {
+            request = request.header(CONTENT_TYPE, &payload.kind);
+            sending = payload.open().await?;
+            // What is long may take long on a slow line: a second for each MiB.
+            after += Duration::from_secs(payload.bytes() >> 20);
         }
-        let request = request
-            .body(Full::new(bytes))
-            .map_err(|_| ClientError::Url {
-                url: url.to_owned(),
-            })?;
+        let request = request.body(sending).map_err(|_| ClientError::Url {
+            url: url.to_owned(),
+        })?;
         let exchange =
             async {
                 let response = self.http.request(request).await.map_err(|source| {
@@ -228,10 +240,11 @@ impl AdminClient {
                     })?;
                 Ok((head, body.to_bytes()))
             };
-        tokio::time::timeout(REQUEST_TIMEOUT, exchange)
+        tokio::time::timeout(after, exchange)
             .await
             .map_err(|_| ClientError::TimedOut {
                 url: self.base.clone(),
+                after,
             })?
     }
 
@@ -239,20 +252,21 @@ impl AdminClient {
     ///
     /// # Errors
     /// As `send`, and when the file can not be written or the answer is cut: there is no file then.
-    pub async fn download(&self, path: &str, to: &std::path::Path) -> Result<(), ClientError> {
+    pub async fn download(&self, path: &str, to: &Path) -> Result<(), ClientError> {
         let failed = |reason: String| ClientError::Answer {
             path: path.to_owned(),
             reason,
         };
         let late = |_| ClientError::TimedOut {
             url: self.base.clone(),
+            after: REQUEST_TIMEOUT,
         };
         let mut request = Request::builder().uri(format!("{}{path}", self.base));
         if let Some(value) = &self.authorization {
             request = request.header(AUTHORIZATION, value);
         }
         let request = request
-            .body(Full::default())
+            .body(payload::Sending::default())
             .map_err(|error| failed(error.to_string()))?;
         let response = tokio::time::timeout(REQUEST_TIMEOUT, self.http.request(request)).await;
         let response = response.map_err(late)?;
@@ -269,7 +283,11 @@ impl AdminClient {
                 reason: reason(head.status, &said),
             });
         }
-        let file = |error: std::io::Error| failed(format!("`{}`: {error}", to.display()));
+        let file = |source: std::io::Error| ClientError::File {
+            path: to.to_owned(),
+            what: "written",
+            source,
+        };
         let mut growing = to.as_os_str().to_owned();
         growing.push(".part");
         let written = async {
@@ -321,7 +339,7 @@ impl AdminClient {
                     path: path.to_owned(),
                     reason: error.to_string(),
                 })?;
-                Some(("application/json".to_owned(), json.into()))
+                Some(Payload::new("application/json", json))
             }
         };
         self.send(method, path, body).await

@@ -9,6 +9,7 @@ mod component;
 mod connector;
 mod consume;
 mod dev;
+mod examples;
 mod explain;
 mod functions;
 mod init;
@@ -34,7 +35,7 @@ mod worker;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use geminga_admin::client::AdminClient;
 
 use crate::failure::{Exit, Failure, Outcome};
@@ -201,7 +202,8 @@ enum Command {
 
 /// Parses the command line, runs the command, prints its error.
 pub(crate) fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments()) {
+    let parsed = examples::add(Cli::command()).try_get_matches_from(arguments());
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             // clap prints help and version on stdout and its errors on stderr, with usage.

@@ -1,6 +1,6 @@
 //! What commands print: data on stdout in the form that was asked for, all else on stderr.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -108,4 +108,44 @@ pub(crate) fn line(text: &str) -> Outcome {
 /// One line on stderr; a closed stderr is nobody's loss.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// One line for a person who waits; a log says the same whether something was slow or not.
+pub(crate) fn aside(text: &str) {
+    if io::stderr().is_terminal() {
+        note(text);
+    }
+}
+
+/// How long something may take before one is told what it is.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Waits for what is usually quick; when it is not, tells a person once what is waited for.
+pub(crate) async fn patiently<F: Future>(doing: F, what: impl FnOnce() -> String) -> F::Output {
+    tokio::pin!(doing);
+    tokio::select! {
+        biased;
+        done = &mut doing => return done,
+        () = tokio::time::sleep(PATIENCE) => aside(&format!("{} ...", what())),
+    }
+    doing.await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_takes_long_is_told() {
+        for (ms, told) in [(0, false), (1_999, false), (2_001, true)] {
+            let mut was_told = false;
+            let doing = tokio::time::sleep(std::time::Duration::from_millis(ms));
+            patiently(doing, || {
+                was_told = true;
+                "test".to_owned()
+            })
+            .await;
+            assert_eq!(was_told, told, "{ms} ms");
+        }
+    }
 }

@@ -1,12 +1,20 @@
 //! A `multipart/form-data` body, as Pulsar's clients send functions.
 
-use bytes::{Bytes, BytesMut};
+use std::path::Path;
+
+use bytes::BytesMut;
 use geminga_stdx::Random;
+
+use super::ClientError;
+use super::payload::{Payload, Piece, unreadable};
 
 /// A form under construction.
 #[derive(Debug)]
 pub struct Form {
     boundary: String,
+    /// What is complete.
+    pieces: Vec<Piece>,
+    /// What comes behind it.
     body: BytesMut,
 }
 
@@ -19,9 +27,13 @@ impl Default for Form {
 impl Form {
     #[must_use]
     pub fn new() -> Self {
-        let boundary = format!("geminga-{}", Random::from_entropy().name(32));
+        Self::with_boundary(&format!("geminga-{}", Random::from_entropy().name(32)))
+    }
+
+    pub(super) fn with_boundary(boundary: &str) -> Self {
         Self {
-            boundary,
+            boundary: boundary.to_owned(),
+            pieces: Vec::new(),
             body: BytesMut::new(),
         }
     }
@@ -47,7 +59,39 @@ impl Form {
         self
     }
 
+    /// Adds a file that is read while the form is sent.
+    ///
+    /// # Errors
+    /// When it is not there, or is no file.
+    pub async fn path(
+        mut self,
+        name: &str,
+        file_name: &str,
+        path: &Path,
+    ) -> Result<Self, ClientError> {
+        let about = tokio::fs::metadata(path).await;
+        let about = about.map_err(unreadable(path))?;
+        if !about.is_file() {
+            let error = std::io::Error::other("it is not a file");
+            return Err(unreadable(path)(error));
+        }
+        self.head(name, Some(file_name), "application/octet-stream");
+        self.pieces.push(Piece::Bytes(self.body.split().freeze()));
+        self.pieces.push(Piece::File {
+            path: path.to_owned(),
+            bytes: about.len(),
+        });
+        self.body.extend_from_slice(b"\r\n");
+        Ok(self)
+    }
+
     fn part(&mut self, name: &str, file_name: Option<&str>, kind: &str, content: &[u8]) {
+        self.head(name, file_name, kind);
+        self.body.extend_from_slice(content);
+        self.body.extend_from_slice(b"\r\n");
+    }
+
+    fn head(&mut self, name: &str, file_name: Option<&str>, kind: &str) {
         let quote = |text: &str| {
             text.replace('\\', "\\\\")
                 .replace('"', "\\\"")
@@ -63,18 +107,17 @@ impl Form {
         }
         head.push_str(&format!("\r\nContent-Type: {kind}\r\n\r\n"));
         self.body.extend_from_slice(head.as_bytes());
-        self.body.extend_from_slice(content);
-        self.body.extend_from_slice(b"\r\n");
     }
 
-    /// The media type and the body.
+    /// What is sent.
     #[must_use]
-    pub fn finish(mut self) -> (String, Bytes) {
+    pub fn finish(mut self) -> Payload {
         self.body
             .extend_from_slice(format!("--{}--\r\n", self.boundary).as_bytes());
-        (
-            format!("multipart/form-data; boundary={}", self.boundary),
-            self.body.freeze(),
-        )
+        self.pieces.push(Piece::Bytes(self.body.freeze()));
+        Payload {
+            kind: format!("multipart/form-data; boundary={}", self.boundary),
+            pieces: self.pieces,
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Functions, sources and sinks: one shape under three paths.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use hyper::Method;
@@ -51,8 +52,8 @@ pub enum Code {
     /// The configuration alone, as for an update that keeps the code.
     #[default]
     None,
-    /// A file that is sent along.
-    File { name: String, content: Bytes },
+    /// A file that is sent along, under this name.
+    File { name: String, path: PathBuf },
     /// A URL, or a built-in's name as `builtin://name`.
     Url(String),
 }
@@ -83,7 +84,7 @@ impl AdminClient {
         let mut form = Form::new().json(kind.part(), &config.to_string());
         match &code {
             Code::None => {}
-            Code::File { name, content } => form = form.file("data", name, content),
+            Code::File { name, path } => form = form.path("data", name, path).await?,
             Code::Url(url) => form = form.text("url", url),
         }
         let method = if update { Method::PUT } else { Method::POST };

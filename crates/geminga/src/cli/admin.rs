@@ -38,6 +38,18 @@ pub(crate) fn failure(error: ClientError) -> Failure {
         ClientError::TimedOut { .. } => {
             Failure::new(Exit::TimedOut, Diagnostic::error("G0206", text))
         }
+        ClientError::File { path, what, source } => {
+            let error = Diagnostic::error("G0001", text).cause(source.to_string());
+            let help = match what {
+                "written" => "name a file in a directory that is there, and may be written",
+                _ => "give the path of a file that this command can read",
+            };
+            let exit = match path.exists() || what == "written" {
+                true => Exit::Failed,
+                false => Exit::Usage,
+            };
+            Failure::new(exit, error.help(help))
+        }
         ClientError::Answer { .. } => Failure::new(Exit::Failed, Diagnostic::error("G0212", text)),
         ClientError::Refused { status, reason } => {
             let (exit, code) = match status.as_u16() {

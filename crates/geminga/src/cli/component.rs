@@ -4,9 +4,11 @@
 //! What must hold: a flag that was given wins over the file, and a flag or field that is not known
 //! is refused with the nearest name.
 
+pub(crate) mod report;
+pub(crate) mod settle;
+
 use std::path::Path;
 
-use bytes::Bytes;
 use clap::builder::TypedValueParser;
 use geminga_admin::client::{AdminClient, ClientError, Code, Component, Fqfn};
 use geminga_mesh::decode::decode_document;
@@ -16,7 +18,6 @@ use geminga_stdx::nearest::nearest;
 use serde_json::{Map, Value, json};
 
 use super::admin::{self, cell, failure_with_help, usage};
-use super::topics::fields_table;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::output::{self, Format, Table};
 
@@ -111,6 +112,39 @@ impl NameArgs {
     }
 }
 
+/// A name as it is typed before the flags: `NAME` or `TENANT/NAMESPACE/NAME`, laid over the flags' fields.
+pub(crate) fn lay_name(kind: Component, target: &str, config: &mut Map<String, Value>) -> Outcome {
+    let is_file = |ending: &str| target.ends_with(ending) && Path::new(target).is_file();
+    if [".yaml", ".yml", ".json"].into_iter().any(is_file) {
+        let what = format!("`{target}` is a file, and a name was expected");
+        let help = format!("geminga {kind}s create --{kind}-config-file {target}");
+        return Err(Failure::new(
+            Exit::Usage,
+            Diagnostic::error("G0208", what).help(help),
+        ));
+    }
+    if target.contains('/')
+        && ["tenant", "namespace"]
+            .iter()
+            .any(|it| config.contains_key(*it))
+    {
+        return Err(usage(format!(
+            "`{target}` excludes --tenant and --namespace"
+        )));
+    }
+    let typed = NameArgs {
+        target: Some(target.to_owned()),
+        ..NameArgs::default()
+    };
+    let name = typed.resolve()?;
+    config.insert("name".to_owned(), json!(name.name));
+    if target.contains('/') {
+        config.insert("tenant".to_owned(), json!(name.tenant));
+        config.insert("namespace".to_owned(), json!(name.namespace));
+    }
+    Ok(())
+}
+
 /// One instance or all.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct InstanceArgs {
@@ -158,7 +192,7 @@ pub(crate) async fn act(
             output::print(
                 format,
                 &config,
-                |_| fields_table(&config),
+                |_| report::config_table(&config),
                 || vec![name.to_string()],
             )
         }
@@ -171,8 +205,13 @@ pub(crate) async fn act(
             for warning in status["warnings"].as_array().into_iter().flatten() {
                 output::note(&format!("warning: {}", cell(warning)));
             }
-            let table = |wide| status_table(kind, &status, args.instance_id, wide);
-            output::print(format, &status, table, || vec![name.to_string()])
+            let table = |wide| report::status_table(kind, &status, args.instance_id, wide);
+            output::print(format, &status, table, || vec![name.to_string()])?;
+            let details = report::details(&status, args.instance_id);
+            if matches!(format, Format::Table | Format::Wide) && !details.is_empty() {
+                output::line(&details)?;
+            }
+            Ok(())
         }
         Action::Delete(args) => {
             let name = args.resolve()?;
@@ -247,74 +286,6 @@ async fn list(
         },
         || names.clone(),
     )
-}
-
-fn status_table(kind: Component, status: &Value, instance: Option<u32>, wide: bool) -> Table {
-    let fields: &[(&'static str, &str)] = match kind {
-        Component::Function => &[
-            ("received", "numReceived"),
-            ("succeeded", "numSuccessfullyProcessed"),
-            ("failed", "numUserExceptions"),
-        ],
-        Component::Source => &[
-            ("received", "numReceivedFromSource"),
-            ("written", "numWritten"),
-            ("failed", "numSourceExceptions"),
-        ],
-        Component::Sink => &[
-            ("received", "numReadFromPulsar"),
-            ("written", "numWrittenToSink"),
-            ("failed", "numSinkExceptions"),
-        ],
-    };
-    let mut heading = vec!["instance", "running"];
-    heading.extend(fields.iter().map(|(heading, _)| *heading));
-    heading.extend(["system errors", "restarts"]);
-    if wide {
-        heading.extend(["latency ms", "worker"]);
-    }
-    heading.push("error");
-    let mut table = Table::new(&heading);
-    let mut row = |id: String, status: &Value| {
-        let mut cells = vec![id, cell(&status["running"])];
-        cells.extend(fields.iter().map(|(_, field)| cell(&status[*field])));
-        cells.extend(["numSystemExceptions", "numRestarts"].map(|field| cell(&status[field])));
-        if wide {
-            cells.extend(["averageLatency", "workerId"].map(|field| cell(&status[field])));
-        }
-        let error = cell(&status["error"]);
-        let last = ["latestUserExceptions", "latestSystemExceptions"]
-            .iter()
-            .find_map(|field| {
-                status[*field].as_array()?.last()?["exceptionString"]
-                    .as_str()
-                    .map(str::to_owned)
-            });
-        let error = if error.is_empty() || error == "-" {
-            last.unwrap_or_default()
-        } else {
-            error
-        };
-        cells.push(
-            error
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .chars()
-                .take(100)
-                .collect(),
-        );
-        table.row(cells);
-    };
-    match instance {
-        Some(instance) => row(instance.to_string(), status),
-        None => {
-            for instance in status["instances"].as_array().into_iter().flatten() {
-                row(cell(&instance["instanceId"]), &instance["status"]);
-            }
-        }
-    }
-    table
 }
 
 /// A client error about a component.
@@ -395,20 +366,25 @@ fn check(kind: Component, config: Value) -> Result<(), String> {
 
 /// Adds the nearest name to a message about an unknown one.
 fn spelled(message: &str) -> String {
-    let unknown = message.contains("unknown field") || message.contains("unknown variant");
-    let word = message.split('`').nth(1);
-    let (true, Some(word), Some((what, known))) = (unknown, word, message.split_once(", expected"))
-    else {
+    let word = ["unknown field `", "unknown variant `"]
+        .iter()
+        .find_map(|before| message.split_once(before)?.1.split('`').next());
+    let (Some(word), Some((what, known))) = (word, message.split_once(", expected")) else {
         return message.to_owned();
     };
     // serde_json quotes the names that it knows, the YAML reader does not.
-    let known = known.split([',', ' ']).map(|name| name.trim_matches('`'));
-    match nearest(
-        word,
-        known.filter(|name| !["", "one", "of", "or"].contains(name)),
-    ) {
+    let known: Vec<&str> = known
+        .split(" at line ")
+        .next()
+        .unwrap_or_default()
+        .split([',', ' '])
+        .map(|name| name.trim_matches('`'))
+        .filter(|name| !["", "one", "of", "or"].contains(name))
+        .collect();
+    match nearest(word, known.iter().copied()) {
         Some(name) => format!("{what}; did you mean `{name}`?"),
-        None => what.to_owned(),
+        None if known.is_empty() => what.to_owned(),
+        None => format!("{what}; known are {}", known.join(", ")),
     }
 }
 
@@ -482,7 +458,8 @@ pub(crate) fn code(path: &str) -> Outcome<Code> {
             "it is a directory: build it or make a zip of it".to_owned(),
         ));
     }
-    let content = std::fs::read(file).map_err(|error| refused(error.to_string()))?;
+    // It is read when it is sent; what cannot be read is said now.
+    std::fs::File::open(file).map_err(|error| refused(error.to_string()))?;
     let name = file
         .file_name()
         .unwrap_or_default()
@@ -490,7 +467,7 @@ pub(crate) fn code(path: &str) -> Outcome<Code> {
         .into_owned();
     Ok(Code::File {
         name,
-        content: Bytes::from(content),
+        path: file.to_owned(),
     })
 }
 
@@ -534,17 +511,27 @@ pub(crate) fn given(flags: &impl serde::Serialize) -> Map<String, Value> {
     }
 }
 
+/// A clap parser for bytes: `1073741824`, `512M`, `1GiB`.
+fn bytes_flag(text: &str) -> Result<i64, String> {
+    // What is negative is the server's to refuse, by the field's name.
+    if let Ok(bytes) = text.parse() {
+        return Ok(bytes);
+    }
+    let bytes = geminga_stdx::size::parse_bytes(text)?;
+    i64::try_from(bytes).map_err(|_| format!("`{text}` is too large"))
+}
+
 /// What one instance may use.
 #[derive(Debug, Clone, clap::Args, serde::Serialize)]
 pub(crate) struct ResourceFlags {
-    /// Cores of one instance
-    #[arg(long)]
+    /// Cores of one instance, like 0.5
+    #[arg(long, value_name = "CORES")]
     cpu: Option<f64>,
-    /// Bytes of memory of one instance
-    #[arg(long)]
+    /// Memory of one instance: bytes, or 512M, 1GiB
+    #[arg(long, value_name = "BYTES", value_parser = bytes_flag, allow_hyphen_values = true)]
     ram: Option<i64>,
-    /// Bytes of disk of one instance
-    #[arg(long)]
+    /// Disk of one instance: bytes, or 512M, 1GiB
+    #[arg(long, value_name = "BYTES", value_parser = bytes_flag, allow_hyphen_values = true)]
     disk: Option<i64>,
 }
 
@@ -575,29 +562,100 @@ pub(crate) async fn send(
     prepared: Prepared,
 ) -> Outcome {
     let Prepared { name, config, code } = prepared;
-    client
-        .send_component(kind, update, name.fqfn(), &config, code)
+    let sent = client.send_component(kind, update, name.fqfn(), &config, code);
+    output::patiently(sent, || format!("the server takes {kind} {name} in"))
         .await
-        .map_err(|error| {
-            if update {
-                return failed(kind, error);
-            }
-            // Pulsar answers 400 where it means a conflict.
-            let exists =
-                error.status() == Some(400) && error.to_string().ends_with("already exists");
-            let mut failure = admin::failure(error);
-            if exists {
-                failure.exit = Exit::Conflict;
-                if let Some(diagnostic) = failure.diagnostics.first_mut() {
-                    diagnostic.code = "G0203";
-                    diagnostic.help = Some(format!("geminga {kind}s update ... changes it"));
-                }
-            }
-            failure
-        })?;
+        .map_err(|error| refused(kind, update, &name, error))?;
     output::note(&format!(
         "{kind} {name} {}",
         if update { "updated" } else { "created" }
     ));
+    settle::watch(client, kind, &name, settle::deadline()).await;
     Ok(())
+}
+
+/// Why a component was not taken, and what to type then.
+fn refused(kind: Component, update: bool, name: &FullName, error: ClientError) -> Failure {
+    let status = error.status();
+    let mut failure = match update {
+        true => failed(kind, error),
+        false => admin::failure(error),
+    };
+    let Some(diagnostic) = failure.diagnostics.first_mut() else {
+        return failure;
+    };
+    diagnostic.message = spelled(&diagnostic.message);
+    // Pulsar answers 400 where it means a conflict, and where something is not there.
+    let says = |text: &str| status == Some(400) && diagnostic.message.contains(text);
+    if !update && says("already exists") {
+        failure.exit = Exit::Conflict;
+        diagnostic.code = "G0203";
+        diagnostic.help = Some(format!("geminga {kind}s update {name} ... changes it"));
+    } else if says("Namespace does not exist") || says("Tenant does not exist") {
+        failure.exit = Exit::NotFound;
+        diagnostic.code = "G0202";
+        diagnostic.help = Some(format!(
+            "geminga namespaces create {}/{}",
+            name.tenant, name.namespace
+        ));
+    }
+    failure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_people_write_them() {
+        for (text, want) in [
+            ("7", Some(7)),
+            ("-5", Some(-5)),
+            ("1GB", Some(1_000_000_000)),
+            ("512M", Some(536_870_912)),
+            ("lots", None),
+        ] {
+            assert_eq!(bytes_flag(text).ok(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_told_the_nearest() {
+        for (said, want) in [
+            (
+                "`customRuntimeOptions`: unknown field `mod`, expected one of `runtime`, `mode` at line 1 column 8",
+                "`customRuntimeOptions`: unknown field `mod`; did you mean `mode`?",
+            ),
+            (
+                "unknown variant `never`, expected `spawn` or `stream`",
+                "unknown variant `never`; known are spawn, stream",
+            ),
+            (
+                "`parallelism` must be positive",
+                "`parallelism` must be positive",
+            ),
+        ] {
+            assert_eq!(spelled(said), want);
+        }
+    }
+
+    #[test]
+    fn a_name_may_stand_before_the_flags() {
+        let laid = |target: &str| {
+            let mut config = Map::new();
+            lay_name(Component::Function, target, &mut config).map(|()| Value::Object(config))
+        };
+        assert_eq!(laid("f").unwrap(), json!({"name": "f"}));
+        let full = json!({"tenant": "a", "namespace": "b", "name": "f"});
+        assert_eq!(laid("a/b/f").unwrap(), full);
+        assert!(laid("a/f").is_err());
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("f.yaml");
+        std::fs::write(&file, "name: f\n").unwrap();
+        let said = laid(&file.display().to_string()).unwrap_err().diagnostics[0].to_string();
+        assert!(
+            said.contains("functions create --function-config-file"),
+            "{said}"
+        );
+    }
 }

@@ -10,7 +10,8 @@ use serde_json::Value;
 use super::Global;
 use super::admin::{self, usage};
 use super::component::{
-    self, Action, GUARANTEES, Prepared, ResourceFlags, capitals, given, json_flag, nest, overlay,
+    self, Action, GUARANTEES, Prepared, ResourceFlags, capitals, given, json_flag, lay_name, nest,
+    overlay,
 };
 use crate::failure::Outcome;
 
@@ -18,6 +19,10 @@ use crate::failure::Outcome;
 #[derive(Debug, Clone, clap::Args, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CommonFlags {
+    /// The name, or tenant/namespace/name; --name means the same
+    #[arg(value_name = "NAME", conflicts_with = "name")]
+    #[serde(skip)]
+    target: Option<String>,
     /// ATLEAST_ONCE, ATMOST_ONCE, EFFECTIVELY_ONCE or MANUAL
     #[arg(long, alias = "processingGuarantees", value_parser = capitals(GUARANTEES))]
     processing_guarantees: Option<String>,
@@ -85,6 +90,9 @@ fn prepare<F: Connector>(flags: &F, update: bool) -> Outcome<Prepared> {
         .map(|path| overlay(F::KIND, Some(path), serde_json::Map::new()))
         .transpose()?;
     let mut laid = given(flags);
+    if let Some(target) = &flags.common().target {
+        lay_name(F::KIND, target, &mut laid)?;
+    }
     let resources = given(&flags.common().resources);
     nest(&mut laid, file.as_ref(), "resources", resources);
     let mut config = overlay(F::KIND, path, laid)?;

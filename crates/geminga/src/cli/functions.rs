@@ -16,7 +16,6 @@ use serde_json::Value;
 use super::Global;
 use super::admin::{self, usage};
 use super::component::{self, Action, InstanceArgs, NameArgs, Prepared, failed};
-use super::topics::fields_table;
 use crate::failure::{Failure, Outcome};
 use crate::output;
 
@@ -41,7 +40,7 @@ enum Command {
             geminga functions create --function-config-file count.yaml")]
     Create(Box<FunctionFlags>),
     /// Change a function: what is not given stays
-    #[command(after_help = "Example:\n  geminga functions update --name reverse --parallelism 4")]
+    #[command(after_help = "Example:\n  geminga functions update reverse --parallelism 4")]
     Update {
         #[command(flatten)]
         flags: Box<FunctionFlags>,
@@ -128,7 +127,7 @@ pub(crate) fn run(args: FunctionsArgs, global: &Global) -> Outcome {
                 output::print(
                     format,
                     &stats,
-                    |_| fields_table(&stats),
+                    |_| component::report::stats_table(&stats, args.instance_id),
                     || vec![name.to_string()],
                 )
             }
@@ -202,16 +201,20 @@ fn is_java_source(path: &str) -> bool {
 async fn go_program(source: &str, wasm: bool) -> Outcome<Code> {
     use geminga_functions::runtime::go;
     let path = std::path::Path::new(source);
-    let built = match wasm {
-        true => go::build_wasm(path).await,
-        false => go::build(path).await,
+    let building = async {
+        match wasm {
+            true => go::build_wasm(path).await,
+            false => go::build(path).await,
+        }
     };
+    let built = output::patiently(building, || format!("`{source}` is built")).await;
     built_code(source, "function", built)
 }
 
 /// Compiles Java sources here, so that the server needs no compiler.
 async fn java_jar(source: &str) -> Outcome<Code> {
-    let built = geminga_functions::runtime::java::build(std::path::Path::new(source)).await;
+    let building = geminga_functions::runtime::java::build(std::path::Path::new(source));
+    let built = output::patiently(building, || format!("`{source}` is compiled")).await;
     built_code(source, "function.jar", built)
 }
 
@@ -234,7 +237,7 @@ fn built_code(source: &str, name: &str, built: Result<PathBuf, Broken>) -> Outco
     })?;
     Ok(Code::File {
         name: name.to_owned(),
-        content: std::fs::read(program).map_err(Failure::from)?.into(),
+        path: program,
     })
 }
 

@@ -17,7 +17,7 @@ use geminga_stdx::Diagnostic;
 use serde_json::{Value, json};
 
 use super::admin::{failure, with_client};
-use super::component::{FullName, code, failed};
+use super::component::{FullName, code, failed, settle};
 use super::{Global, block_on};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::output::{self, Format, Table};
@@ -243,9 +243,10 @@ fn config_of(component: &Component) -> Value {
     let mut config = component.config.to_json();
     if let Config::Function(function) = &component.config
         && let Some((_, path)) = function.code()
-        && let Ok(code) = std::fs::read(path)
+        && let Ok(code) = std::fs::File::open(path)
+        && let Ok(digest) = digest(code)
     {
-        config["codeDigest"] = json!(digest(&code));
+        config["codeDigest"] = json!(digest);
     }
     for key in ["path", "inputDirectory"] {
         if let Some(Value::String(path)) = config.pointer_mut(&format!("/configs/{key}"))
@@ -258,13 +259,19 @@ fn config_of(component: &Component) -> Value {
 }
 
 /// FNV-1a of 128 bits: tells changed code from unchanged, and defends against nobody.
-fn digest(bytes: &[u8]) -> String {
+fn digest(mut code: impl std::io::Read) -> std::io::Result<String> {
     let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-    for &byte in bytes {
-        hash ^= u128::from(byte);
-        hash = hash.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+    let mut piece = vec![0; 64 * 1024];
+    loop {
+        let count = code.read(&mut piece)?;
+        if count == 0 {
+            return Ok(format!("{hash:032x}"));
+        }
+        for &byte in &piece[..count] {
+            hash ^= u128::from(byte);
+            hash = hash.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
+        }
     }
-    format!("{hash:032x}")
 }
 
 /// What a plan wants, as the server would show it.
@@ -344,6 +351,7 @@ async fn steps(client: &AdminClient, plan: &Plan) -> Outcome<Vec<Step>> {
 
 /// Readers first, so that nothing that is written is missed; deletions last.
 async fn apply(client: &AdminClient, plan: &Plan, steps: &[Step]) -> Outcome {
+    let mut started = Vec::new();
     for node in plan.graph.start_order() {
         let component = &plan.components[node];
         let Some(step) = steps
@@ -358,9 +366,15 @@ async fn apply(client: &AdminClient, plan: &Plan, steps: &[Step]) -> Outcome {
             Action::Delete | Action::Unchanged => continue,
         };
         send(client, component, is_update).await?;
+        started.push((kind_of(component.kind()), name_of(&component.fqfn())));
     }
     for step in steps.iter().filter(|step| step.action == Action::Delete) {
         remove(client, kind_of(step.kind), &name_of(&step.name)).await?;
+    }
+    // All of them start meanwhile.
+    let until = settle::deadline();
+    for (kind, name) in started {
+        settle::watch(client, kind, &name, until).await;
     }
     Ok(())
 }
@@ -466,7 +480,13 @@ mod tests {
     #[test]
     fn the_digest_is_fnv_1a() {
         // Published test values of FNV-1a, 128 bits.
-        assert_eq!(digest(b""), "6c62272e07bb014262b821756295c58d");
-        assert_eq!(digest(b"a"), "d228cb696f1a8caf78912b704e4a8964");
+        assert_eq!(
+            digest(&b""[..]).unwrap(),
+            "6c62272e07bb014262b821756295c58d"
+        );
+        assert_eq!(
+            digest(&b"a"[..]).unwrap(),
+            "d228cb696f1a8caf78912b704e4a8964"
+        );
     }
 }

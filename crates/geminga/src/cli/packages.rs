@@ -131,15 +131,14 @@ pub(crate) fn run(args: PackagesArgs, global: &Global) -> Outcome {
                 path,
                 said,
             } => {
-                let content = std::fs::read(&path).map_err(|error| {
-                    usage(format!("`{}` cannot be read: {error}", path.display()))
-                })?;
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
-                let form = Form::new()
-                    .json("metadata", &metadata(&said).to_string())
-                    .file("file", &name, &content);
+                let form = Form::new().json("metadata", &metadata(&said).to_string());
+                let form = form.path("file", &name, &path).await;
+                let payload = form.map_err(admin::failure)?.finish();
                 let to = versioned(&package.package);
-                let sent = client.send(Method::POST, &to, Some(form.finish())).await;
+                let megabytes = payload.bytes() / 1_000_000;
+                let sending = client.send(Method::POST, &to, Some(payload));
+                let sent = output::patiently(sending, || format!("{megabytes} MB are sent")).await;
                 sent.map_err(admin::failure)?;
                 output::note(&format!("package {} uploaded", package.package));
                 Ok(())

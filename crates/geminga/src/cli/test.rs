@@ -36,7 +36,8 @@ const LOOKED_MAX: usize = 1_000_000;
     geminga test functions/count.test.yaml --junit results.xml\n  \
     geminga test --update")]
 pub(crate) struct TestArgs {
-    /// Files of cases, or directories in which they are looked for; here when left out
+    /// Files of cases, functions that have some beside them, or directories in which they are looked for;
+    /// here when left out
     #[arg(value_name = "PATH", default_value = ".")]
     paths: Vec<PathBuf>,
     /// Write the results to this file too, as JUnit's XML
@@ -140,13 +141,11 @@ fn find(paths: &[PathBuf]) -> Outcome<Vec<PathBuf>> {
             let cases = source::files_called(path, ENDING, LOOKED_MAX)?;
             files.extend(cases.into_iter().map(|file| path.join(file.name)));
         } else if path.exists() {
-            files.push(path.clone());
+            files.push(beside(path).unwrap_or_else(|| path.clone()));
         } else {
-            let message = format!("there is no `{}`", path.display());
-            return Err(Failure::new(
-                Exit::Usage,
-                Diagnostic::error("G0310", message),
-            ));
+            let error = Diagnostic::error("G0310", format!("there is no `{}`", path.display()))
+                .help("name a file of cases, the function that it is of, or a directory");
+            return Err(Failure::new(Exit::Usage, error));
         }
     }
     // `./f` and `f` are one.
@@ -169,6 +168,16 @@ fn find(paths: &[PathBuf]) -> Outcome<Vec<PathBuf>> {
         return Err(Failure::new(Exit::NotFound, error));
     }
     Ok(files)
+}
+
+/// The cases that stand beside a configuration or a script, when that is what was named.
+fn beside(path: &Path) -> Option<PathBuf> {
+    let name = path.file_name()?.to_str()?;
+    if name.ends_with(ENDING) {
+        return None;
+    }
+    let cases = path.with_file_name(format!("{}{ENDING}", path.file_stem()?.to_str()?));
+    cases.is_file().then_some(cases)
 }
 
 /// The function that a file of cases is of.
@@ -208,7 +217,10 @@ async fn run_file<'f>(file: &'f CaseFile, config: &FunctionConfig) -> (Vec<Ran>,
             // It was said once.
             Some(Wrong::Broken(Box::new(diagnostic.clone()), text.clone()))
         } else {
-            match run_case(case, config).await {
+            let name = config.name().unwrap_or("the function");
+            let running = Box::pin(run_case(case, config));
+            let what = || format!("`{name}` is built, or starts");
+            match output::patiently(running, what).await {
                 Err(error) => {
                     let text = error.to_string();
                     let diagnostic = source::broken(config, &text);

@@ -64,6 +64,28 @@ fn each_template_passes_its_own_cases() {
 }
 
 #[test]
+fn cases_are_found_by_the_function_that_they_are_of() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let here = directory.path();
+    // A function's own output is not what its input was meant to be.
+    run(here, "init bash bash", 0);
+    for named in [
+        "bash/function.yaml",
+        "bash/function.sh",
+        "bash/function.test.yaml",
+    ] {
+        let (out, said) = run(here, &format!("test {named}"), 0);
+        assert!(out.ends_with("4 passed, 0 failed\n"), "{named}\n{out}");
+        assert_eq!(said, "", "{named}");
+    }
+    let (_, said) = run(here, "test nothing", 2);
+    assert!(
+        said.contains("there is no `nothing`") && said.contains("help:"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_case_that_fails_says_the_difference_and_may_be_accepted() {
     let directory = tempfile::tempdir().expect("a directory");
     let here = directory.path();

@@ -67,6 +67,90 @@ fn topics_subscriptions_and_functions_from_the_command_line() {
 }
 
 #[test]
+fn what_does_not_start_is_said_with_its_whole_reason() {
+    let server = Server::ephemeral();
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = directory.path().join("loud.sh");
+    let path = script.display().to_string();
+    std::fs::write(&script, "process() { if; }\n").expect("writes");
+    let create = format!("functions create loud --sh {path} --inputs words --output-topic shouts");
+    let (_, said) = server.check(&create, 0);
+    assert!(
+        said.contains("function public/default/loud created"),
+        "{said}"
+    );
+    assert!(
+        said.contains("warning[G0412]: function public/default/loud does not start"),
+        "{said}"
+    );
+    assert!(
+        said.contains("loud.sh: line 1: syntax error near"),
+        "{said}"
+    );
+    assert!(!said.contains("/packages/"), "{said}");
+    let (out, _) = server.check("functions status loud", 0);
+    assert!(out.contains("\ninstance 0:\n"), "{out}");
+    assert!(out.contains("syntax error near unexpected token"), "{out}");
+    assert!(!out.contains("/packages/"), "{out}");
+
+    // The name stands before the flags, as everywhere else; and what is mended is not warned of.
+    std::fs::write(&script, "process() { emit \"${MSG^^}\"; }\n").expect("writes");
+    let (_, said) = server.check(&format!("functions update loud --sh {path}"), 0);
+    assert_eq!(said, "function public/default/loud updated\n");
+    let (out, _) = server.check("functions trigger loud --trigger-value hello", 0);
+    assert_eq!(out, "HELLO\n");
+    let (out, _) = server.check("functions stats loud", 0);
+    assert!(out.starts_with("INSTANCE  RECEIVED"), "{out}");
+    let (_, said) = server.check("functions logs loud", 3);
+    let help = said
+        .split("help: geminga ")
+        .nth(1)
+        .expect("a command")
+        .trim();
+    server.check(help, 0);
+    server.check("functions logs loud", 0);
+    let (out, _) = server.check("functions get loud", 0);
+    assert!(
+        out.contains("inputs     words\n") || out.contains("  words\n"),
+        "{out}"
+    );
+}
+
+#[test]
+fn packages_go_from_a_file_and_into_one() {
+    let server = Server::ephemeral();
+    let directory = tempfile::tempdir().expect("a directory");
+    let (large, back) = (
+        directory.path().join("large.zip"),
+        directory.path().join("back.zip"),
+    );
+    let content: Vec<u8> = (0..3_000_001_u32).flat_map(|n| n.to_le_bytes()).collect();
+    std::fs::write(&large, &content).expect("writes");
+    let name = "function://public/default/large@v1";
+    server.check(
+        &format!("packages upload {name} --path {}", large.display()),
+        0,
+    );
+    server.check(
+        &format!("packages download {name} --path {}", back.display()),
+        0,
+    );
+    assert!(
+        std::fs::read(&back).expect("there") == content,
+        "other bytes came back"
+    );
+    let (_, said) = server.check(&format!("packages download {name} --path nowhere/x"), 1);
+    assert!(
+        said.contains("error[G0001]: `nowhere/x` cannot be written") && said.contains("help:"),
+        "{said}"
+    );
+    let (_, said) = server.check(&format!("packages upload {name} --path nowhere"), 2);
+    assert!(said.contains("`nowhere` cannot be read"), "{said}");
+    let (_, said) = server.check(&format!("packages upload {name} --path ."), 1);
+    assert!(said.contains("it is not a file"), "{said}");
+}
+
+#[test]
 fn failures_say_what_to_type() {
     let server = Server::ephemeral();
     for (words, exit, says) in [
@@ -100,6 +184,31 @@ fn failures_say_what_to_type() {
             "functions localrun --sh x.sh --inputs a --use-tls",
             2,
             "--use-tls cannot be honoured",
+        ),
+        (
+            "functions create f --exec /bin/cat --inputs a --namespace none",
+            3,
+            "geminga namespaces create public/none",
+        ),
+        (
+            "functions create f --exec /bin/cat --inputs a --parallelism 100000",
+            1,
+            "`parallelism` is at most 1000, it is 100000",
+        ),
+        (
+            "functions create f --exec /bin/cat --inputs persistent://public/default/",
+            1,
+            "input topic `persistent://public/default/`: topic name is empty",
+        ),
+        (
+            "functions create f --exec /bin/cat --inputs a --custom-runtime-options {\"mod\":1}",
+            1,
+            "did you mean `mode`?",
+        ),
+        (
+            "functions create f --exec /bin/cat --inputs a --ram lots",
+            2,
+            "write it like `64MiB`",
         ),
         ("subscriptions reset words s", 2, "--to"),
         ("topics list a/b/c", 2, "b/c"),

@@ -26,7 +26,7 @@ async fn register(router: &Router, headers: &[(&str, &str)]) -> u16 {
     let form = Form::new()
         .json("functionConfig", config)
         .file("data", "x.sh", b"cat\n");
-    let (kind, body) = form.finish();
+    let (kind, body) = form.finish().in_memory().expect("no file");
     let mut request = Request::post(PATH).header("content-type", kind);
     for (name, value) in headers {
         request = request.header(*name, *value);

@@ -117,7 +117,7 @@ async fn a_function_publishes_what_its_registrant_may() {
     let code = b"process() { emit -t \"$MSG\" said; emit \"told $MSG\"; }";
     let path = "/admin/v3/functions/t/n/f";
     let send = async |method: &str, form: Form, role: &str| {
-        let (kind, body) = form.finish();
+        let (kind, body) = form.finish().in_memory().expect("no file");
         let request = Request::builder().method(method).uri(path);
         let request = request
             .header("content-type", kind)

@@ -94,7 +94,7 @@ impl Server {
 
     /// Sends a form; the status and the reason.
     pub(super) async fn form(&self, method: &str, path: &str, form: Form) -> (u16, String) {
-        let (kind, body_bytes) = form.finish();
+        let (kind, body_bytes) = form.finish().in_memory().expect("no file");
         let request = Request::builder()
             .method(method)
             .uri(path)

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::cli::component::{
-    GUARANTEES, ResourceFlags, capitals, given, json_flag, nest, overlay, position_flag,
+    GUARANTEES, ResourceFlags, capitals, given, json_flag, lay_name, nest, overlay, position_flag,
 };
 use crate::failure::Outcome;
 
@@ -23,6 +23,10 @@ pub(crate) struct FunctionFlags {
     #[serde(skip)]
     function_config_file: Option<PathBuf>,
 
+    /// The name, or tenant/namespace/name; --name means the same
+    #[arg(value_name = "NAME", conflicts_with_all = ["name", "fqfn"])]
+    #[serde(skip)]
+    target: Option<String>,
     /// The tenant; public when left out
     #[arg(long, help_heading = "Name")]
     tenant: Option<String>,
@@ -213,6 +217,9 @@ impl FunctionFlags {
             .map(|path| overlay(kind, Some(path), Map::new()))
             .transpose()?;
         let mut flags = given(self);
+        if let Some(target) = &self.target {
+            lay_name(kind, target, &mut flags)?;
+        }
         nest(
             &mut flags,
             file.as_ref(),

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use geminga_admin::client::{AdminClient, Component};
+use geminga_admin::client::{AdminClient, ClientError, Component};
 use serde_json::Value;
 
 use crate::cli::admin::usage;
-use crate::cli::component::{NameArgs, failed, json_flag};
+use crate::cli::component::{FullName, NameArgs, failed, json_flag};
 use crate::cli::topics::fields_table;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format};
 
 #[derive(Debug, clap::Args)]
@@ -45,13 +45,26 @@ pub(super) async fn query(client: &AdminClient, args: &QueryArgs, format: Format
                 )?;
             }
             Err(error) if args.watch && error.status() == Some(404) => {}
-            Err(error) => return Err(failed(Component::Function, error)),
+            Err(error) => return Err(missing(&name, &args.key, error)),
         }
         if !args.watch {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// A key that is not there is not a function that is not there.
+fn missing(name: &FullName, key: &str, error: ClientError) -> Failure {
+    let is_key = error.to_string().starts_with("state key");
+    let mut failure = failed(Component::Function, error);
+    if let (true, Some(diagnostic)) = (is_key, failure.diagnostics.first_mut()) {
+        let state = serde_json::json!({ "key": key, "stringValue": "..." });
+        diagnostic.help = Some(format!(
+            "the function puts it, or `geminga functions putstate {name} --state '{state}'`"
+        ));
+    }
+    failure
 }
 
 pub(super) async fn put(client: &AdminClient, args: &PutArgs) -> Outcome {

@@ -30,6 +30,7 @@ pub(crate) struct Display {
     last: (Instant, Vec<u64>),
     rates: Vec<f64>,
     said: Instant,
+    plain_said: String,
     errors: Vec<Option<String>>,
 }
 
@@ -80,6 +81,7 @@ impl Display {
             terminal,
             started: now,
             said: now,
+            plain_said: String::new(),
         }
     }
 
@@ -100,7 +102,12 @@ impl Display {
             }
             None if self.said.elapsed() >= PLAIN_INTERVAL => {
                 self.said = Instant::now();
-                output::note(&self.plain(counts));
+                let text = self.plain(counts);
+                // A log is no place for the same line again and again.
+                if text != self.plain_said {
+                    output::note(&text);
+                    self.plain_said = text;
+                }
             }
             None => {}
         }
