@@ -307,7 +307,7 @@ async fn commands_that_do_not_start_say_why() {
                  (loop $l (br $l))",
             ),
             "deployment",
-            "more than 900000000 bytes",
+            "more than 5242880 bytes",
         ),
         ("an end", command("", "(call $exit (i32.const 3))"), "start", "status 3"),
         (
