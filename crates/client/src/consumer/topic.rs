@@ -615,7 +615,11 @@ impl Topic {
             }
             state.link = Link::Open(connection.clone());
             state.subscription += 1;
-            self.jump();
+            if self.options.durable {
+                // What was opened and not received is not acknowledged: it comes again. Where the
+                // subscription is not durable it does not: the link began behind it.
+                self.jump();
+            }
             state.opener.clear();
             state.acks.forget_deliveries();
             state.nacks.clear();
@@ -630,9 +634,11 @@ impl Topic {
         }
     }
 
-    /// Where a subscription that is not durable begins.
+    /// Where a subscription that is not durable begins: behind the last message that was opened. What came by
+    /// the link before and is not opened by now comes again.
     pub(super) fn start_position(&self) -> Option<MessageId> {
         let mut state = self.state.lock();
+        state.subscription += 1;
         if let Some(taken) = state.last_taken {
             state.opener.start = Some(Start {
                 id: taken,

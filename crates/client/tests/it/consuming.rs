@@ -218,6 +218,34 @@ async fn a_reader_goes_on_after_what_it_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reader_keeps_the_rest_of_a_batch_over_a_lost_link() {
+    let (builder, mut fake) = fake();
+    let client = builder.build();
+    let building = client.reader("t").start(MessageId::EARLIEST).build();
+    let (reader, (mut session, id)) = tokio::join!(building, async {
+        let mut session = fake.accept().await;
+        let (subscribe, _) = session.subscribe().await;
+        (session, subscribe.consumer_id)
+    });
+    let mut reader = reader.unwrap();
+    session.deliver_batch(id, 0, &["0", "1", "2"]).await;
+    session.deliver_batch(id, 1, &["3", "4"]).await;
+    let first = reader.next_batch(2).await.unwrap();
+    assert_eq!(first.len(), 2);
+    drop(session);
+    let mut session = fake.accept().await;
+    let (subscribe, _) = session.subscribe().await;
+    let start = subscribe.start_message_id.unwrap();
+    assert_eq!((start.ledger_id, start.entry_id), (1, 0));
+    session.deliver_batch(id, 0, &["0", "1", "2"]).await;
+    session.deliver_batch(id, 1, &["3", "4"]).await;
+    session.deliver(id, 2, "5").await;
+    for expected in ["2", "3", "4", "5"] {
+        assert_eq!(reader.next().await.unwrap().payload, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_seek_waits_with_its_new_link_for_the_answer() {
     let (mut consumer, _fake, mut session, id) = consumer(SubType::Shared, 10).await;
     session.deliver(id, 5, "old").await;

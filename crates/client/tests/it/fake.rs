@@ -214,6 +214,33 @@ impl Session {
         self.deliver_block(consumer_id, entry_id, &block).await;
     }
 
+    /// An entry that holds several messages.
+    pub(crate) async fn deliver_batch(
+        &mut self,
+        consumer_id: u64,
+        entry_id: u64,
+        payloads: &[&str],
+    ) {
+        let mut batch = batch::Builder::default();
+        for payload in payloads {
+            batch.push(
+                &mut pb::SingleMessageMetadata::default(),
+                payload.as_bytes(),
+            );
+        }
+        let (payload, count) = batch.finish();
+        let metadata = pb::MessageMetadata {
+            producer_name: "p".into(),
+            sequence_id: entry_id,
+            publish_time: 1,
+            num_messages_in_batch: Some(count),
+            ..Default::default()
+        };
+        let mut block = message::encode_headers(&metadata, &payload);
+        block.extend_from_slice(&payload);
+        self.deliver_block(consumer_id, entry_id, &block).await;
+    }
+
     pub(crate) async fn deliver_block(&mut self, consumer_id: u64, entry_id: u64, block: &[u8]) {
         let message = pb::CommandMessage {
             consumer_id,
