@@ -85,7 +85,7 @@ def main():
                 system.rest("DELETE", path, timeout=60)
                 p50, p99 = (Pairs([run[q] for run in alone], [run[q] for run in beside]) for q in ("p50", "p99"))
                 print(f"| {what} | {p50.before:.2f}, {p50.after:.2f} | {p99.before:.2f}, {p99.after:.2f} | {p99} | "
-                      f"{errors[-1][:90] if errors else ''} |", flush=True)
+                      f"{errors[-1].splitlines()[0][:90] if errors else ''} |", flush=True)
         finally:
             system.stop()
 

@@ -350,12 +350,13 @@ def main():
             mine["how"] = how
             for language, found in measure(system, options, code):
                 mine["languages"].setdefault(language, {}).update(found)
+                if options.markdown:
+                    # Each as it comes: a later one may fail.
+                    FIGURES.write_text(json.dumps(kept, indent=1) + "\n")
+                    write_into(options.markdown, table(kept))
         finally:
             system.stop()
-    if options.markdown:
-        FIGURES.write_text(json.dumps(kept, indent=1) + "\n")
-        write_into(options.markdown, table(kept))
-    else:
+    if not options.markdown:
         print(table({name: mine}))
 
 

@@ -43,6 +43,13 @@ impl ReaderBuilder {
         self
     }
 
+    /// Whether the topic is made where there is none and the broker makes topics by itself; true.
+    /// Otherwise building fails with `TopicNotFound`.
+    pub fn create_topic(mut self, create: bool) -> Self {
+        self.consumer = self.consumer.create_topic(create);
+        self
+    }
+
     /// The reader's name, for the broker's statistics.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.consumer = self.consumer.name(name);

@@ -55,24 +55,39 @@ pub(crate) struct Changelog {
     rewriting: AtomicBool,
     /// The last record that `open` read.
     read_to: MessageId,
+    /// The topic has no keeper yet: it is made before the first record.
+    is_unkept: AtomicBool,
+}
+
+/// When a topic that is not there is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Made {
+    Now,
+    /// By the first record: most functions keep no state, and their topics would be thousands.
+    ByFirstRecord,
 }
 
 impl Changelog {
-    /// Reads the topic to its end, and makes it when there is none. `records_max` is how many
-    /// records may be written before the living ones are written anew.
+    /// Reads the topic to its end. `records_max` is how many records may be written before the living ones
+    /// are written anew.
     pub(crate) async fn open(
         client: &Client,
         topic: &str,
         batching: Batching,
         records_max: u64,
+        made: Made,
         mut take: impl FnMut(ReceivedMessage),
     ) -> Result<Self> {
-        let keeper = keeper(client, topic).await?;
-        let last = keeper.last_message_id().await?;
-        keeper.close().await?;
+        let is_unkept = made == Made::ByFirstRecord && !exists(client, topic).await?;
+        let mut last = None;
+        if !is_unkept {
+            let keeper = keeper(client, topic).await?;
+            last = Some(keeper.last_message_id().await?).filter(|last| last.entry_id >= 0);
+            keeper.close().await?;
+        }
         let (mut from, mut records) = (None, 0);
         let mut read_to = MessageId::EARLIEST;
-        if last.entry_id >= 0 {
+        if let Some(last) = last {
             from = last_place(client, topic, last).await?;
             let mut reader = client
                 .reader(topic)
@@ -103,6 +118,7 @@ impl Changelog {
             patience: AtomicU64::new(0),
             rewriting: AtomicBool::new(false),
             read_to,
+            is_unkept: AtomicBool::new(is_unkept),
         })
     }
 
@@ -154,6 +170,7 @@ impl Changelog {
             before: AtomicU64::new(0),
             patience: AtomicU64::new(0),
             rewriting: AtomicBool::new(false),
+            is_unkept: AtomicBool::new(false),
         };
         let mark = changelog.enqueue(Message::new(&b"mark"[..])).await?.await?;
         let reading = async {
@@ -198,6 +215,10 @@ impl Changelog {
         let producer = match held.take() {
             Some(producer) => producer,
             None => {
+                if self.is_unkept.load(Ordering::Acquire) {
+                    keeper(&self.client, &self.topic).await?.close().await?;
+                    self.is_unkept.store(false, Ordering::Release);
+                }
                 let made = self.client.producer(&self.topic);
                 let made = made.compression(Compression::Lz4);
                 made.batching(self.batching.clone()).build().await?
@@ -341,6 +362,15 @@ pub(crate) fn is_mark(message: &ReceivedMessage) -> bool {
 /// Whether somebody else holds the topic now.
 pub(crate) fn is_fenced(error: &Error) -> bool {
     error.server_error() == Some(ServerError::ProducerFenced)
+}
+
+async fn exists(client: &Client, topic: &str) -> Result<bool> {
+    let reader = client.reader(topic).create_topic(false).build().await;
+    match reader {
+        Ok(reader) => reader.close().await.map(|()| true),
+        Err(error) if error.server_error() == Some(ServerError::TopicNotFound) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 async fn keeper(client: &Client, topic: &str) -> Result<geminga_client::Consumer> {

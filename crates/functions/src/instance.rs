@@ -720,7 +720,8 @@ impl Instance {
                     .await
                     .map_err(Fault::Commit)?,
                 None => {
-                    let receipts = state.record(&outcome.state).await.map_err(Fault::Sink)?;
+                    let recorded = state.record(&outcome.state).await;
+                    let receipts = recorded.map_err(|error| Fault::Sink(error.to_string()))?;
                     commit.receipts.extend(receipts);
                 }
             }

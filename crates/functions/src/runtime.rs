@@ -127,6 +127,44 @@ pub enum StateChange {
     Increment(String, i64),
 }
 
+/// Bytes of a key of the state; a change of a longer one fails its message. All keys are in memory.
+pub const STATE_KEY_BYTES_MAX: usize = 1024;
+/// Bytes of a value of the state: it must fit into a message of the state's topic.
+pub const STATE_VALUE_BYTES_MAX: usize = 4 << 20;
+
+impl StateChange {
+    pub(crate) fn key(&self) -> &str {
+        match self {
+            Self::Put(key, _) | Self::Delete(key) | Self::Increment(key, _) => key,
+        }
+    }
+
+    /// Why it can not be kept.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let key = self.key();
+        if key.len() > STATE_KEY_BYTES_MAX {
+            let begin: String = key.chars().take(40).collect();
+            let bytes = key.len();
+            return Some(format!(
+                "the state's key `{begin}…` has {bytes} bytes: {STATE_KEY_BYTES_MAX} at most"
+            ));
+        }
+        match self {
+            Self::Put(_, value) if value.len() > STATE_VALUE_BYTES_MAX => Some(format!(
+                "the state's value of `{key}` has {} bytes: {STATE_VALUE_BYTES_MAX} at most",
+                value.len()
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// The failure of a message whose changes of the state can not be kept.
+pub(crate) fn unkept(changes: &[StateChange]) -> Option<Failure> {
+    let why = changes.iter().find_map(StateChange::refusal)?;
+    Some(Failure::new(FailureKind::Data, why))
+}
+
 /// What the function said of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {

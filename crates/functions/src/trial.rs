@@ -86,10 +86,14 @@ pub async fn run_trial(
     let gauge = Arc::new(Gauge::default());
     let state = Arc::new(FunctionState::in_memory(&tasks));
     for (key, value) in trial.state {
-        state.apply(&[match value {
+        let change = match value {
             TrialValue::Counter(by) => StateChange::Increment(key, by),
             TrialValue::Bytes(bytes) => StateChange::Put(key, bytes),
-        }]);
+        };
+        if let Some(why) = change.refusal() {
+            return Err(WorkerError::Invalid(vec![why]));
+        }
+        state.apply(&[change]);
     }
     let logs = seen.clone();
     let on_log = Arc::new(move |line: &LogLine| logs.lock().logs.push(line.clone()));

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::component::{Component, ComponentId, Kind};
 use crate::connector::table::TableView;
 use crate::error::WorkerError;
-use crate::instance::state;
+use crate::instance::state::{self, Unchanged};
 use crate::plan::{Input, Output, Plan, Process, plan};
 use crate::runtime::{Broken, LogLine, Processes, StateChange};
 
@@ -396,14 +396,21 @@ impl Worker {
         id: &ComponentId,
         value: FunctionState,
     ) -> Result<(), WorkerError> {
-        let state = self.state(id).await?;
         let bytes = value
             .bytes()
             .map_err(|why| WorkerError::Invalid(vec![why]))?;
-        state
-            .change(StateChange::Put(value.key, bytes))
-            .await
-            .map_err(|why| WorkerError::Invalid(vec![why]))
+        let change = StateChange::Put(value.key, bytes);
+        let began = tokio::time::Instant::now();
+        loop {
+            let state = self.state(id).await?;
+            match state.change(change.clone()).await {
+                // An update took the function's place meanwhile: the new one is asked.
+                Err(Unchanged::Closed) if began.elapsed() < SUBSCRIBE_WAIT => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                done => return done.map_err(|why| WorkerError::Invalid(vec![why.to_string()])),
+            }
+        }
     }
 
     /// The topics that a component reads and its subscription on them; none for what reads no topic.

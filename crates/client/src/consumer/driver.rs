@@ -104,6 +104,7 @@ async fn subscribe(topic: &Topic, connection: &Arc<Connection>) -> Result<Comman
             consumer_name: Some(options.name.clone()),
             priority_level: Some(options.priority),
             durable: Some(options.durable),
+            force_topic_creation: Some(options.create_topic),
             start_message_id: start.map(|id| id.to_data()),
             metadata: command::key_values(options.properties.iter().cloned()),
             read_compacted: Some(options.read_compacted),

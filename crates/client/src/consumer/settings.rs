@@ -137,6 +137,7 @@ pub(super) struct Options {
     pub(super) name: String,
     pub(super) sub_type: SubType,
     pub(super) durable: bool,
+    pub(super) create_topic: bool,
     pub(super) initial_position: InitialPosition,
     pub(super) start: Option<Start>,
     pub(super) queue_size: usize,
@@ -178,6 +179,7 @@ impl ConsumerBuilder {
                 name: shared.random_name(5),
                 sub_type: SubType::default(),
                 durable: true,
+                create_topic: true,
                 initial_position: InitialPosition::default(),
                 start: None,
                 queue_size: 1000,
@@ -218,6 +220,13 @@ impl ConsumerBuilder {
     /// Whether the subscription outlives its consumers; true.
     pub fn durable(mut self, durable: bool) -> Self {
         self.options.durable = durable;
+        self
+    }
+
+    /// Whether the topic is made where there is none and the broker makes topics by itself; true.
+    /// Otherwise building fails with `TopicNotFound`.
+    pub fn create_topic(mut self, create: bool) -> Self {
+        self.options.create_topic = create;
         self
     }
 

@@ -44,7 +44,7 @@ pub(crate) struct Committer {
 impl Committer {
     /// Runs until the instance lets go of its end, then acknowledges what is left.
     pub(crate) async fn run(self, mut commits: mpsc::Receiver<Commit>) -> Result<(), Fault> {
-        let mut turn = Vec::with_capacity(AT_ONCE);
+        let mut turn = Vec::new();
         while commits.recv_many(&mut turn, AT_ONCE).await > 0 {
             let mut origins = Vec::with_capacity(turn.len());
             let (count, mut written) = (turn.len(), 0);
@@ -70,8 +70,9 @@ impl Committer {
                     origin.flatten(&mut origins);
                 }
             }
+            // Also when one failed: what was written before it is about to be acknowledged.
             if let Some(syncer) = &self.syncer
-                && failed.is_none()
+                && durable > 0
             {
                 syncer.sync().await.map_err(Fault::Sink)?;
             }

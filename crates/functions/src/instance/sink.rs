@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use geminga_client::{Client, Message as Sent, MessageId, Producer, Receipt, Schema, Transaction};
+use geminga_client::{
+    Batching, Client, Message as Sent, MessageId, Producer, Receipt, Schema, Transaction,
+};
 use geminga_stdx::Clock;
 
 use super::guarantee::Letter;
@@ -147,7 +149,9 @@ impl TopicSink {
             builder = builder.property(name.clone(), value.clone());
         }
         if let Some(name) = name {
-            builder = builder.name(name);
+            // Alone: of a batch a broker looks at the first number, and after a restart batches are others.
+            // One that begins with what it has would be dropped with all that is new in it.
+            builder = builder.name(name).batching(Batching::off());
         }
         builder.build().await
     }

@@ -17,11 +17,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use geminga_client::{Batching, Client, Error, Message, MessageId, Receipt, Transaction};
+use geminga_client::{
+    Batching, Client, Error, Message, MessageId, Receipt, ServerError, Transaction,
+};
 use geminga_stdx::Tasks;
 use parking_lot::{Mutex, RwLock};
 
-use crate::changelog::{Changelog, is_fenced};
+use crate::changelog::{Changelog, Made, is_fenced};
 
 use crate::runtime::{StateChange, incremented};
 
@@ -34,8 +36,6 @@ const REWRITE_AT_ONCE: usize = 256;
 /// How long a transaction that writes all values may take: a successor waits for 90 s at most.
 const REWRITE_MIN: Duration = Duration::from_secs(10);
 const REWRITE_MAX: Duration = Duration::from_secs(60);
-/// Bytes of a key, and entries of one function: what state costs in memory is bounded.
-const KEY_BYTES_MAX: usize = 1024;
 
 /// A value and what is known of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub(crate) struct FunctionState {
     rewriting: tokio::sync::Mutex<()>,
     /// Somebody else may change the state: nothing more may be written.
     closed: AtomicBool,
+    /// Read while a change from outside is under way: it is whole before somebody else reads the state.
+    outside: tokio::sync::RwLock<()>,
     tasks: Tasks,
     /// Of an effectively-once instance.
     alone: Option<Alone>,
@@ -70,6 +72,26 @@ struct Alone {
     fenced: AtomicBool,
     /// Other instances of the function have state of their own: changes would be of no use.
     has_peers: bool,
+}
+
+/// Why a change from outside did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unchanged {
+    /// Another crew has the state now.
+    #[error("the function is being changed")]
+    Closed,
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<Error> for Unchanged {
+    fn from(error: Error) -> Self {
+        match error.server_error() {
+            // One that holds it alone is about to run.
+            Some(ServerError::ProducerBusy | ServerError::ProducerFenced) => Self::Closed,
+            _ => Self::Failed(error.to_string()),
+        }
+    }
 }
 
 /// How an instance takes its state for itself.
@@ -97,13 +119,22 @@ impl FunctionState {
         let mut map = BTreeMap::new();
         let take = |message| take_in(&mut map, message);
         let batching = Batching::default();
-        let changelog = Changelog::open(client, topic, batching, records_max, take).await?;
+        let changelog = Changelog::open(
+            client,
+            topic,
+            batching,
+            records_max,
+            Made::ByFirstRecord,
+            take,
+        )
+        .await?;
         Ok(Self {
             map: RwLock::new(map),
             changelog: Some(changelog),
             recording: tokio::sync::Mutex::new(()),
             rewriting: tokio::sync::Mutex::new(()),
             closed: AtomicBool::new(false),
+            outside: tokio::sync::RwLock::default(),
             tasks: tasks.clone(),
             alone: None,
         })
@@ -134,6 +165,7 @@ impl FunctionState {
             recording: tokio::sync::Mutex::new(()),
             rewriting: tokio::sync::Mutex::new(()),
             closed: AtomicBool::new(false),
+            outside: tokio::sync::RwLock::default(),
             tasks: tasks.clone(),
         })
     }
@@ -146,6 +178,7 @@ impl FunctionState {
             recording: tokio::sync::Mutex::new(()),
             rewriting: tokio::sync::Mutex::new(()),
             closed: AtomicBool::new(false),
+            outside: tokio::sync::RwLock::default(),
             tasks: tasks.clone(),
             alone: None,
         }
@@ -174,12 +207,12 @@ impl FunctionState {
     pub(crate) async fn record(
         self: &Arc<Self>,
         changes: &[StateChange],
-    ) -> Result<Vec<Receipt>, String> {
+    ) -> Result<Vec<Receipt>, Error> {
         let Some(changelog) = &self.changelog else {
             return Ok(Vec::new());
         };
         let in_order = self.recording.lock().await;
-        let mut keys: Vec<&str> = changes.iter().map(key_of).collect();
+        let mut keys: Vec<&str> = changes.iter().map(StateChange::key).collect();
         keys.sort_unstable();
         keys.dedup();
         let mut receipts = Vec::with_capacity(keys.len());
@@ -188,8 +221,7 @@ impl FunctionState {
                 None => Message::tombstone().key(key),
                 Some(entry) => record_of(key, entry),
             };
-            let receipt = changelog.enqueue(record).await.map_err(|e| e.to_string())?;
-            receipts.push(receipt);
+            receipts.push(changelog.enqueue(record).await?);
         }
         drop(in_order);
         let living = self.map.read().len();
@@ -212,6 +244,7 @@ impl FunctionState {
     /// Ends what is written in the background; answers when nothing more is.
     pub(crate) async fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        let _none = self.outside.write().await;
         let _ended = self.rewriting.lock().await;
     }
 
@@ -247,7 +280,7 @@ impl FunctionState {
             );
         }
         let _in_order = self.recording.lock().await;
-        let mut keys: Vec<&str> = changes.iter().map(key_of).collect();
+        let mut keys: Vec<&str> = changes.iter().map(StateChange::key).collect();
         keys.sort_unstable();
         keys.dedup();
         let records: Vec<Message> = {
@@ -397,14 +430,21 @@ impl FunctionState {
     }
 
     /// A change from outside any message; durable when it resolves.
-    pub(crate) async fn change(self: &Arc<Self>, change: StateChange) -> Result<(), String> {
+    pub(crate) async fn change(self: &Arc<Self>, change: StateChange) -> Result<(), Unchanged> {
+        if let Some(why) = change.refusal() {
+            return Err(Unchanged::Failed(why));
+        }
+        let _whole = self.outside.read().await;
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Unchanged::Closed);
+        }
         let changes = [change];
         self.apply(&changes);
         let receipts = match (&self.changelog, &self.alone) {
             (Some(changelog), Some(alone)) => {
                 // In one turn: a message released in between must not get into this record.
                 let _in_order = self.recording.lock().await;
-                let key = key_of(&changes[0]);
+                let key = changes[0].key();
                 let value = {
                     let released = &mut *alone.released.lock();
                     changes.iter().for_each(|change| apply(released, change));
@@ -415,12 +455,12 @@ impl FunctionState {
                     Some(entry) => record_of(key, entry),
                 };
                 let sent = changelog.enqueue(record).await;
-                vec![sent.map_err(|error| self.note(&error))?]
+                vec![sent.map_err(|error| Unchanged::Failed(self.note(&error)))?]
             }
             _ => self.record(&changes).await?,
         };
         for receipt in receipts {
-            receipt.await.map_err(|error| error.to_string())?;
+            receipt.await?;
         }
         Ok(())
     }
@@ -464,21 +504,8 @@ fn record_of(key: &str, entry: Entry) -> Message {
     }
 }
 
-fn key_of(change: &StateChange) -> &str {
-    match change {
-        StateChange::Put(key, _) | StateChange::Delete(key) | StateChange::Increment(key, _) => key,
-    }
-}
-
 fn apply(map: &mut BTreeMap<String, Entry>, change: &StateChange) {
-    let key = key_of(change);
-    if key.len() > KEY_BYTES_MAX {
-        tracing::warn!(
-            bytes = key.len(),
-            "state key longer than {KEY_BYTES_MAX} bytes: not kept"
-        );
-        return;
-    }
+    let key = change.key();
     let before = map.get(key);
     let version = before.map_or(0, |entry| entry.version) + 1;
     let entry = match change {

@@ -23,31 +23,32 @@ pub(crate) struct Exception {
     pub(crate) at_ms: u64,
 }
 
+/// Buckets of a histogram, at most.
+const BUCKETS_MAX: usize = 40 * 16;
+
 /// Latencies in buckets of a sixteenth of a power of two: 6 % wide, microseconds to hours.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Histogram {
+    /// As many as were needed: an instance that does nothing has none.
     buckets: Vec<u64>,
     count: u64,
     sum_us: u64,
 }
 
-impl Default for Histogram {
-    fn default() -> Self {
-        Self {
-            buckets: vec![0; 40 * 16],
-            count: 0,
-            sum_us: 0,
-        }
-    }
-}
-
 impl Histogram {
     pub(crate) fn add(&mut self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let index = Self::index(us).min(self.buckets.len() - 1);
+        let index = Self::index(us).min(BUCKETS_MAX - 1);
+        self.reach(index + 1);
         self.buckets[index] += 1;
         self.count += 1;
         self.sum_us = self.sum_us.saturating_add(us);
+    }
+
+    fn reach(&mut self, buckets: usize) {
+        if self.buckets.len() < buckets {
+            self.buckets.resize(buckets, 0);
+        }
     }
 
     fn index(us: u64) -> usize {
@@ -95,6 +96,7 @@ impl Histogram {
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {
+        self.reach(other.buckets.len());
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
             *mine += theirs;
         }

@@ -483,6 +483,11 @@ impl Warm {
             self.pending_bytes.remove(&None);
             self.pending_bytes.remove(&Some(id));
         }
+        if !matches!(verdict, Verdict::Failed(_))
+            && let Some(failure) = super::unkept(&state)
+        {
+            verdict = Verdict::Failed(failure);
+        }
         let kept = if let Verdict::Failed(failure) = &mut verdict {
             state.clear();
             failure.stderr_tail = running.tail.take();

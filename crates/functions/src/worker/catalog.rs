@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::packages::PackageRecord;
 use super::rights::Registrant;
 use super::schedule::Unit;
-use crate::changelog::Changelog;
+use crate::changelog::{Changelog, Made};
 use crate::component::{Component, ComponentId};
 use crate::error::WorkerError;
 
@@ -322,14 +322,21 @@ impl Catalog {
         records_max: u64,
     ) -> Result<Self, WorkerError> {
         let (mut view, mut foreign, mut read) = (View::default(), 0u64, 0u64);
-        let changelog = Changelog::open(client, topic, Batching::off(), records_max, |message| {
-            read += 1;
-            let value = (!message.null_value).then_some(&message.payload[..]);
-            let key = message.key.as_deref().unwrap_or_default();
-            if !view.apply(key, value) {
-                foreign += 1;
-            }
-        });
+        let changelog = Changelog::open(
+            client,
+            topic,
+            Batching::off(),
+            records_max,
+            Made::Now,
+            |message| {
+                read += 1;
+                let value = (!message.null_value).then_some(&message.payload[..]);
+                let key = message.key.as_deref().unwrap_or_default();
+                if !view.apply(key, value) {
+                    foreign += 1;
+                }
+            },
+        );
         let changelog = changelog
             .await
             .map_err(WorkerError::client(format!("catalogue `{topic}`")))?;

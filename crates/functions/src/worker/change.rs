@@ -515,8 +515,7 @@ impl Worker {
                     }
                 };
                 if let Some(old) = known {
-                    old.crew.stop_all(STOP_GRACE).await;
-                    old.crew.forget_state().await;
+                    old.crew.retire(STOP_GRACE).await;
                     inner.lines.retire(id);
                 }
                 Arc::new(Entry { record, crew })

@@ -119,6 +119,8 @@ pub(crate) struct Crew {
     limits: Option<Limits>,
     seats: Arc<Vec<Arc<Seat>>>,
     state: Arc<tokio::sync::Mutex<Option<Arc<FunctionState>>>>,
+    /// Another crew is in its place, or about to be.
+    is_retired: Arc<AtomicBool>,
 }
 
 impl Crew {
@@ -158,6 +160,7 @@ impl Crew {
             limits,
             seats: Arc::new(seats.collect()),
             state: Arc::default(),
+            is_retired: Arc::default(),
         }
     }
 
@@ -211,8 +214,20 @@ impl Crew {
             .await
             .map(Arc::new)
             .map_err(WorkerError::client(format!("state of {id}")))?;
+        if self.is_retired.load(Ordering::Acquire) {
+            // To be read, and no more: the next crew's is to be changed.
+            state.close().await;
+            return Ok(state);
+        }
         *held = Some(state.clone());
         Ok(state)
+    }
+
+    /// Another crew comes in its place: stops it, and lets go of the state for good.
+    pub(crate) async fn retire(&self, grace: Duration) {
+        self.stop_all(grace).await;
+        self.is_retired.store(true, Ordering::Release);
+        self.forget_state().await;
     }
 
     /// Lets go of the state when nothing runs here: another worker may change it from now on, or has

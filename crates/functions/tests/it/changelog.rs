@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use geminga_client::{InitialPosition, SubType};
 use geminga_functions::{ComponentId, FunctionState};
+use geminga_model::FunctionConfig;
 use serde_json::json;
 
 use crate::stage::{PATIENCE, Stage, numbers, receive};
@@ -139,4 +140,51 @@ async fn the_catalogue_is_kept_from_deletion_and_bounded_too() {
     stage.another_worker().await;
     assert_eq!(stage.worker.components(), ids[..1]);
     stage.end().await;
+}
+
+/// A value that was taken is there, also when the function was being changed at that moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_was_put_outlives_updates() {
+    for guarantee in ["ATLEAST_ONCE", "EFFECTIVELY_ONCE"] {
+        let mut stage = Stage::new().await;
+        let input = stage.topic("in");
+        let fields = json!({"sh": "process() { :; }", "inputs": [&input], "processingGuarantees": guarantee});
+        let id = stage.function("f", fields).await;
+        let text = |n: u64| FunctionState {
+            key: "k".to_owned(),
+            string_value: Some(n.to_string()),
+            ..FunctionState::default()
+        };
+        let updates = async {
+            for n in 0..8 {
+                let change: FunctionConfig =
+                    serde_json::from_value(json!({"userConfig": {"n": n}})).expect("a config");
+                let updated = stage.worker.update(&id, change.into(), None).await;
+                updated.expect("updated");
+            }
+        };
+        let mut updates = Box::pin(updates);
+        let mut n = 0;
+        loop {
+            n += 1;
+            let put = stage.worker.state_put(&id, text(n));
+            tokio::pin!(put);
+            tokio::select! {
+                () = &mut updates => {
+                    put.await.expect("taken");
+                    break;
+                }
+                done = &mut put => done.expect("taken"),
+            }
+            let seen = stage.worker.state_get(&id, "k").await.expect("there");
+            assert_eq!(seen.string_value, Some(n.to_string()), "{guarantee}");
+        }
+        drop(updates);
+        assert!(n > 8, "{guarantee}: {n} values");
+        stage.worker.shutdown(Duration::from_secs(5)).await;
+        stage.another_worker().await;
+        let seen = stage.worker.state_get(&id, "k").await.expect("there");
+        assert_eq!(seen.string_value, Some(n.to_string()), "{guarantee}");
+        stage.end().await;
+    }
 }

@@ -391,3 +391,28 @@ effect. `refused`: creation fails, and the answer names the field. `in part`: th
 is taken, since files for Pulsar and Kubernetes have it, it has no effect, and the status says so and why. Of `parallelism` and
 `processingGuarantees` the file source takes 1 and no `EFFECTIVELY_ONCE`.
 ";
+
+/// What is acknowledged is in the file, also when a dead letter of the same turn can not be written.
+#[tokio::test]
+async fn a_letter_that_fails_takes_no_lines_along() {
+    let stage = Stage::new().await;
+    let (input, letters) = (stage.topic("in"), stage.topic("dead"));
+    let path = stage.directory.path().join("lines");
+    let id = stage
+        .sink(json!({"name": "lines", "sinkType": "file", "inputs": [&input], "deadLetterTopic": &letters,
+            "configs": {"path": &path}}))
+        .await;
+    stage.send(&input, ["not\none line"]).await;
+    stage.drained().await;
+    let topic: TopicName = letters.parse().expect("a topic");
+    stage.broker().terminate(&topic).await.expect("ended");
+    stage.send(&input, ["a", "b", "neither\none line"]).await;
+    stage
+        .until("it fails again and again", |worker| {
+            let status = worker.status(&id).expect("status");
+            status.instances[0].status.num_restarts > 1
+        })
+        .await;
+    in_file(&stage, &path, "a\nb\n").await;
+    stage.end().await;
+}

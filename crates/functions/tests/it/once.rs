@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use geminga_broker::BrokerConfig;
 use geminga_client::Message;
 use serde_json::json;
 
@@ -109,5 +110,34 @@ async fn instances_beside_it_share_no_state() {
             said.contains("needs `parallelism: 1`")
         })
         .await;
+    stage.end().await;
+}
+
+/// Without transactions a broker drops what it has by numbers, and of a batch it looks at the first. After a restart the
+/// outputs of the same inputs are in other batches: none of them may be dropped with what is there already.
+#[tokio::test]
+async fn outputs_by_numbers_are_all_there_after_a_restart() {
+    let config = BrokerConfig {
+        transaction_coordinator_enabled: false,
+        broker_deduplication_enabled: true,
+        ..BrokerConfig::default()
+    };
+    let stage = Stage::with(10_000, config, None).await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let mut out = stage.consumer(&output).await;
+    let fields = json!({"sh": "process() { emit \"$MSG\"; }", "inputs": [&input], "output": &output,
+        "subscriptionPosition": "Earliest", "processingGuarantees": "EFFECTIVELY_ONCE"});
+    stage.send(&input, ["1", "2", "3"]).await;
+    let id = stage.function("f", fields.clone()).await;
+    assert_eq!(texts(&receive(&mut out, 3).await), ["1", "2", "3"]);
+    // Its acknowledgements are lost with its subscription.
+    stage.worker.delete(&id).await.expect("deleted");
+    stage.send(&input, ["4", "5", "6", "7"]).await;
+    let id = stage.function("f", fields).await;
+    assert_eq!(texts(&receive(&mut out, 4).await), ["4", "5", "6", "7"]);
+    nothing_more(&mut out).await;
+    let status = stage.worker.status(&id).expect("status");
+    let told = status.instances[0].status.effectively_once.clone();
+    assert!(told.is_some_and(|told| told.starts_with("sequence ids")));
     stage.end().await;
 }

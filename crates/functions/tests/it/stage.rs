@@ -56,7 +56,11 @@ impl Stage {
         Self::with(10_000, BrokerConfig::default(), Some(runtime)).await
     }
 
-    async fn with(records_max: u64, config: BrokerConfig, wasm: Option<MakeRuntime>) -> Self {
+    pub(crate) async fn with(
+        records_max: u64,
+        config: BrokerConfig,
+        wasm: Option<MakeRuntime>,
+    ) -> Self {
         let unique = Random::from_entropy().name(8);
         let (client, server) = if let Ok(url) = std::env::var("GEMINGA_TEST_SERVICE_URL") {
             (Client::builder(url).build(), None)

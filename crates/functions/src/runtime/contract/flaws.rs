@@ -213,6 +213,46 @@ echo "$GMG_KEY $GMG_PROP_a_b $GMG_MESSAGE_ID $GMG_FUNCTION $GMG_CONF_greeting"
 }
 
 #[tokio::test]
+async fn a_change_of_the_state_that_can_not_be_kept_fails_its_message() {
+    let long = "printf -v key 'k%.0s' {1..1025}";
+    let warm = format!(
+        "process() {{ {long}\n case $MSG in key) state put \"$key\" 1;; value) printf -v all '%*s' 4194305 x; \
+         state put large \"$all\";; *) state put \"${{key:1}}\" 1;; esac; emit done; }}"
+    );
+    let mut f = shell(Kind::Bash, &warm).await;
+    for (message, wanted) in [
+        ("key", Some("has 1025 bytes: 1024 at most")),
+        (
+            "value",
+            Some("the state's value of `large` has 4194305 bytes: 4194304 at most"),
+        ),
+        ("short", None),
+    ] {
+        let outcome = f.ask(message.as_bytes()).await;
+        match (&outcome.verdict, wanted) {
+            (Verdict::Failed(failure), Some(wanted)) => {
+                assert!(failure.reason.contains(wanted), "{failure:?}");
+                assert!(outcome.state.is_empty() && outcome.outputs.is_empty());
+            }
+            (Verdict::Done, None) => assert_eq!(outcome.state.len(), 1),
+            other => panic!("{message}: {other:?}"),
+        }
+    }
+    f.stop().await;
+    let spawned = format!("#!/bin/bash\n{long}\necho \"state incr $key 2\" >&4\n");
+    let (directory, spec) = function(&spawned, "f.sh");
+    let mut f = start_spec(Kind::Spawn, directory, spec)
+        .await
+        .expect("starts");
+    let outcome = f.ask(b"x").await;
+    let Verdict::Failed(failure) = &outcome.verdict else {
+        panic!("{outcome:?}")
+    };
+    assert!(failure.reason.contains("1024 at most"), "{failure:?}");
+    f.stop().await;
+}
+
+#[tokio::test]
 async fn flaw_16_a_message_does_not_cost_a_process() {
     // `$BASHPID` is the process that runs the code, subshells included.
     let mut f = shell(Kind::Bash, "process() { emit \"$BASHPID\"; }").await;

@@ -115,6 +115,9 @@ impl Process {
             Ok(judged) => judged,
             Err(failure) => (Verdict::Failed(failure), Vec::new(), Vec::new()),
         };
+        if let Some(failure) = crate::runtime::unkept(&state) {
+            verdict = Verdict::Failed(failure);
+        }
         if let Verdict::Failed(failure) = &mut verdict {
             last_words.add_to(failure);
             self.spec.options.sandbox.explain(failure);
