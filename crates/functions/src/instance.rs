@@ -37,6 +37,7 @@ use crate::plan::Policy;
 use crate::runtime::{
     Broken, Delivery, Failure, FailureKind, Host, Message, Outcome, Output, Verdict,
 };
+use crate::worker::rights::Limits;
 
 pub(crate) mod commit;
 pub(crate) mod context;
@@ -134,6 +135,8 @@ pub(crate) struct Instance {
     /// Messages are gathered in windows first.
     pub(crate) gather: Option<Gather>,
     pub(crate) policy: Policy,
+    /// What it may reach, where somebody is asked.
+    pub(crate) limits: Option<Limits>,
     pub(crate) gauge: Arc<Gauge>,
     pub(crate) tasks: Tasks,
 }
@@ -765,7 +768,11 @@ impl Instance {
     ) -> Result<(), Fault> {
         let topic = self.policy.dead_letter_topic.clone().or_else(|| {
             let message = held.parts.first().unwrap_or(&held.message);
-            self.source.dead_letter_topic(message)
+            let topic = self.source.dead_letter_topic(message)?;
+            Some(match &self.limits {
+                Some(limits) => limits.letters(topic),
+                None => topic,
+            })
         });
         let Some(topic) = topic else {
             return Err(Fault::Sink(format!("no dead-letter topic for `{failure}`")));

@@ -76,6 +76,7 @@ pub async fn run_pipe(
         once: None,
         gather,
         policy,
+        limits: None,
         gauge: gauge.clone(),
         tasks: tasks.clone(),
     };

@@ -117,6 +117,7 @@ pub async fn run_trial(
         once: None,
         gather,
         policy,
+        limits: None,
         gauge: gauge.clone(),
         tasks: tasks.clone(),
     };

@@ -13,8 +13,10 @@ use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::transaction::Open;
 
-/// Frames are built behind each other in pieces of memory of this size.
-const CHUNK_BYTES: usize = 64 * 1024;
+/// Frames are built behind each other in pieces of memory: the first is small, since most producers send little,
+/// and each further one twice as large, up to this.
+const CHUNK_MIN: usize = 2 * 1024;
+const CHUNK_MAX: usize = 64 * 1024;
 
 /// What the command of a frame and the fixed part of the metadata take at most, names apart.
 const HEAD_BYTES: usize = 512;
@@ -62,6 +64,8 @@ pub(super) struct Encoder {
     metadata: MessageMetadata,
     single: SingleMessageMetadata,
     memory: BytesMut,
+    /// Bytes of the next piece.
+    chunk: usize,
     pub(super) compression: CompressionType,
     pub(super) max_message_size: usize,
     pub(super) chunking: bool,
@@ -118,6 +122,7 @@ impl Encoder {
             metadata: MessageMetadata::default(),
             single: SingleMessageMetadata::default(),
             memory: BytesMut::new(),
+            chunk: CHUNK_MIN,
             compression,
             max_message_size: geminga_proto::MAX_MESSAGE_SIZE,
             chunking,
@@ -355,7 +360,8 @@ impl Encoder {
         // The command with its sizes takes less than a hundred bytes.
         let room = 100 + headers_len + copied;
         if self.memory.capacity() < room {
-            self.memory = BytesMut::with_capacity(CHUNK_BYTES.max(room));
+            self.memory = BytesMut::with_capacity(self.chunk.max(room));
+            self.chunk = (self.chunk * 2).min(CHUNK_MAX);
         }
         send.encode_frame(headers_len + payload.len(), &mut self.memory);
         message::append_headers(&self.metadata, &payload, &mut self.memory);

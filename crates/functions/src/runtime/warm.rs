@@ -29,6 +29,9 @@ use super::{
     StateChange, Verdict,
 };
 
+/// The room of a read, at first and at most.
+const READ_MIN: usize = 4 * 1024;
+const READ_MAX: usize = 64 * 1024;
 /// Bytes waiting to be written to a process before no further frame is made.
 const WRITE_AHEAD_BYTES: usize = 256 * 1024;
 /// How long the last words on standard error are waited for.
@@ -147,6 +150,8 @@ struct Running {
     writer: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     codec: Box<dyn Codec>,
     input: BytesMut,
+    /// What the next read has room for: little, until there is much to read. Most functions are idle.
+    piece: usize,
     out: BytesMut,
     tail: Tail,
     heard: Arc<Notify>,
@@ -212,6 +217,7 @@ impl Warm {
             writer: Some(launched.writer),
             codec: launched.codec,
             input: BytesMut::new(),
+            piece: READ_MIN,
             out: BytesMut::new(),
             tail: Tail::default(),
             heard: Arc::new(Notify::new()),
@@ -296,8 +302,16 @@ impl Warm {
             let stopping = self.stop_at.is_some();
             let mut event = Event::None;
             tokio::select! {
-                read = async { running.input.reserve(64 * 1024); running.reader.read_buf(&mut running.input).await } => {
-                    event = if matches!(read, Ok(1..)) { Event::Heard } else { Event::Closed };
+                read = async { running.input.reserve(running.piece); running.reader.read_buf(&mut running.input).await } => {
+                    event = match read {
+                        Ok(count @ 1..) => {
+                            if count >= running.piece {
+                                running.piece = (running.piece * 4).min(READ_MAX);
+                            }
+                            Event::Heard
+                        }
+                        _ => Event::Closed,
+                    };
                 }
                 wrote = write_some(&mut running.writer, &running.out), if !running.out.is_empty() => {
                     event = Event::Wrote(wrote.ok());

@@ -199,7 +199,12 @@ impl Inner {
     pub(crate) fn released(&self, id: &ComponentId, running: &[u32]) {
         let own = &self.cluster.identity;
         let leaving: Vec<Unit> = self.catalog.read(|view| {
-            let of = view.assignments.iter().filter(|(unit, _)| unit.id == *id);
+            let first = Unit {
+                id: id.clone(),
+                instance: None,
+            };
+            let from = view.assignments.range(first..);
+            let of = from.take_while(|(unit, _)| unit.id == *id);
             let stopped = |unit: &Unit| match unit.instance {
                 Some(instance) => !running.contains(&instance),
                 None => running.is_empty(),

@@ -148,6 +148,18 @@ impl Limits {
         );
         answer
     }
+
+    /// Where dead letters go that are for `topic` unless the configuration says another: there, or to a topic of
+    /// that name in the component's own namespace, where it may always write. It reads namespaces that it may
+    /// not write to, and a letter that is refused would hold up all behind it.
+    pub(crate) fn letters(&self, topic: String) -> String {
+        if self.may_publish(&topic).is_ok() {
+            return topic;
+        }
+        let id = &self.0.id;
+        let local = topic.rsplit('/').next().unwrap_or(&topic);
+        format!("persistent://{}/{}/{local}", id.tenant, id.namespace)
+    }
 }
 
 impl Limited {
@@ -223,6 +235,22 @@ mod tests {
             assert_eq!(unknown.may_publish(topic).is_ok(), of_others, "{topic}");
         }
         assert!(good.may_start().is_ok() && unknown.may_start().is_ok());
+        let letters = |limits: &Limits, topic: &str| limits.letters(topic.to_owned());
+        for (topic, of_good, of_bad) in [
+            (
+                "persistent://t/n/in-f-DLQ",
+                "persistent://t/n/in-f-DLQ",
+                "persistent://t/n/in-f-DLQ",
+            ),
+            (
+                "persistent://o/s/in-f-DLQ",
+                "persistent://o/s/in-f-DLQ",
+                "persistent://t/n/in-f-DLQ",
+            ),
+        ] {
+            assert_eq!(letters(&good, topic), of_good);
+            assert_eq!(letters(&bad, topic), of_bad);
+        }
         let why = bad.may_start().expect_err("it may not");
         assert!(why.starts_with("`bad`, who registered it, is not"), "{why}");
         // A right that is taken away ends.

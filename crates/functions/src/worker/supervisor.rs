@@ -754,6 +754,7 @@ impl Crew {
             once,
             gather: plan.window.clone().map(Gather::new),
             policy: plan.policy.clone(),
+            limits: self.limits.clone(),
             gauge: seat.gauge.clone(),
             tasks: tasks.clone(),
         })

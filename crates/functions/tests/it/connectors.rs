@@ -399,7 +399,7 @@ async fn a_letter_that_fails_takes_no_lines_along() {
     let (input, letters) = (stage.topic("in"), stage.topic("dead"));
     let path = stage.directory.path().join("lines");
     let id = stage
-        .sink(json!({"name": "lines", "sinkType": "file", "inputs": [&input], "deadLetterTopic": &letters,
+        .sink(json!({"name": "lines", "sinkType": "file", "inputs": [&input], "deadLetterTopic": &letters, "maxMessageRetries": 0,
             "configs": {"path": &path}}))
         .await;
     stage.send(&input, ["not\none line"]).await;
