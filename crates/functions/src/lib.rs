@@ -20,6 +20,7 @@ pub mod worker;
 pub use component::{Component, ComponentId, Kind};
 pub use connector::table::TableView;
 pub use error::WorkerError;
+pub use instance::sink::FUNCTION;
 pub use pipe::{PipeReport, run_pipe};
 pub use trial::{Trial, TrialReport, TrialValue, check_code, run_trial};
 pub use worker::report::{

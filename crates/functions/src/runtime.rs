@@ -84,6 +84,8 @@ pub struct Message {
     pub redelivery: u32,
     /// It stands for a window of messages.
     pub window: Option<Window>,
+    /// Somebody waits for what comes of it: that is to say whose it is.
+    pub triggered: bool,
 }
 
 /// What a message that stands for a window tells of it.

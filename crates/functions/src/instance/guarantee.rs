@@ -85,6 +85,14 @@ impl Letter {
         }
     }
 
+    /// With one more property.
+    pub(crate) fn property(self, name: &str, value: &str) -> Self {
+        Self {
+            whole: self.whole.property(name, value),
+            bare: self.bare.property(name, value),
+        }
+    }
+
     /// A message that was given up, with the reasons as properties beside its own.
     pub(crate) fn dead(message: &Message, failure: &Failure, attempts: u32) -> Self {
         let with = |letter: Sent, reason: &str| {

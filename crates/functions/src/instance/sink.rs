@@ -22,6 +22,12 @@ const WINDOW: usize = 10_000;
 /// Properties of W3C trace context.
 const TRACE: [&str; 3] = ["traceparent", "tracestate", "baggage"];
 
+/// On a message that was sent for its answer: for which function. Its outputs say whose they are then, since
+/// several functions may have the same topics.
+pub(crate) const TRIGGER: &str = "geminga.trigger";
+/// On an output, or a dead letter, of such a message: the full name of the function that it comes from.
+pub const FUNCTION: &str = "geminga.function";
+
 /// Why outputs were not taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum WriteError {
@@ -72,6 +78,8 @@ pub(crate) trait Syncer: Send + Sync {
 /// Producers by topic.
 pub(crate) struct TopicSink {
     client: Client,
+    /// Whose outputs these are: the full name.
+    function: String,
     default: Option<String>,
     plan: ProducerPlan,
     forward_properties: bool,
@@ -80,22 +88,16 @@ pub(crate) struct TopicSink {
     producers: HashMap<String, Producer>,
     clock: Clock,
     /// Outputs carry numbers made of their inputs' ids, for a broker that drops what it has.
-    numbered: Option<Numbered>,
+    numbered: bool,
     /// What the function may write to, where somebody is asked.
     limits: Option<Limits>,
-}
-
-/// How outputs are numbered.
-#[derive(Debug)]
-struct Numbered {
-    /// The function's full name: what names of producers begin with.
-    fqfn: String,
 }
 
 impl TopicSink {
     /// Connects to the default topic at once, so that a wrong one shows at the start.
     pub(crate) async fn open(
         client: Client,
+        function: String,
         default: Option<String>,
         plan: ProducerPlan,
         forward_properties: bool,
@@ -103,13 +105,14 @@ impl TopicSink {
     ) -> Result<Self, geminga_client::Error> {
         let mut sink = Self {
             client,
+            function,
             default,
             plan,
             forward_properties,
             properties,
             producers: HashMap::new(),
             clock: Clock::system(),
-            numbered: None,
+            numbered: false,
             limits: None,
         };
         if let Some(topic) = sink.default.clone() {
@@ -126,8 +129,8 @@ impl TopicSink {
 
     /// Outputs to the default topic carry numbers from now on, by which a broker with deduplication
     /// drops those that it has.
-    pub(crate) fn number(&mut self, fqfn: String) {
-        self.numbered = Some(Numbered { fqfn });
+    pub(crate) fn number(&mut self) {
+        self.numbered = true;
     }
 
     async fn build(
@@ -195,11 +198,12 @@ impl TopicSink {
 
     fn message(&self, input: &Message, output: Output) -> Sent {
         let mut properties =
-            Vec::with_capacity(input.properties.len() + output.properties.len() + 2);
+            Vec::with_capacity(input.properties.len() + output.properties.len() + 3);
         let kept = |(name, _): &&(String, String)| {
             // A trace goes on through a function that forwards nothing else.
             (self.forward_properties || TRACE.contains(&name.as_str()))
                 && !name.starts_with("__pfn_input_")
+                && name != FUNCTION
                 && !output.properties.iter().any(|(n, _)| n == name)
         };
         properties.extend(input.properties.iter().filter(kept).cloned());
@@ -207,6 +211,9 @@ impl TopicSink {
         if let Some(id) = &input.place {
             properties.push(("__pfn_input_topic__".to_owned(), input.topic.to_string()));
             properties.push(("__pfn_input_msg_id__".to_owned(), pfn_id(id)));
+        }
+        if input.triggered {
+            properties.push((FUNCTION.to_owned(), self.function.clone()));
         }
         let mut message = Sent::new(output.payload).properties(properties);
         message = match &output.key {
@@ -341,9 +348,9 @@ impl Sink for TopicSink {
                     Some(topic) => crate::plan::full_name(&topic),
                     None => match &self.default {
                         Some(topic) => {
-                            if let Some(numbered) = &self.numbered {
+                            if self.numbered {
                                 output.sequence = Some(sequence(&input.id, made)?);
-                                name = Some(format!("{}-{}", numbered.fqfn, input.topic));
+                                name = Some(format!("{}-{}", self.function, input.topic));
                                 made += 1;
                             }
                             topic.clone()
@@ -374,12 +381,16 @@ impl Sink for TopicSink {
         &'a mut self,
         topic: &'a str,
         letter: Letter,
-        _input: &'a Message,
+        input: &'a Message,
         txn: Option<&'a Transaction>,
     ) -> BoxFuture<'a, Result<Vec<Receipt>, String>> {
         Box::pin(async move {
             let text = |error: WriteError| match error {
                 WriteError::Message(why) | WriteError::Spoiled(why) | WriteError::Sink(why) => why,
+            };
+            let letter = match input.triggered {
+                true => letter.property(FUNCTION, &self.function),
+                false => letter,
             };
             let producer = self.producer(topic).await.map_err(text)?;
             post_letter(producer, letter, txn).await

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use geminga_client::{Client, Consumer, ConsumerHandle, MessageId, SeekTo, Topics, Transaction};
 use parking_lot::Mutex;
 
+use super::sink::TRIGGER;
 use crate::plan::Subscription;
 use crate::runtime::{BoxFuture, Message};
 
@@ -162,7 +163,10 @@ impl Source for TopicSource {
                 .recv_batch(max)
                 .await
                 .map_err(|e| e.to_string())?;
-            let incoming = received.into_iter().map(|message| {
+            let incoming = received.into_iter().map(|mut message| {
+                // The mark is the worker's own: the function gets what the caller sent.
+                let mark = message.properties.iter().position(|(n, _)| n == TRIGGER);
+                let mark = mark.map(|at| message.properties.remove(at));
                 self.taken.note(&message.topic, &message.id);
                 let origin = Origin::Topic {
                     topic: message.topic.clone(),
@@ -187,6 +191,7 @@ impl Source for TopicSource {
                     sequence: message.sequence_id,
                     redelivery: message.redelivery_count,
                     window: None,
+                    triggered: mark.is_some(),
                 };
                 Incoming {
                     message: Arc::new(message),

@@ -170,6 +170,11 @@ impl Crew {
         self.is_blind && code.is_some_and(|path| path.exists())
     }
 
+    /// Whether Pulsar's own instance may run it, or another worker's.
+    pub(crate) fn may_be_compat(&self) -> bool {
+        self.is_blind || matches!(self.plan.process, Process::Compat(_))
+    }
+
     /// Which version of the component it runs.
     pub(crate) fn version(&self) -> u64 {
         self.version
@@ -695,6 +700,7 @@ impl Crew {
                 } => {
                     let sink = TopicSink::open(
                         client.clone(),
+                        self.id.fqfn(),
                         default.clone(),
                         producer.clone(),
                         *forward_properties,
@@ -703,7 +709,7 @@ impl Crew {
                     let mut sink = sink.await.map_err(|error| format!("output: {error}"))?;
                     sink.limit(self.limits.clone());
                     if numbers {
-                        sink.number(self.id.fqfn());
+                        sink.number();
                     }
                     Box::new(sink)
                 }

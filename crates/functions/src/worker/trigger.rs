@@ -1,9 +1,9 @@
 //! Sends messages through a function and waits for what came of each.
 //!
 //! The answer is found by the id of the message that was sent, which every output carries in its
-//! properties; so any number of calls may be under way at once, beside other messages. The calls of a
-//! function share its producers and one reader of its outputs, which end with the function, or when nobody
-//! calls for a while.
+//! properties; so any number of calls may be under way at once, beside other messages. Another function may
+//! have the same topics: what is sent carries a mark, and an instance that sees it puts its function's name on
+//! what comes of the message. Pulsar's own instances put no name there. The calls of a function share its producers and one reader of its outputs, which end with the function, or when nobody calls for a while.
 //!
 //! What must hold: a reader begins before the first message is sent, so that no answer is missed; an
 //! answer that comes before its message's id is known is kept, within bounds, while any is not known;
@@ -23,7 +23,7 @@ use super::supervisor::Crew;
 use super::{Inner, Worker};
 use crate::component::ComponentId;
 use crate::error::WorkerError;
-use crate::instance::sink::pfn_id;
+use crate::instance::sink::{FUNCTION, TRIGGER, pfn_id};
 use crate::plan::{Plan, full_name};
 use crate::runtime::wire_base64::from_base64;
 
@@ -90,6 +90,8 @@ struct Line {
     id: ComponentId,
     version: u64,
     answers: bool,
+    /// Answers without a function's name may be its own.
+    may_be_compat: bool,
     client: Client,
     producers: tokio::sync::Mutex<HashMap<String, Arc<Producer>>>,
     calls: Mutex<Calls>,
@@ -273,7 +275,11 @@ impl Line {
             Some(topic) => Some(newest(&client, &topic).await?),
             None => None,
         };
-        let line = Arc::new(Self::new(crew.id.clone(), crew.version(), answers, client));
+        let line = Self {
+            may_be_compat: crew.may_be_compat(),
+            ..Self::new(crew.id.clone(), crew.version(), answers, client)
+        };
+        let line = Arc::new(line);
         // The worker ends: it is dropped where it stands.
         let kept = EndOnDrop(line.clone());
         inner.tasks.spawn_cancellable("function calls", async move {
@@ -312,6 +318,7 @@ impl Line {
             id,
             version,
             answers,
+            may_be_compat: false,
             client,
             producers: tokio::sync::Mutex::default(),
             calls: Mutex::new(Calls {
@@ -374,10 +381,22 @@ impl Line {
         }
     }
 
+    /// Whether it comes from this line's function, and not from another one with the same topics.
+    fn is_own(&self, properties: &[(String, String)]) -> bool {
+        // The last one is its instance's; code may copy what came with a message.
+        match properties.iter().rev().find(|(name, _)| name == FUNCTION) {
+            Some((_, name)) => *name == self.id.fqfn(),
+            None => self.may_be_compat,
+        }
+    }
+
     fn output(&self, message: ReceivedMessage) {
         let Some(of) = message.property("__pfn_input_msg_id__") else {
             return;
         };
+        if !self.is_own(&message.properties) {
+            return;
+        }
         let key = output_key(of);
         self.answer(key, || Answered::Output {
             payload: message.payload,
@@ -390,6 +409,9 @@ impl Line {
         let Some(of) = message.property("ORIGIN_MESSAGE_ID") else {
             return;
         };
+        if !self.is_own(&message.properties) {
+            return;
+        }
         self.answer(dead_key(of), || {
             let reason = message.property("geminga.reason");
             Answered::Failed(reason.unwrap_or("the function failed").to_owned())
@@ -439,8 +461,14 @@ impl Line {
     ) -> Result<Answered, WorkerError> {
         let producer = self.producer(topic).await?;
         let mut message = Message::new(asked.payload);
-        for (name, value) in &asked.properties {
-            message = message.property(name.as_str(), value.as_str());
+        for (name, value) in asked.properties {
+            // Nobody else says for whom it is, and from whom its answer.
+            if ![TRIGGER, FUNCTION].contains(&&*name) {
+                message = message.property(name, value);
+            }
+        }
+        if self.answers {
+            message = message.property(TRIGGER, self.id.fqfn());
         }
         if let Some(key) = asked.key {
             message = message.key(key);
@@ -723,6 +751,29 @@ mod tests {
         assert!(keys.contains(&output_key("CAIQATAA")), "{keys:?}");
         assert!(!keys.contains(&output_key("CAIQAjAA")), "another entry");
         assert!(!keys.contains(&output_key("no id")));
+    }
+
+    /// A function that has the same topics is not asked.
+    #[test]
+    fn an_answer_is_the_functions_own() {
+        let own = "public/default/f";
+        let other = "public/default/g";
+        for (names, is_own, is_own_if_compat) in [
+            (&[own][..], true, true),
+            (&[other], false, false),
+            (&[other, own], true, true),
+            (&[own, other], false, false),
+            // Pulsar's own instances do not say it.
+            (&[], false, true),
+        ] {
+            let names = names.iter();
+            let properties = names.map(|name| (FUNCTION.to_owned(), (*name).to_owned()));
+            let properties: Vec<_> = properties.collect();
+            let mut line = line();
+            assert_eq!(line.is_own(&properties), is_own, "{properties:?}");
+            line.may_be_compat = true;
+            assert_eq!(line.is_own(&properties), is_own_if_compat, "{properties:?}");
+        }
     }
 
     fn failed(line: &Line, entry: i64) {

@@ -353,6 +353,76 @@ async fn calls_of_a_function_share_what_they_need() {
     stage.end().await;
 }
 
+/// Both answer each message; who asked one of them gets what that one says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn functions_with_the_same_topics_answer_for_themselves() {
+    let stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let mut outputs = stage.consumer(&output).await;
+    let mut ids = Vec::new();
+    for name in ["quick", "slow"] {
+        // The one that is asked is not always the first to answer.
+        let wait = if name == "slow" { "sleep 0.02" } else { ":" };
+        let code = format!(
+            "process() {{ {wait}; if [[ $MSG == bad* ]]; then dlq {name}; return; fi; \
+             msg_prop geminga.trigger || true; emit \"{name} ${{REPLY:-plain}} $MSG\"; }}"
+        );
+        let fields = json!({
+            "sh": code, "inputs": [&input], "output": &output,
+            "maxMessageRetries": 0, "deadLetterTopic": stage.topic("dead"),
+        });
+        ids.push((name, stage.function(name, fields).await));
+    }
+    let tasks = geminga_stdx::Tasks::new();
+    let (sender, mut answers) = tokio::sync::mpsc::channel(100);
+    for n in 0..60 {
+        let (name, id) = ids[n % 2].clone();
+        let (worker, sender) = (stage.worker.clone(), sender.clone());
+        let text = if n % 10 < 2 {
+            format!("bad {n}")
+        } else {
+            n.to_string()
+        };
+        tasks.spawn_cancellable("call", async move {
+            let asked = Asked {
+                payload: text.clone().into(),
+                // Nobody can answer for another one by what it sends.
+                properties: vec![("geminga.function".to_owned(), "a/b/c".to_owned())],
+                limit: crate::stage::PATIENCE,
+                ..Asked::default()
+            };
+            let _ = sender
+                .send((name, text, worker.trigger(&id, asked).await))
+                .await;
+        });
+    }
+    drop(sender);
+    let mut count = 0;
+    while let Some((name, text, answer)) = answers.recv().await {
+        count += 1;
+        match answer.expect("an answer") {
+            Answered::Output { payload, .. } => assert_eq!(payload, format!("{name} plain {text}")),
+            Answered::Failed(why) => {
+                assert!(
+                    text.starts_with("bad") && why.contains(name),
+                    "{text}: {why}"
+                );
+            }
+            Answered::Nothing => panic!("it has an output"),
+        }
+    }
+    assert_eq!(count, 60);
+    // What nobody asked for carries no more than before.
+    receive(&mut outputs, 96).await;
+    stage.send(&input, ["unasked"]).await;
+    for message in receive(&mut outputs, 2).await {
+        let mut names: Vec<_> = message.properties.iter().map(|(name, _)| &**name).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["__pfn_input_msg_id__", "__pfn_input_topic__"]);
+    }
+    stage.end().await;
+}
+
 /// The old code never answers it; the new one gets the message again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_is_under_way_outlives_an_update() {

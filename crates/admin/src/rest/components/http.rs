@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::Bytes;
-use geminga_functions::{Answered, Asked, ComponentId, Kind, WorkerError};
+use geminga_functions::{Answered, Asked, ComponentId, FUNCTION, Kind, WorkerError};
 use http_body_util::{BodyExt, Limited};
 use parking_lot::Mutex;
 
@@ -193,7 +193,7 @@ fn output(payload: Bytes, key: Option<String>, properties: &[(String, String)]) 
         put(KEY, &key);
     }
     for (name, value) in properties {
-        if name.starts_with("__pfn_") {
+        if name.starts_with("__pfn_") || name == FUNCTION {
             continue;
         }
         if name.eq_ignore_ascii_case("content-type") {
@@ -241,6 +241,7 @@ mod tests {
         let properties = [
             pair("a", "1"),
             pair("__pfn_input_topic__", "t"),
+            pair("geminga.function", "t/n/f"),
             pair("b", "x\ny"),
             pair("content-type", "text/html"),
         ];
