@@ -32,6 +32,17 @@ pub use worker::{
     Worker, WorkerConfig,
 };
 
+/// What of a component's configuration a worker would refuse, each with the field that it is about.
+#[must_use]
+pub fn refusals(config: &geminga_mesh::load::Config) -> Vec<geminga_mesh::check::Refusal> {
+    let refused = check(&config.clone().into()).err().unwrap_or_default();
+    let refusal = |why: String| geminga_mesh::check::Refusal {
+        field: plan::field(&why),
+        why,
+    };
+    refused.into_iter().map(refusal).collect()
+}
+
 /// Whether a worker would take a component.
 ///
 /// # Errors

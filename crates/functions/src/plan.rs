@@ -190,8 +190,32 @@ pub(crate) struct Policy {
     pub(crate) ordered: bool,
 }
 
-/// What can not be honoured, one sentence a field.
+/// What can not be honoured, one sentence a field, which it begins with: [`field`] reads it again.
 pub(crate) type Refused = Vec<String>;
+
+/// The field that a sentence is about: the way to it in the configuration, as far as the sentence has it.
+pub(crate) fn field(sentence: &str) -> Vec<String> {
+    let Some((named, rest)) = sentence
+        .strip_prefix('`')
+        .and_then(|rest| rest.split_once('`'))
+    else {
+        return Vec::new();
+    };
+    let name = named.split_once(": ").map_or(named, |(name, _)| name);
+    let of = |what: &str| rest.strip_prefix(what)?.split('`').next();
+    let way = name.split('.');
+    let way: Vec<&str> = if let Some(topic) = of(" of input `") {
+        // A topic's own name may have dots.
+        ["inputSpecs", topic].into_iter().chain(way).collect()
+    } else if rest.starts_with(" of `customRuntimeOptions`") {
+        vec!["customRuntimeOptions"]
+    } else if let Some(key) = of(" of topic `").or(of(" of `")) {
+        vec![name, key]
+    } else {
+        way.collect()
+    };
+    way.into_iter().map(str::to_owned).collect()
+}
 
 /// Plans a component; `code` is where its code is on this machine.
 pub(crate) fn plan(component: &Component, code: Option<&Path>) -> Result<Plan, Refused> {

@@ -191,7 +191,9 @@ const CODES: &[Code] = &[
         "G0308",
         "a setting can't be honoured",
         "The setting would change what the component does, and this runtime cannot do it. It is refused rather than \
-         ignored. Settings that only describe pods and images are accepted and listed by `geminga mesh plan`.",
+         ignored, before anything starts: a server would refuse it when the component is created. The message says why \
+         and what to do instead. Settings that only describe pods and images are accepted and listed by \
+         `geminga mesh plan`.",
     ),
     (
         "G0309",

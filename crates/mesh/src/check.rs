@@ -1,6 +1,7 @@
 //! What is wrong with a mesh before anything starts.
 //!
-//! Pure but for one question that the caller answers: what kind of thing a path is.
+//! Pure but for two questions that the caller answers: what kind of thing a path is, and what of a
+//! configuration the worker can not honour.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,6 +15,7 @@ use crate::decode::decode;
 use crate::graph::Graph;
 use crate::load::{Component, Config};
 use crate::node::{Mark, Node, Value};
+use crate::plan::make_whole;
 
 /// What is at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,17 +27,33 @@ pub enum FileKind {
     Directory,
 }
 
-/// Errors and warnings, in the order of the components.
+/// A setting that the worker can not honour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The way to it in the configuration; empty when it is about the whole.
+    pub field: Vec<String>,
+    /// What is refused, why, and what to do instead.
+    pub why: String,
+}
+
+/// Errors and warnings, in the order of the components. `refusals` is what the worker says of a configuration
+/// whose paths are those of this machine.
 pub fn check(
     components: &[Component],
     graph: &Graph,
     look: &dyn Fn(&Path) -> FileKind,
+    refusals: &dyn Fn(&Config) -> Vec<Refusal>,
 ) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     for component in components {
+        let before = found.len();
         check_rules(component, &mut found);
         check_connector(component, look, &mut found);
         check_code(component, look, &mut found);
+        // The worker would say the same again.
+        if !found[before..].iter().any(Diagnostic::is_error) {
+            check_honoured(component, refusals, &mut found);
+        }
         check_resources(component, &mut found);
     }
     check_names(components, &mut found);
@@ -64,6 +82,21 @@ fn check_rules(component: &Component, found: &mut Vec<Diagnostic>) {
         let mut error = Diagnostic::error("G0307", format!("{of}: {message}"));
         error.help = help;
         found.push(component.origin.place(error, &field));
+    }
+}
+
+/// What the worker would refuse when the component is created.
+fn check_honoured(
+    component: &Component,
+    refusals: &dyn Fn(&Config) -> Vec<Refusal>,
+    found: &mut Vec<Diagnostic>,
+) {
+    let mut whole = component.clone();
+    make_whole(&mut whole, None);
+    for Refusal { field, why } in refusals(&whole.config) {
+        let message = format!("{} `{}`: {why}", component.kind(), component.name());
+        let error = Diagnostic::error("G0308", message);
+        found.push(component.origin.place_setting(error, &field));
     }
 }
 

@@ -361,6 +361,23 @@ impl Origin {
         }
     }
 
+    /// `diagnostic` at the place of a setting, of an input also where the file has another form of it.
+    pub(crate) fn place_setting(&self, diagnostic: Diagnostic, field: &[String]) -> Diagnostic {
+        let field: Vec<&str> = field.iter().map(String::as_str).collect();
+        let forms = forms(&field);
+        let is_there = |form: &&Vec<&str>| {
+            let form = match self.crd {
+                true => as_written(form),
+                false => (*form).clone(),
+            };
+            self.node().is_some_and(|node| node.has(&form))
+        };
+        match forms.iter().find(is_there) {
+            Some(form) => self.place(diagnostic, form),
+            None => self.place(diagnostic, &field),
+        }
+    }
+
     /// The same for a field as the file names it.
     fn place_written(&self, diagnostic: Diagnostic, field: &[&str]) -> Diagnostic {
         let path = self
@@ -372,6 +389,42 @@ impl Origin {
     }
 }
 
+/// Where a setting may stand: an input and what is said of it have several forms.
+fn forms<'a>(field: &[&'a str]) -> Vec<Vec<&'a str>> {
+    let mut forms = vec![field.to_vec()];
+    match field {
+        ["inputSpecs", topic, of @ ..] => {
+            // The file may have a shorter name.
+            let names = [
+                Some(*topic),
+                topic.strip_prefix("persistent://"),
+                topic.strip_prefix("persistent://public/default/"),
+            ];
+            for name in names.into_iter().flatten() {
+                forms.push([&["inputSpecs", name], of].concat());
+                let tables = [
+                    "inputSpecs",
+                    "customSchemaInputs",
+                    "topicToSchemaType",
+                    "customSerdeInputs",
+                    "topicToSerdeClassName",
+                    "inputs",
+                ];
+                forms.extend(tables.map(|table| vec![table, name]));
+            }
+            forms.push(vec!["topicsPattern"]);
+        }
+        // A resource names them by its kind.
+        ["configs", of @ ..] => {
+            let names = ["sourceConfig", "sinkConfig"];
+            forms.extend(names.map(|name| [&[name], of].concat()));
+            forms.extend(names.map(|name| vec![name]));
+        }
+        _ => {}
+    }
+    forms
+}
+
 /// The path in a resource of a field of `FunctionConfig`, `SourceConfig` or `SinkConfig`.
 fn as_written<'a>(field: &[&'a str]) -> Vec<&'a str> {
     let Some((&first, rest)) = field.split_first() else {
@@ -380,9 +433,12 @@ fn as_written<'a>(field: &[&'a str]) -> Vec<&'a str> {
     let head: &[&str] = match first {
         "inputs" => &["input", "topics"],
         "topicsPattern" => &["input", "topicPattern"],
-        "customSerdeInputs" => &["input", "customSerdeSources"],
-        "customSchemaInputs" => &["input", "customSchemaSources"],
+        "customSerdeInputs" | "topicToSerdeClassName" => &["input", "customSerdeSources"],
+        "customSchemaInputs" | "topicToSchemaType" => &["input", "customSchemaSources"],
         "inputSpecs" => &["input", "sourceSpecs"],
+        "inputTypeClassName" => &["input", "typeClassName"],
+        "outputTypeClassName" => &["output", "typeClassName"],
+        "customSchemaOutputs" => &["output", "customSchemaSinks"],
         "output" | "topicName" => &["output", "topic"],
         "outputSerdeClassName" | "serdeClassName" => &["output", "sinkSerdeClassName"],
         "outputSchemaType" | "schemaType" => &["output", "sinkSchemaType"],
@@ -391,6 +447,7 @@ fn as_written<'a>(field: &[&'a str]) -> Vec<&'a str> {
         "userConfig" => &["funcConfig"],
         "maxMessageRetries" => &["maxMessageRetry"],
         "subName" | "sourceSubscriptionName" => &["subscriptionName"],
+        "sourceSubscriptionPosition" => &["subscriptionPosition"],
         "parallelism" => &["replicas"],
         "timeoutMs" => &["timeout"],
         "jar" => &["java", "jar"],

@@ -66,6 +66,29 @@ impl Node {
         }
     }
 
+    /// Whether the whole of `path` is there, as `locate` walks it.
+    pub(crate) fn has<S: AsRef<str>>(&self, path: &[S]) -> bool {
+        let Some((step, rest)) = path.split_first() else {
+            return true;
+        };
+        self.step(step.as_ref())
+            .is_some_and(|(_, next)| next.has(rest))
+    }
+
+    /// One step of a path: the key or the index of what is inside, or the text of an item.
+    fn step(&self, step: &str) -> Option<(Mark, &Node)> {
+        match &self.value {
+            Value::Map(_) => self.entry(step).map(|(key, value)| (key.mark, value)),
+            Value::List(items) => step
+                .parse::<usize>()
+                .ok()
+                .and_then(|index| items.get(index))
+                .or_else(|| items.iter().find(|item| item.as_str() == Some(step)))
+                .map(|item| (item.mark, item)),
+            _ => None,
+        }
+    }
+
     /// The text, if this is one.
     pub fn as_str(&self) -> Option<&str> {
         match &self.value {
@@ -80,18 +103,9 @@ impl Node {
         let mut node = self;
         let mut mark = self.mark;
         for step in path {
-            let step = step.as_ref();
-            let next = match &node.value {
-                Value::Map(_) => node.entry(step).map(|(key, value)| (key.mark, value)),
-                Value::List(items) => step
-                    .parse::<usize>()
-                    .ok()
-                    .and_then(|index| items.get(index))
-                    .or_else(|| items.iter().find(|item| item.as_str() == Some(step)))
-                    .map(|item| (item.mark, item)),
-                _ => None,
+            let Some((at, value)) = node.step(step.as_ref()) else {
+                break;
             };
-            let Some((at, value)) = next else { break };
             mark = at;
             node = value;
         }

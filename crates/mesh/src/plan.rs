@@ -7,7 +7,7 @@ use std::path::Path;
 use geminga_stdx::Diagnostic;
 use serde_json::{Map, Value, json};
 
-use crate::check::{self, FileKind};
+use crate::check::{self, FileKind, Refusal};
 use crate::graph::{Graph, graph};
 use crate::load::{Component, Config, Loaded, Origin, load};
 
@@ -25,10 +25,12 @@ pub struct Plan {
     pub kubernetes_only: Vec<String>,
 }
 
-/// Plans what some files say; `look` tells what is at a path.
+/// Plans what some files say; `look` tells what is at a path, `refusals` what of a configuration the worker can not
+/// honour.
 pub fn plan<'a>(
     files: impl IntoIterator<Item = (&'a Path, &'a str)>,
     look: &dyn Fn(&Path) -> FileKind,
+    refusals: &dyn Fn(&Config) -> Vec<Refusal>,
 ) -> Result<Plan, Vec<Diagnostic>> {
     let Loaded {
         name,
@@ -36,7 +38,7 @@ pub fn plan<'a>(
         kubernetes_only,
     } = load(files)?;
     let graph = graph(&components);
-    let found = check::check(&components, &graph, look);
+    let found = check::check(&components, &graph, look, refusals);
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);
     }
@@ -53,7 +55,7 @@ pub fn plan<'a>(
 }
 
 /// Paths become what they mean, the mesh's name is written in.
-fn make_whole(component: &mut Component, mesh: Option<&str>) {
+pub(crate) fn make_whole(component: &mut Component, mesh: Option<&str>) {
     let Component { config, origin } = component;
     let mesh = mesh.map(str::to_owned);
     match config {

@@ -198,7 +198,7 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
         }
         if unsupported_schema(spec.schema_type.as_deref()) {
             refused.push(format!(
-                "the schema of input `{topic}` is not supported: use none, bytes, string or json"
+                "`schemaType` of input `{topic}` is not supported: use none, bytes, string or json"
             ));
         }
     }

@@ -181,6 +181,55 @@ fn resources_are_enforced_or_said_not_to_be() {
     assert_eq!(warnings.len(), 2, "{warnings:?}");
 }
 
+/// A place in a file is found by it.
+#[test]
+fn a_refusal_begins_with_its_field() {
+    for (fields, want) in [
+        (
+            r#""exposePulsarAdminClientEnabled":true"#,
+            &["exposePulsarAdminClientEnabled"][..],
+        ),
+        (
+            r#""windowConfig":{"windowLengthCount":3,"timestampExtractorClassName":"my.Extractor"}"#,
+            &["windowConfig", "timestampExtractorClassName"],
+        ),
+        (
+            r#""producerConfig":{"useThreadLocalProducers":true}"#,
+            &["producerConfig", "useThreadLocalProducers"],
+        ),
+        (r#""outputSchemaType":"avro""#, &["outputSchemaType"]),
+        (
+            r#""inputSpecs":{"in":{"consumerProperties":{"a.b":"c"}}}"#,
+            &["inputSpecs", "in", "consumerProperties", "a", "b"],
+        ),
+        (
+            r#""inputSpecs":{"in.1":{"schemaType":"avro"}}"#,
+            &[
+                "inputSpecs",
+                "persistent://public/default/in.1",
+                "schemaType",
+            ],
+        ),
+        (
+            r#""customRuntimeOptions":"{\"mod\":\"spawn\"}""#,
+            &["customRuntimeOptions"],
+        ),
+        (
+            r#""customRuntimeOptions":"{\"runtime\":\"compat\"}""#,
+            &["customRuntimeOptions"],
+        ),
+        (
+            r#""output":"o","customSchemaOutputs":{"o":"{\"poolMessages\":true}"}"#,
+            &["customSchemaOutputs", "o"],
+        ),
+    ] {
+        let text = format!(r#"{{"name":"f","sh":"f.sh","inputs":["in"],{fields}}}"#);
+        let refused = planned(&text).expect_err(fields);
+        assert_eq!(field(&refused[0]), want, "{refused:?}");
+    }
+    assert!(field("no code: give `sh`").is_empty());
+}
+
 #[test]
 fn subscription_rules_are_pulsars() {
     for (fields, wanted) in [

@@ -112,7 +112,7 @@ pub(crate) fn load(files: &[PathBuf]) -> Outcome<Plan> {
         .iter()
         .map(PathBuf::as_path)
         .zip(texts.iter().map(String::as_str));
-    let plan = plan(all, &look).map_err(|diagnostics| Failure {
+    let plan = plan(all, &look, &geminga_functions::refusals).map_err(|diagnostics| Failure {
         exit: Exit::Usage,
         diagnostics,
     })?;

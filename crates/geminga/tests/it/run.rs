@@ -377,6 +377,57 @@ fn bad_meshes_start_nothing() {
     }
 }
 
+/// Nothing is asked of a server for that, and the place is that of the field.
+#[test]
+fn what_the_worker_refuses_is_told_before_anything_starts() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| {
+        std::fs::write(directory.path().join(name), text).expect("writes");
+    };
+    write("f.sh", "process() { emit x; }\n");
+    for (text, want) in [
+        (
+            "name: f\nsh: f.sh\ninputs: [in]\nexposePulsarAdminClientEnabled: true\noutputSchemaType: avro\n",
+            "error[G0308]: function `f`: `exposePulsarAdminClientEnabled` is not supported: functions get no client \
+             from the worker: remove it, and let the code call the admin API by itself, with an address from \
+             `userConfig` and a token from `secrets`\n  --> f.yaml:4:33\n\n\
+             error[G0308]: function `f`: `outputSchemaType: avro` is not supported: use none, bytes, string or json\n  \
+             --> f.yaml:5:19\n",
+        ),
+        (
+            "name: f\nsh: f.sh\ncustomSchemaInputs:\n  in: '{\"schemaType\": \"avro\"}'\n",
+            "error[G0308]: function `f`: `schemaType: avro` of input `persistent://public/default/in` is not \
+             supported: use none, bytes, string or json\n  --> f.yaml:4:7\n",
+        ),
+        (
+            "name: s\nsinkType: table\ninputs: [in]\nprocessingGuarantees: EFFECTIVELY_ONCE\n",
+            "error[G0308]: sink `s`: `processingGuarantees: EFFECTIVELY_ONCE` is not supported: what a built-in \
+             connector reads or writes beside the topics is in no transaction: use ATLEAST_ONCE\n  --> f.yaml:4:23\n",
+        ),
+        (
+            "apiVersion: compute.functionmesh.io/v1alpha1\nkind: FunctionMesh\nmetadata: {name: m}\nspec:\n  \
+             sources:\n    - name: s\n      sourceType: file\n      sourceConfig: {path: f.sh, numWorkers: 2}\n      \
+             output: {topic: out}\n",
+            "error[G0308]: source `s`: `configs.numWorkers` is not supported: one reader keeps the lines in order: \
+             remove it\n  --> f.yaml:8:46\n",
+        ),
+    ] {
+        write("f.yaml", text);
+        // Nobody listens there.
+        let apply = ["mesh", "apply", "--admin-url", "http://127.0.0.1:9"];
+        for command in [&["run"][..], &["mesh", "plan"], &apply] {
+            let ran = geminga()
+                .current_dir(directory.path())
+                .args(command)
+                .arg("f.yaml")
+                .output()
+                .expect("runs");
+            assert_eq!(crate::text(&ran.stderr), want, "{command:?}");
+            assert_eq!(ran.status.code(), Some(2), "{command:?}");
+        }
+    }
+}
+
 #[test]
 fn a_plan_is_for_people_and_for_machines() {
     let mesh = examples()

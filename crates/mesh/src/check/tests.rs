@@ -51,7 +51,11 @@ fn look(path: &Path) -> FileKind {
 
 /// What is said of a mesh file: errors, or the warnings of a plan.
 fn said(text: &str) -> String {
-    let all = match plan([(Path::new("dir/m.yaml"), text)], &look) {
+    said_with(text, &|_| Vec::new())
+}
+
+fn said_with(text: &str, refusals: &dyn Fn(&Config) -> Vec<Refusal>) -> String {
+    let all = match plan([(Path::new("dir/m.yaml"), text)], &look, refusals) {
         Ok(plan) => plan.warnings,
         Err(found) => found,
     };
@@ -228,4 +232,91 @@ fn every_error_of_a_file_is_told() {
             "error[G0301]: unknown field `snkType` in SinkSpec",
         ]
     );
+}
+
+/// Each at the best place that there is.
+#[test]
+fn what_the_worker_refuses_is_told_at_its_place() {
+    let refuse = |of: &'static str, field: &'static [&'static str]| {
+        move |config: &Config| {
+            let (name, code) = match config {
+                Config::Function(config) => (config.name(), config.code().map(|(_, code)| code)),
+                Config::Source(config) => (config.name.as_deref(), None),
+                Config::Sink(config) => (config.name.as_deref(), None),
+            };
+            if name != Some(of) {
+                return Vec::new();
+            }
+            // It is asked of what would be sent.
+            assert!(code.is_none_or(|code| code.starts_with("dir/")), "{code:?}");
+            let field = field.iter().map(|&step| step.to_owned()).collect();
+            vec![Refusal {
+                field,
+                why: "no".to_owned(),
+            }]
+        }
+    };
+    let whole = mesh("", "");
+    let plain = "name: f\nsh: f.sh\ninputs:\n- a\n- persistent://public/default/b\ninputSpecs:\n  c:\n    poolMessages: true\n";
+    for (text, name, field, want) in [
+        (&*whole, "first", &["output"][..], "dir/m.yaml:19:16"),
+        (&whole, "second", &["className"], "dir/m.yaml:22:18"),
+        (&whole, "second", &["windowConfig"], "dir/m.yaml:20:7"),
+        (
+            &whole,
+            "second",
+            &["inputSpecs", "middle", "cryptoConfig"],
+            "dir/m.yaml:24:18",
+        ),
+        (
+            &whole,
+            "second",
+            &[
+                "inputSpecs",
+                "persistent://public/default/middle",
+                "schemaType",
+            ],
+            "dir/m.yaml:24:18",
+        ),
+        (&whole, "second", &[], "dir/m.yaml:20:7"),
+        (&whole, "reader", &["configs", "path"], "dir/m.yaml:10:15"),
+        (&whole, "writer", &["configs", "limit"], "dir/m.yaml:30:7"),
+        (
+            plain,
+            "f",
+            &["inputSpecs", "c", "poolMessages"],
+            "dir/m.yaml:8:19",
+        ),
+        (
+            plain,
+            "f",
+            &["inputSpecs", "c", "schemaType"],
+            "dir/m.yaml:7:3",
+        ),
+        (
+            plain,
+            "f",
+            &["inputSpecs", "persistent://public/default/b"],
+            "dir/m.yaml:5:3",
+        ),
+        (plain, "f", &["secrets"], "dir/m.yaml:1:1"),
+    ] {
+        let said = said_with(text, &refuse(name, field));
+        let (head, place) = said.split_once("\n  --> ").expect("it has a place");
+        assert!(
+            head.starts_with("error[G0308]: ") && head.ends_with(&format!("`{name}`: no")),
+            "{said}"
+        );
+        assert_eq!(place, want, "{name} {field:?}");
+    }
+}
+
+#[test]
+fn the_worker_is_not_asked_of_what_is_wrong_anyway() {
+    let wrong = mesh("className: second", "timeout: 0");
+    let said = said_with(&wrong, &|config| match config {
+        Config::Function(config) if config.name() == Some("second") => panic!("asked"),
+        _ => Vec::new(),
+    });
+    assert!(said.starts_with("error[G0307]"), "{said}");
 }

@@ -10,7 +10,12 @@ fn example(name: &str) -> Plan {
         _ if path.exists() => FileKind::File,
         _ => FileKind::Missing,
     };
-    plan([(root.join("mesh.yaml").as_path(), text.as_str())], &look).expect("the example is good")
+    plan(
+        [(root.join("mesh.yaml").as_path(), text.as_str())],
+        &look,
+        &|_| Vec::new(),
+    )
+    .expect("the example is good")
 }
 
 #[test]
