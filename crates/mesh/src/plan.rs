@@ -38,7 +38,10 @@ pub fn plan<'a>(
         kubernetes_only,
     } = load(files)?;
     let graph = graph(&components);
-    let found = check::check(&components, &graph, look, refusals);
+    let mut found = check::check(&components, &graph, look, refusals);
+    if let Some(name) = &name {
+        found.extend(components.iter().filter_map(|it| is_of_another(it, name)));
+    }
     if found.iter().any(Diagnostic::is_error) {
         return Err(found);
     }
@@ -54,10 +57,24 @@ pub fn plan<'a>(
     })
 }
 
-/// Paths become what they mean, the mesh's name is written in.
+/// A component that says itself of which mesh it is, and is not of this one.
+fn is_of_another(component: &Component, mesh: &str) -> Option<Diagnostic> {
+    let own = component.config.mesh().filter(|own| *own != mesh)?;
+    let message = format!(
+        "{} `{}` says that it is of the mesh `{own}`, and is planned with the mesh `{mesh}`",
+        component.kind(),
+        component.name()
+    );
+    let error = Diagnostic::error("G0307", message).help("a component is of one mesh at most");
+    Some(component.origin.place(error, &["mesh"]))
+}
+
+/// Paths become what they mean, the mesh's name is written in. Without one a configuration keeps its own.
 pub(crate) fn make_whole(component: &mut Component, mesh: Option<&str>) {
     let Component { config, origin } = component;
-    let mesh = mesh.map(str::to_owned);
+    if let Some(mesh) = mesh {
+        *config.mesh_mut() = Some(mesh.to_owned());
+    }
     match config {
         Config::Function(config) => {
             let fields = [
@@ -73,20 +90,17 @@ pub(crate) fn make_whole(component: &mut Component, mesh: Option<&str>) {
                     *code = origin.resolve(code).display().to_string();
                 }
             }
-            config.mesh = mesh;
         }
         Config::Source(config) => {
             if config.builtin() == Some("file") {
                 resolve(&mut config.configs, "path", origin);
                 resolve(&mut config.configs, "inputDirectory", origin);
             }
-            config.mesh = mesh;
         }
         Config::Sink(config) => {
             if config.builtin() == Some("file") {
                 resolve(&mut config.configs, "path", origin);
             }
-            config.mesh = mesh;
         }
     }
 }
@@ -98,6 +112,23 @@ fn resolve(configs: &mut Option<Map<String, Value>>, key: &str, origin: &Origin)
 }
 
 impl Config {
+    /// The mesh that it belongs to.
+    pub fn mesh(&self) -> Option<&str> {
+        match self {
+            Config::Source(config) => config.mesh.as_deref(),
+            Config::Function(config) => config.mesh.as_deref(),
+            Config::Sink(config) => config.mesh.as_deref(),
+        }
+    }
+
+    fn mesh_mut(&mut self) -> &mut Option<String> {
+        match self {
+            Config::Source(config) => &mut config.mesh,
+            Config::Function(config) => &mut config.mesh,
+            Config::Sink(config) => &mut config.mesh,
+        }
+    }
+
     /// The configuration as its JSON object.
     pub fn to_json(&self) -> Value {
         let value = match self {
@@ -111,6 +142,29 @@ impl Config {
 }
 
 impl Plan {
+    /// The same as the mesh `name`, which everything in it belongs to from now on.
+    ///
+    /// # Errors
+    /// When the files say that they are another mesh, or a component that it is of another.
+    pub fn named(mut self, name: &str) -> Result<Self, Vec<Diagnostic>> {
+        if let Some(own) = self.name.as_deref().filter(|own| *own != name) {
+            let message = format!("the files are the mesh `{own}`, not `{name}`");
+            let error = Diagnostic::error("G0307", message)
+                .help("leave `--name` out; it is for plain configurations, which name no mesh");
+            return Err(vec![error]);
+        }
+        let wrong = self.components.iter();
+        let wrong: Vec<_> = wrong.filter_map(|it| is_of_another(it, name)).collect();
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
+        for component in &mut self.components {
+            *component.config.mesh_mut() = Some(name.to_owned());
+        }
+        self.name = Some(name.to_owned());
+        Ok(self)
+    }
+
     /// For machines.
     pub fn to_json(&self) -> Value {
         let warning = |warning: &Diagnostic| {

@@ -51,8 +51,20 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "geminga mesh plan mesh.yaml --compare -o json",
         ],
     ),
-    ("mesh apply", &["geminga mesh apply mesh.yaml"]),
-    ("mesh delete", &["geminga mesh delete mesh.yaml"]),
+    (
+        "mesh apply",
+        &[
+            "geminga mesh apply mesh.yaml",
+            "geminga mesh apply --name shop orders.yaml bills.yaml",
+        ],
+    ),
+    (
+        "mesh delete",
+        &[
+            "geminga mesh delete mesh.yaml",
+            "geminga mesh delete --name shop",
+        ],
+    ),
     ("mesh list", &["geminga mesh list"]),
     (
         "tokens",

@@ -2,7 +2,7 @@
 //!
 //! `plan` touches nothing. `apply` is idempotent: what is as wanted stays as it is. A component
 //! carries its mesh's name in its configuration, so `apply` deletes what left the file and nothing
-//! else.
+//! else. Plain configurations carry one only where they, or `--name`, say it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -49,10 +49,13 @@ enum MeshAction {
     },
     /// Delete from a running server what the files name, and what else belongs to their mesh
     Delete {
+        /// YAML or JSON files as for `apply`; without any, the whole mesh of --name
+        #[arg(required_unless_present = "name", value_name = "FILE")]
+        files: Vec<PathBuf>,
         #[command(flatten)]
-        files: Files,
+        name: Name,
     },
-    /// List the meshes of a running server
+    /// List the meshes of a running server, and say how much belongs to none
     List,
 }
 
@@ -61,12 +64,36 @@ struct Files {
     /// YAML or JSON files: FunctionMesh, Function, Source, Sink, or plain configurations
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+    #[command(flatten)]
+    name: Name,
+}
+
+#[derive(Debug, clap::Args)]
+struct Name {
+    /// The mesh that plain configurations belong to; what left the files since is deleted with it
+    #[arg(long, value_name = "MESH", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    name: Option<String>,
+}
+
+impl Files {
+    fn plan(&self) -> Outcome<Plan> {
+        named(load(&self.files)?, self.name.name.as_deref())
+    }
+}
+
+/// The plan as the mesh of this name, where one is given.
+fn named(plan: Plan, name: Option<&str>) -> Outcome<Plan> {
+    let Some(name) = name else { return Ok(plan) };
+    plan.named(name).map_err(|diagnostics| Failure {
+        exit: Exit::Usage,
+        diagnostics,
+    })
 }
 
 pub(crate) fn run(args: MeshArgs, global: &Global) -> Outcome {
     match args.action {
         MeshAction::Plan { files, compare } => {
-            let plan = load(&files.files)?;
+            let plan = files.plan()?;
             let steps = if compare || global.admin_url.is_some() {
                 let client = global.admin_client()?;
                 Some(block_on(steps(&client, &plan))?)
@@ -76,7 +103,7 @@ pub(crate) fn run(args: MeshArgs, global: &Global) -> Outcome {
             show(&plan, steps.as_deref(), global.format())
         }
         MeshAction::Apply { files } => {
-            let plan = load(&files.files)?;
+            let plan = files.plan()?;
             let format = global.format();
             with_client(global, |client| async move {
                 let steps = steps(&client, &plan).await?;
@@ -84,10 +111,18 @@ pub(crate) fn run(args: MeshArgs, global: &Global) -> Outcome {
                 print_steps(&steps, format)
             })
         }
-        MeshAction::Delete { files } => {
-            let plan = load(&files.files)?;
-            with_client(global, |client| async move { delete(&client, &plan).await })
-        }
+        MeshAction::Delete { files, name } => match name.name {
+            Some(name) if files.is_empty() => {
+                with_client(
+                    global,
+                    |client| async move { delete_mesh(&client, &name).await },
+                )
+            }
+            name => {
+                let plan = named(load(&files)?, name.as_deref())?;
+                with_client(global, |client| async move { delete(&client, &plan).await })
+            }
+        },
         MeshAction::List => {
             let format = global.format();
             with_client(global, |client| async move { list(&client, format).await })
@@ -344,6 +379,12 @@ async fn steps(client: &AdminClient, plan: &Plan) -> Outcome<Vec<Step>> {
                     state.config[field] = there.config[field].clone();
                 }
             }
+            // Who names no mesh leaves it in the one that it is in.
+            if state.config.get("mesh").is_none()
+                && let Some(mesh) = there.config["mesh"].as_str()
+            {
+                state.config["mesh"] = json!(mesh);
+            }
         }
     }
     Ok(diff(&wanted, &actual))
@@ -439,23 +480,58 @@ async fn delete(client: &AdminClient, plan: &Plan) -> Outcome {
     Ok(())
 }
 
-async fn list(client: &AdminClient, format: Format) -> Outcome {
-    let mut meshes: BTreeMap<String, [usize; 3]> = BTreeMap::new();
+/// Everything that runs on the server.
+async fn everything(client: &AdminClient) -> Outcome<Vec<State>> {
+    let mut found = Vec::new();
     for tenant in client.tenants().await.map_err(failure)? {
         for namespace in client.namespaces(&tenant).await.map_err(failure)? {
             let own = namespace.split('/').next_back().unwrap_or_default();
-            for state in all_in(client, &tenant, own).await? {
-                let Some(mesh) = state.config["mesh"].as_str() else {
-                    continue;
-                };
-                let counts = meshes.entry(mesh.to_owned()).or_default();
-                counts[match state.kind {
-                    "source" => 0,
-                    "function" => 1,
-                    _ => 2,
-                }] += 1;
-            }
+            found.extend(all_in(client, &tenant, own).await?);
         }
+    }
+    Ok(found)
+}
+
+/// Deletes a mesh of which there is no file: what writes first.
+async fn delete_mesh(client: &AdminClient, name: &str) -> Outcome {
+    let all = everything(client).await?;
+    let members = all
+        .iter()
+        .filter(|it| it.config["mesh"].as_str() == Some(name));
+    let mut members: Vec<&State> = members.collect();
+    if members.is_empty() {
+        let error = Diagnostic::error("G0202", format!("there is no mesh `{name}`"))
+            .help("geminga mesh list");
+        return Err(Failure::new(Exit::NotFound, error));
+    }
+    members.sort_by_key(|it| number_of(it.kind));
+    for state in members {
+        let (kind, name) = (kind_of(state.kind), name_of(&state.fqfn));
+        if remove(client, kind, &name).await? {
+            output::note(&format!("{kind} {name} deleted"));
+        }
+    }
+    Ok(())
+}
+
+/// Sources, functions, sinks.
+fn number_of(kind: &str) -> usize {
+    match kind {
+        "source" => 0,
+        "function" => 1,
+        _ => 2,
+    }
+}
+
+async fn list(client: &AdminClient, format: Format) -> Outcome {
+    let mut meshes: BTreeMap<String, [usize; 3]> = BTreeMap::new();
+    let mut loose = [0; 3];
+    for state in everything(client).await? {
+        let counts = match state.config["mesh"].as_str() {
+            Some(mesh) => meshes.entry(mesh.to_owned()).or_default(),
+            None => &mut loose,
+        };
+        counts[number_of(state.kind)] += 1;
     }
     let data: Vec<Value> = meshes
         .iter()
@@ -470,12 +546,48 @@ async fn list(client: &AdminClient, format: Format) -> Outcome {
         }
         table
     };
-    output::print(format, &data, table, || meshes.keys().cloned().collect())
+    output::print(format, &data, table, || meshes.keys().cloned().collect())?;
+    if let Some(said) = said_of_loose(loose) {
+        output::note(&said);
+    }
+    Ok(())
+}
+
+/// That there is more than the meshes, and what lists it.
+fn said_of_loose(counts: [usize; 3]) -> Option<String> {
+    let words = ["source", "function", "sink"];
+    let some = || counts.iter().zip(words).filter(|(count, _)| **count > 0);
+    if some().next().is_none() {
+        return None;
+    }
+    let what: Vec<_> = some()
+        .map(|(count, word)| format!("{count} {word}{}", if *count == 1 { "" } else { "s" }))
+        .collect();
+    let commands: Vec<_> = some()
+        .map(|(_, word)| format!("`geminga {word}s list`"))
+        .collect();
+    Some(format!(
+        "of no mesh: {} (see {}); `geminga mesh apply --name MESH FILE..` makes one of plain configurations",
+        what.join(", "),
+        commands.join(", ")
+    ))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::digest;
+    use super::{digest, said_of_loose};
+
+    #[test]
+    fn what_is_of_no_mesh_is_counted_with_the_command_that_lists_it() {
+        assert_eq!(said_of_loose([0, 0, 0]), None);
+        let said = said_of_loose([0, 2, 1]).expect("something");
+        assert!(
+            said.starts_with(
+                "of no mesh: 2 functions, 1 sink (see `geminga functions list`, `geminga sinks list`);"
+            ),
+            "{said}"
+        );
+    }
 
     #[test]
     fn the_digest_is_fnv_1a() {

@@ -102,3 +102,64 @@ fn apply_changes_what_differs_and_nothing_else() {
     assert!(run(&["delete", "mesh.yaml"]).contains("was not there"));
     assert_eq!(run(&["list"]).lines().count(), 1);
 }
+
+/// They say so where somebody looks for them, and a name makes a mesh of them.
+#[test]
+fn plain_configurations_are_of_no_mesh_until_one_is_named() {
+    let server = Server::ephemeral();
+    let directory = tempfile::tempdir().expect("a directory");
+    for name in ["a", "b"] {
+        let path = directory.path().join(format!("{name}.sh"));
+        std::fs::write(path, "process() { emit x; }\n").expect("writes");
+        let text =
+            format!("name: {name}\nsh: {name}.sh\ninputs: [{name}-in]\noutput: {name}-out\n");
+        std::fs::write(directory.path().join(format!("{name}.yaml")), text).expect("writes");
+    }
+    let run = |args: &[&str]| mesh(&server, directory.path(), args);
+
+    assert_eq!(run(&["list"]).lines().count(), 1);
+    run(&["apply", "a.yaml", "b.yaml"]);
+    let listed = run(&["list"]);
+    assert!(
+        listed.contains("of no mesh: 2 functions (see `geminga functions list`)"),
+        "{listed}"
+    );
+    // That is for people: a script gets the meshes.
+    assert_eq!(
+        run(&["list", "-o", "name"]).lines().next(),
+        listed.lines().last()
+    );
+
+    let printed = run(&["apply", "--name", "pair", "a.yaml", "b.yaml"]);
+    assert_eq!(steps(&printed), [("update", "a"), ("update", "b")]);
+    assert!(run(&["list"]).contains("pair  0        2          0"));
+    assert!(!run(&["list"]).contains("of no mesh"));
+    // Without the name it stays where it is; with it, what left goes.
+    assert_eq!(steps(&run(&["apply", "a.yaml"])), [("unchanged", "a")]);
+    assert_eq!(
+        steps(&run(&["apply", "--name", "pair", "a.yaml"])),
+        [("unchanged", "a"), ("delete", "b")]
+    );
+    run(&["apply", "--name", "pair", "a.yaml", "b.yaml"]);
+    let printed = run(&["delete", "--name", "pair"]);
+    assert!(
+        printed.contains("function public/default/a deleted"),
+        "{printed}"
+    );
+    assert!(
+        printed.contains("function public/default/b deleted"),
+        "{printed}"
+    );
+    assert_eq!(run(&["list"]).lines().count(), 1);
+    let again = [
+        "mesh",
+        "--admin-url",
+        &server.admin_url,
+        "delete",
+        "--name",
+        "pair",
+    ];
+    let again = server.ask(directory.path(), &again);
+    assert_eq!(again.status.code(), Some(3));
+    assert!(text(&again.stderr).contains("error[G0202]: there is no mesh `pair`"));
+}

@@ -18,6 +18,44 @@ fn example(name: &str) -> Plan {
     .expect("the example is good")
 }
 
+/// Plain configurations name no mesh, or say it themselves; a name makes them one.
+#[test]
+fn plain_configurations_belong_to_the_mesh_that_is_named() {
+    let plain = |text: &str| {
+        let look = |_: &Path| FileKind::File;
+        plan([(Path::new("f.yaml"), text)], &look, &|_| Vec::new())
+    };
+    let meshes = |plan: &Plan| -> Vec<Option<String>> {
+        let all = plan.components.iter();
+        all.map(|it| it.config.mesh().map(str::to_owned)).collect()
+    };
+    let two =
+        "name: f\nsh: f.sh\ninputs: [a]\n---\nname: s\nsinkType: table\ninputs: [b]\nmesh: shop\n";
+    let loose = plain(two).expect("good");
+    assert_eq!(
+        (loose.name.clone(), meshes(&loose)),
+        (None, vec![None, Some("shop".to_owned())])
+    );
+    let named = loose.clone().named("shop").expect("one mesh");
+    assert_eq!(named.name.as_deref(), Some("shop"));
+    assert_eq!(meshes(&named), vec![Some("shop".to_owned()); 2]);
+    let said = |found: Vec<Diagnostic>| found.iter().map(ToString::to_string).collect::<String>();
+    assert_eq!(
+        said(loose.named("other").expect_err("it is of `shop`")),
+        "error[G0307]: sink `s` says that it is of the mesh `shop`, and is planned with the mesh `other`\n  \
+         --> f.yaml:8:7\n  = help: a component is of one mesh at most"
+    );
+    let whole = "---\napiVersion: compute.functionmesh.io/v1alpha1\nkind: FunctionMesh\nmetadata: {name: whole}\n\
+                 spec: {}\n";
+    let found = plain(&format!("{two}{whole}")).expect_err("two meshes");
+    assert!(said(found).contains("is planned with the mesh `whole`"));
+    let named = plain(whole).expect("good").named("shop");
+    assert!(
+        said(named.expect_err("it has a name"))
+            .contains("the files are the mesh `whole`, not `shop`")
+    );
+}
+
 #[test]
 fn the_earthquakes_are_drawn() {
     let plan = example("earthquakes");
