@@ -13,7 +13,7 @@ use geminga_stdx::{Backoff, Clock, Random, Tasks};
 use parking_lot::Mutex;
 
 use crate::connection::{Connection, Hello};
-use crate::consumer::{ConsumerBuilder, Topics};
+use crate::consumer::{ConsumerBuilder, Selection, Topics, Wanted};
 use crate::error::{Error, Result};
 use crate::producer::ProducerBuilder;
 use crate::reader::ReaderBuilder;
@@ -213,6 +213,15 @@ impl Client {
     pub async fn topics_of_namespace(&self, namespace: &str) -> Result<Vec<String>> {
         let mode = pb::command_get_topics_of_namespace::Mode::All;
         self.shared.topics_of_namespace(namespace, mode, None).await
+    }
+
+    /// The topics that the patterns of a selection mean now, partitions one by one.
+    ///
+    /// # Errors
+    /// When a pattern is none, a namespace is missing, or no broker answers in time.
+    pub async fn topics_matching(&self, selection: &Selection) -> Result<Vec<String>> {
+        let found = Wanted::parse(selection)?.find(&self.shared).await?;
+        Ok(found.iter().map(ToString::to_string).collect())
     }
 
     /// Closes all connections. Producers and consumers that are still open get [`Error::Closed`].

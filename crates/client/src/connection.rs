@@ -64,6 +64,7 @@ pub(crate) struct Connection {
     max_message_size: usize,
     server_version: String,
     goes_by_source_position: bool,
+    tells_of_topics: bool,
     /// What a challenge of the broker is answered with.
     auth_response: Command,
 }
@@ -76,6 +77,8 @@ struct Routes {
     requests: HashMap<u64, oneshot::Sender<Result<Command>>>,
     producers: HashMap<u64, Arc<dyn Producing>>,
     consumers: HashMap<u64, Arc<Topic>>,
+    /// Who is told that there are other topics than before.
+    watches: HashMap<u64, Arc<Notify>>,
 }
 
 impl Connection {
@@ -96,6 +99,7 @@ impl Connection {
             .max_message_size
             .and_then(|size| usize::try_from(size).ok())
             .unwrap_or(MAX_MESSAGE_SIZE);
+        let flags = connected.feature_flags.as_ref();
         let connection = Arc::new(Self {
             address,
             outbox: Mutex::default(),
@@ -104,9 +108,9 @@ impl Connection {
             request_timeout: limit,
             max_message_size,
             server_version: connected.server_version,
-            goes_by_source_position: connected
-                .feature_flags
+            goes_by_source_position: flags
                 .is_some_and(|flags| flags.supports_repl_dedup_by_lid_and_eid()),
+            tells_of_topics: flags.is_some_and(|flags| flags.supports_topic_watchers()),
             auth_response: auth_response(&hello),
         });
         let running = connection.clone();
@@ -136,6 +140,11 @@ impl Connection {
     /// Whether the broker tells repeats of a replicator by their place in the source.
     pub(crate) fn goes_by_source_position(&self) -> bool {
         self.goes_by_source_position
+    }
+
+    /// Whether the broker tells of new topics of a pattern.
+    pub(crate) fn tells_of_topics(&self) -> bool {
+        self.tells_of_topics
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -235,9 +244,23 @@ impl Connection {
         self.routes.lock().consumers.remove(&id);
     }
 
+    /// `news` is woken when the broker tells the watch of something, and when the connection is over.
+    pub(crate) fn add_watch(&self, id: u64, news: Arc<Notify>) -> Result<()> {
+        let mut routes = self.routes.lock();
+        if let Some(error) = &routes.over {
+            return Err(error.clone());
+        }
+        routes.watches.insert(id, news);
+        Ok(())
+    }
+
+    pub(crate) fn remove_watch(&self, id: u64) {
+        self.routes.lock().watches.remove(&id);
+    }
+
     /// Ends the connection; everyone on it gets `error`.
     pub(crate) fn fail(&self, error: Error) {
-        let (requests, producers, consumers) = {
+        let (requests, producers, consumers, watches) = {
             let mut routes = self.routes.lock();
             if routes.over.is_some() {
                 return;
@@ -247,6 +270,7 @@ impl Connection {
                 std::mem::take(&mut routes.requests),
                 std::mem::take(&mut routes.producers),
                 std::mem::take(&mut routes.consumers),
+                std::mem::take(&mut routes.watches),
             )
         };
         self.wake.notify_one();
@@ -259,6 +283,9 @@ impl Connection {
         }
         for (_, consumer) in consumers {
             consumer.disconnected(self);
+        }
+        for (_, news) in watches {
+            news.notify_one();
         }
     }
 
@@ -490,6 +517,12 @@ impl Connection {
                     consumer.reached_end();
                 }
             }
+            Command::WatchTopicUpdate(update) => {
+                let news = self.routes.lock().watches.get(&update.watcher_id).cloned();
+                if let Some(news) = news {
+                    news.notify_one();
+                }
+            }
             Command::TopicMigrated(moved) => self.migrated(&moved),
             Command::Error(error) if error.request_id == NO_REQUEST => {
                 self.fail(Error::server(error.error, error.message));
@@ -642,6 +675,7 @@ fn outcome(command: Command) -> Option<(u64, Result<Command>)> {
         }
         Command::GetLastMessageIdResponse(answer) => (answer.request_id, None),
         Command::GetTopicsOfNamespaceResponse(answer) => (answer.request_id, None),
+        Command::WatchTopicListSuccess(answer) => (answer.request_id, None),
         Command::GetSchemaResponse(answer) => (
             answer.request_id,
             failed(answer.error_code, &answer.error_message),

@@ -13,7 +13,11 @@ use crate::error::{Error, Result};
 use crate::message::ReceivedMessage;
 pub(crate) use decode::Entry;
 pub use handle::{ConsumerHandle, Target};
-pub use settings::{ConsumerBuilder, InitialPosition, KeyShared, SeekTo, SubType, Topics};
+pub use pattern::Pattern;
+pub(crate) use pattern::Wanted;
+pub use settings::{
+    ConsumerBuilder, InitialPosition, KeyShared, SeekTo, Selection, SubType, Topics,
+};
 pub(crate) use topic::Topic;
 
 mod acks;
@@ -128,7 +132,7 @@ impl Consumer {
     /// When a broker does not answer. It is closed then too.
     pub async fn close(self) -> Result<()> {
         let mut result = Ok(());
-        for topic in self.handle.group.all() {
+        for topic in self.handle.group.last() {
             if let Some(connection) = topic.over(Error::Closed) {
                 let closed = connection
                     .request("close consumer", |id| driver::close_command(topic.id, id))
@@ -136,7 +140,7 @@ impl Consumer {
                 result = result.and(closed.map(|_| ()));
             }
         }
-        self.handle.group.inbox.end(Error::Closed);
+        self.handle.group.end();
         result
     }
 
@@ -186,12 +190,12 @@ impl Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        for topic in self.handle.group.all() {
+        for topic in self.handle.group.last() {
             if let Some(connection) = topic.over(Error::Closed) {
                 let none = geminga_proto::command::NO_REQUEST;
                 connection.send(&driver::close_command(topic.id, none));
             }
         }
-        self.handle.group.inbox.end(Error::Closed);
+        self.handle.group.end();
     }
 }

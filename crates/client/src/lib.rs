@@ -57,8 +57,8 @@ pub mod transport;
 
 pub use client::{Client, ClientBuilder};
 pub use consumer::{
-    Consumer, ConsumerBuilder, ConsumerHandle, InitialPosition, KeyShared, SeekTo, SubType, Target,
-    Topics,
+    Consumer, ConsumerBuilder, ConsumerHandle, InitialPosition, KeyShared, Pattern, SeekTo,
+    Selection, SubType, Target, Topics,
 };
 pub use error::{Error, Result};
 pub use geminga_proto::MessageId;

@@ -1,10 +1,12 @@
 //! From a configuration to what an instance does. Pure, but for one look into a Go program (`compat`): a
 //! field is honoured here or refused by its name; none is passed over.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_client::{Batching, Compression, InitialPosition, SubType};
+use geminga_client::{Batching, Compression, InitialPosition, Pattern, Selection, SubType};
 use geminga_mesh::builtin::{FileSink, FileSource, TableSink};
 use geminga_model::ProcessingGuarantees;
 
@@ -51,13 +53,44 @@ pub(crate) enum Input {
 #[derive(Debug, Clone)]
 pub(crate) struct Subscription {
     pub(crate) topics: Vec<String>,
-    pub(crate) pattern: Option<String>,
+    /// And all topics that match one of these.
+    pub(crate) patterns: Vec<Patterned>,
+    /// What the component writes: no pattern means that.
+    pub(crate) own: Vec<String>,
     pub(crate) name: String,
     pub(crate) sub_type: SubType,
     pub(crate) position: InitialPosition,
     pub(crate) queue_size: Option<usize>,
     pub(crate) consumer: ConsumerPlan,
     pub(crate) skip_to_latest: bool,
+}
+
+/// An input that is a pattern.
+#[derive(Debug, Clone)]
+pub(crate) struct Patterned {
+    pub(crate) pattern: Pattern,
+    pub(crate) text: String,
+    /// How its messages are read is said: under this name.
+    pub(crate) input: Option<Arc<str>>,
+}
+
+impl Subscription {
+    /// The topics that are read.
+    pub(crate) fn selection(&self) -> Selection {
+        let patterns = self.patterns.iter();
+        Selection {
+            names: self.topics.clone(),
+            patterns: patterns.map(|it| it.text.clone()).collect(),
+            except: self.own.clone(),
+            except_ending: Some(dead_letter_ending(&self.name)),
+        }
+    }
+}
+
+/// How the names of a subscription's dead letter topics end where the configuration names none: Pulsar's.
+pub(crate) fn dead_letter_ending(subscription: &str) -> String {
+    // A name holds no slashes of the subscription's.
+    format!("-{}-DLQ", subscription.replace('/', "-"))
 }
 
 /// Settings of the consumer itself.
@@ -154,6 +187,8 @@ pub(crate) struct ProducerPlan {
 pub(crate) struct WindowPlan {
     pub(crate) shape: Shape,
     pub(crate) event_time: Option<EventTime>,
+    /// The topics that are inputs by name: the watermark waits for each of them.
+    pub(crate) named: BTreeSet<Arc<str>>,
     pub(crate) stamp: Stamp,
     pub(crate) late_topic: Option<String>,
     pub(crate) packing: Packing,

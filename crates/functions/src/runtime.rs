@@ -64,6 +64,8 @@ pub type BoxFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a
 pub struct Message {
     /// Full topic name, with the partition.
     pub topic: Arc<str>,
+    /// Which input it came by, where that is a pattern with a schema or a SerDe of its own.
+    pub input: Option<Arc<str>>,
     /// `ledger:entry:partition` or with `:batch-index`, as Pulsar prints it.
     pub id: String,
     /// The same as numbers, where it is a message of a topic.

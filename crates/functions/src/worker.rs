@@ -413,21 +413,37 @@ impl Worker {
         }
     }
 
-    /// The topics that a component reads and its subscription on them; none for what reads no topic.
+    /// The topics that a component reads now and its subscription on them; none for what reads no topic.
+    /// Those of a pattern are partitions one by one.
     ///
     /// # Errors
-    /// When it does not exist.
-    pub fn subscription(
+    /// When it does not exist, or the broker does not say what matches.
+    pub async fn subscription(
         &self,
         id: &ComponentId,
     ) -> Result<Option<(Vec<String>, String)>, WorkerError> {
-        let entry = self.entry(id)?;
-        Ok(match &entry.crew.plan.input {
-            Input::Topics(subscription) => {
-                Some((subscription.topics.clone(), subscription.name.clone()))
-            }
-            Input::File(_) => None,
-        })
+        let plan = self.entry(id)?.crew.plan.clone();
+        let Input::Topics(subscription) = &plan.input else {
+            return Ok(None);
+        };
+        let mut topics = subscription.topics.clone();
+        if !subscription.patterns.is_empty() {
+            let found = self
+                .inner
+                .config
+                .client
+                .topics_matching(&subscription.selection());
+            let found = found.await.map_err(WorkerError::client("listing topics"))?;
+            let is_named = |topic: &str| {
+                let topic = topic.parse::<geminga_model::TopicName>();
+                topic.is_ok_and(|topic| topics.iter().any(|name| *name == *topic.parent().as_str()))
+            };
+            let more: Vec<String> = found.into_iter().filter(|it| !is_named(it)).collect();
+            topics.extend(more);
+            topics.sort_unstable();
+            topics.dedup();
+        }
+        Ok(Some((topics, subscription.name.clone())))
     }
 
     /// Milliseconds that the start took.

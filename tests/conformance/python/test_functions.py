@@ -111,6 +111,19 @@ def test_a_pulsar_function_class_runs_unmodified(client, fresh, topic, tmp_path)
     assert data(receive(aside, 2)) == [b"aside: ada", b"aside: bob"]
 
 
+def test_inputs_by_name_and_by_pattern_together(client, fresh, topic, tmp_path):
+    client.create_producer(f"{topic}-in-a").close()
+    # One topic is named and matches too.
+    fresh("--sh", script(tmp_path, 'process() { emit "$MSG"; }\n'), "--inputs", f"{topic}-named,{topic}-in-b",
+          "--topics-pattern", f"persistent://public/default/{topic}-in-.*", "--output-topic", f"{topic}-in-out", "--subs-position", "Earliest")
+    consumer = client.subscribe(f"{topic}-in-out", "probe", initial_position=pulsar.InitialPosition.Earliest)
+    # The last one joins when it is made; nobody reads the outputs, whose name matches.
+    for name in ["named", "in-a", "in-b", "in-late"]:
+        client.create_producer(f"{topic}-{name}").send(name.encode())
+    assert sorted(data(receive(consumer, 4))) == [b"in-a", b"in-b", b"in-late", b"named"]
+    assert_nothing(consumer)
+
+
 def test_outputs_say_where_they_come_from(client, fresh, topic, tmp_path):
     fresh("--py", script(tmp_path, "def process(input):\n    return input\n", "same.py"), *wired(topic))
     (message,) = through(client, topic, b"x")

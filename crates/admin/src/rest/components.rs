@@ -406,7 +406,7 @@ async fn whole_status(
 /// Messages that wait for a component: ours, where the broker is in this process.
 async fn backlog(functions: &Functions, id: &ComponentId) -> Option<u64> {
     let broker = functions.broker.as_ref()?;
-    let (topics, subscription) = functions.worker.as_ref()?.subscription(id).ok()??;
+    let (topics, subscription) = functions.worker.as_ref()?.subscription(id).await.ok()??;
     let mut waiting = 0;
     for topic in topics {
         let topic: TopicName = topic.parse().ok()?;

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use geminga_model::name::TopicName;
 use parking_lot::RwLock;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::handle::Target;
 use super::inbox::Inbox;
@@ -26,6 +26,8 @@ pub(super) struct Group {
     pub(super) paused: Arc<AtomicBool>,
     /// Topics are added and never removed: an entry knows its topic by its number.
     pub(super) topics: RwLock<Vec<Arc<Topic>>>,
+    /// Nothing is added any more.
+    pub(super) ended: watch::Sender<bool>,
 }
 
 impl Group {
@@ -36,7 +38,21 @@ impl Group {
             inbox: Arc::default(),
             paused: Arc::default(),
             topics: RwLock::default(),
+            ended: watch::Sender::new(false),
         }
+    }
+
+    /// All topics there will ever be: nothing is added from now on.
+    pub(super) fn last(&self) -> Vec<Arc<Topic>> {
+        let topics = self.topics.write();
+        self.ended.send_replace(true);
+        topics.clone()
+    }
+
+    /// Whoever reads learns that it is closed.
+    pub(super) fn end(&self) {
+        self.ended.send_replace(true);
+        self.inbox.end(Error::Closed);
     }
 
     /// Adds topics and waits until all of them are subscribed.
@@ -44,6 +60,10 @@ impl Group {
         let mut opening = Vec::new();
         {
             let mut topics = self.topics.write();
+            if *self.ended.borrow() {
+                // Nobody would close them.
+                return Err(Error::Closed);
+            }
             let total = (topics.len() + names.len()).max(1);
             let queue_size = self.options.queue_size.min(QUEUE_TOTAL_MAX / total).max(1) as u32;
             for name in names {

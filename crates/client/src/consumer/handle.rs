@@ -368,7 +368,7 @@ impl ConsumerHandle {
                 .await?;
             topic.over(Error::Closed);
         }
-        self.group.inbox.end(Error::Closed);
+        self.group.end();
         Ok(())
     }
 

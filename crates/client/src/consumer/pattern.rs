@@ -1,19 +1,36 @@
 //! Consumers of a pattern: which topics match, and looking for new ones.
+//!
+//! A broker that can tells when there may be some; that is a reason to look, and the only one is the
+//! interval where it can not.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use geminga_model::name::TopicName;
+use geminga_proto::pb;
 use geminga_proto::pb::command_get_topics_of_namespace::Mode;
 use regex::Regex;
+use tokio::sync::Notify;
 
 use super::group::Group;
+use super::settings::Selection;
 use crate::client::Shared;
+use crate::connection::Connection;
 use crate::error::{Error, Result};
+
+/// What is told within so long is looked for at once.
+const GATHER: Duration = Duration::from_millis(50);
+/// The longest pattern that a broker takes unless it is told otherwise, as in Pulsar.
+const WATCHED_BYTES_MAX: usize = 50;
+/// Who reads more topics than this by patterns is told of no new ones: a broker bounds the names that it keeps
+/// for one connection, which all consumers of a client share.
+const TOLD_TOPICS_MAX: usize = 10_000;
 
 /// Topics of one namespace by a regular expression on the full name of the topic, partitions
 /// counted to their topic.
 #[derive(Debug, Clone)]
-pub(super) struct Pattern {
+pub struct Pattern {
     namespace: String,
     text: String,
     regex: Regex,
@@ -22,7 +39,10 @@ pub(super) struct Pattern {
 
 impl Pattern {
     /// Reads `[persistent://|non-persistent://][tenant/namespace/]regex`.
-    pub(super) fn parse(text: &str) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When it is not of that form, or the expression is none.
+    pub fn parse(text: &str) -> Result<Self> {
         let error = |reason: String| Error::Pattern {
             pattern: text.to_owned(),
             reason,
@@ -60,12 +80,36 @@ impl Pattern {
         })
     }
 
-    fn matches(&self, topic: &TopicName) -> bool {
+    /// Whether it means a topic, or the partition of one.
+    #[must_use]
+    pub fn matches(&self, topic: &TopicName) -> bool {
         self.regex.is_match(topic.parent().as_str())
     }
 
+    /// The pattern to be told about: a broker matches names without their scheme, and takes short ones alone, so
+    /// that of a long one it gets what all its topics begin with.
+    fn watched(&self) -> String {
+        let bare = self.text.split_once("://");
+        let bare = bare.map_or(&*self.text, |(_, bare)| bare);
+        if bare.len() <= WATCHED_BYTES_MAX {
+            return bare.to_owned();
+        }
+        let local = bare.get(self.namespace.len() + 1..).unwrap_or_default();
+        let is_plain = |c: &char| c.is_ascii_alphanumeric() || "-_=".contains(*c);
+        let plain = local.chars().take_while(is_plain).count();
+        let plain = match local[plain..].chars().next() {
+            // Of alternatives each begins in its own way.
+            _ if local.contains('|') => 0,
+            // The character before it may be missing.
+            Some('*' | '?' | '{') => plain.saturating_sub(1),
+            _ => plain,
+        };
+        let room = (WATCHED_BYTES_MAX - ".*".len()).saturating_sub(self.namespace.len() + 1);
+        format!("{}/{}.*", self.namespace, &local[..plain.min(room)])
+    }
+
     /// The topics that match now, partitions one by one.
-    pub(super) async fn find(&self, shared: &Shared) -> Result<Vec<TopicName>> {
+    async fn find(&self, shared: &Shared) -> Result<Vec<TopicName>> {
         let names = shared
             .topics_of_namespace(&self.namespace, self.mode, Some(&self.text))
             .await?;
@@ -77,29 +121,156 @@ impl Pattern {
     }
 }
 
-/// Subscribes to new topics as they appear, as long as the consumer is there.
-pub(super) fn keep_looking(pattern: Pattern, group: &Arc<Group>) {
+/// The topics that the patterns of a consumer mean.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    patterns: Vec<Pattern>,
+    except: HashSet<String>,
+    except_ending: Option<String>,
+}
+
+impl Wanted {
+    pub(crate) fn parse(selection: &Selection) -> Result<Self> {
+        let patterns = selection.patterns.iter();
+        let patterns: Result<_> = patterns.map(|text| Pattern::parse(text)).collect();
+        Ok(Self {
+            patterns: patterns?,
+            except: selection.except.iter().cloned().collect(),
+            except_ending: selection.except_ending.clone(),
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
+    fn has(&self, topic: &TopicName) -> bool {
+        let parent = topic.parent();
+        let name = parent.as_str();
+        let ending = self.except_ending.as_deref();
+        !self.except.contains(name) && !ending.is_some_and(|ending| name.ends_with(ending))
+    }
+
+    pub(super) fn matches(&self, topic: &TopicName) -> bool {
+        self.has(topic) && self.patterns.iter().any(|pattern| pattern.matches(topic))
+    }
+
+    /// Those that there are now, partitions one by one.
+    pub(crate) async fn find(&self, shared: &Shared) -> Result<Vec<TopicName>> {
+        let mut found = Vec::new();
+        for pattern in &self.patterns {
+            found.extend(pattern.find(shared).await?);
+        }
+        found.retain(|topic| self.has(topic));
+        Ok(found)
+    }
+}
+
+/// Subscribes to new topics as they appear, as long as the consumer is open.
+pub(super) fn keep_looking(wanted: Wanted, group: &Arc<Group>) {
     let interval = group.options.discovery_interval;
+    let mut ended = group.ended.subscribe();
     let weak: Weak<Group> = Arc::downgrade(group);
     let shared = Arc::downgrade(&group.shared);
+    let looking = async move {
+        let news = Arc::new(Notify::new());
+        let mut watches: Vec<Option<Watch>> = wanted.patterns.iter().map(|_| None).collect();
+        loop {
+            let (Some(group), Some(shared)) = (weak.upgrade(), shared.upgrade()) else {
+                return;
+            };
+            // First, so that nothing appears between a look and the first news.
+            for (pattern, watch) in wanted.patterns.iter().zip(&mut watches) {
+                if !watch
+                    .as_ref()
+                    .is_some_and(|watch| watch.connection.is_open())
+                {
+                    *watch = None;
+                    if group.topics.read().len() <= TOLD_TOPICS_MAX {
+                        *watch = Watch::begin(pattern, &shared, &news).await;
+                    }
+                }
+            }
+            let result = match wanted.find(&shared).await {
+                Ok(topics) => group.subscribe(topics).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = result {
+                let patterns: Vec<_> = wanted.patterns.iter().map(|it| &it.text).collect();
+                tracing::warn!(?patterns, %error, "cannot look for new topics");
+            }
+            drop((group, shared));
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                () = news.notified() => tokio::time::sleep(GATHER).await,
+            }
+        }
+    };
     group
         .shared
         .tasks
         .spawn_cancellable("topic discovery", async move {
-            loop {
-                tokio::time::sleep(interval).await;
-                let (Some(group), Some(shared)) = (weak.upgrade(), shared.upgrade()) else {
-                    return;
-                };
-                let result = match pattern.find(&shared).await {
-                    Ok(topics) => group.subscribe(topics).await,
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = result {
-                    tracing::warn!(pattern = pattern.text, %error, "cannot look for new topics");
-                }
+            tokio::select! {
+                () = looking => {}
+                // Also when the consumer is dropped.
+                _ = ended.wait_for(|ended| *ended) => {}
             }
         });
+}
+
+/// A broker that tells of changes of a pattern's topics, until this is dropped.
+struct Watch {
+    connection: Arc<Connection>,
+    id: u64,
+}
+
+impl Watch {
+    /// None where the broker does not, or refuses: there is the interval.
+    async fn begin(pattern: &Pattern, shared: &Shared, news: &Arc<Notify>) -> Option<Self> {
+        if pattern.mode != Mode::Persistent {
+            return None;
+        }
+        let connection = shared.any_connection().await.ok()?;
+        if !connection.tells_of_topics() {
+            return None;
+        }
+        let watch = Self {
+            id: shared.next_id(),
+            connection,
+        };
+        watch.connection.add_watch(watch.id, news.clone()).ok()?;
+        let answer = watch.connection.request("watch topics", |request_id| {
+            pb::CommandWatchTopicList {
+                request_id,
+                watcher_id: watch.id,
+                namespace: pattern.namespace.clone(),
+                topics_pattern: pattern.watched(),
+                topics_hash: None,
+            }
+            .into()
+        });
+        match answer.await {
+            Ok(_) => Some(watch),
+            Err(error) => {
+                tracing::debug!(pattern = pattern.text, %error, "not told of new topics");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.connection.remove_watch(self.id);
+        // Its answer is taken and thrown away.
+        let _ = self.connection.begin_request(|request_id| {
+            pb::CommandWatchTopicListClose {
+                request_id,
+                watcher_id: self.id,
+            }
+            .into()
+        });
+    }
 }
 
 #[cfg(test)]
@@ -121,6 +292,52 @@ mod tests {
         let short = Pattern::parse("t[0-9]").unwrap();
         assert!(short.matches(&"persistent://public/default/t1".parse().unwrap()));
         assert!(!short.matches(&"persistent://public/default/t12".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_a_pattern_does_not_mean_is_left_out() {
+        let wanted = Wanted::parse(&Selection {
+            patterns: vec!["in-.*".to_owned(), "x".to_owned()],
+            except: vec!["persistent://public/default/in-out".to_owned()],
+            except_ending: Some("-f-DLQ".to_owned()),
+            ..Selection::default()
+        });
+        let wanted = wanted.unwrap();
+        for (topic, has) in [
+            ("in-1", true),
+            ("in-1-partition-3", true),
+            ("in-out", false),
+            ("in-out-partition-0", false),
+            ("in-1-f-DLQ", false),
+            ("in-1-f-DLQ-partition-1", false),
+            ("in-1-g-DLQ", true),
+        ] {
+            assert_eq!(wanted.has(&topic.parse().unwrap()), has, "{topic}");
+        }
+    }
+
+    #[test]
+    fn of_a_long_pattern_its_beginning_is_watched() {
+        let long = "x".repeat(60);
+        for (pattern, watched) in [
+            ("in-.*".to_owned(), "public/default/in-.*".to_owned()),
+            (
+                format!("a-{long}"),
+                format!("public/default/a-{}.*", "x".repeat(31)),
+            ),
+            (
+                format!("persistent://t/n/ab-.*{long}"),
+                "t/n/ab-.*".to_owned(),
+            ),
+            (format!("t/n/ab*{long}"), "t/n/a.*".to_owned()),
+            (format!("t/n/ab+{long}"), "t/n/ab.*".to_owned()),
+            (format!("t/n/ab|{long}"), "t/n/.*".to_owned()),
+            (format!("t/n/(a|b){long}"), "t/n/.*".to_owned()),
+        ] {
+            let pattern = Pattern::parse(&pattern).unwrap();
+            assert_eq!(pattern.watched(), watched);
+            assert!(watched.len() <= WATCHED_BYTES_MAX);
+        }
     }
 
     #[test]

@@ -8,10 +8,11 @@ use std::time::Duration;
 use geminga_model::name::TopicName;
 use geminga_proto::MessageId;
 
+use super::Consumer;
 use super::decode::Start;
 use super::group::Group;
 use super::handle::ConsumerHandle;
-use super::{Consumer, pattern};
+use super::pattern::{self, Wanted};
 use crate::client::{Shared, topic_name};
 use crate::error::{Error, Result};
 
@@ -84,6 +85,49 @@ pub enum Topics {
     Names(Vec<String>),
     /// All topics of a namespace, now and later, whose full name matches.
     Pattern(String),
+    /// Topics by name and by patterns together.
+    Selected(Selection),
+}
+
+/// Topics by name and by patterns. One that is named, or matches, more than once is read once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Selection {
+    /// These; partitioned ones with all their partitions.
+    pub names: Vec<String>,
+    /// And all that match, now and later, as [`Topics::pattern`].
+    pub patterns: Vec<String>,
+    /// Full names of topics that no pattern means.
+    pub except: Vec<String>,
+    /// No pattern means a topic whose name ends so.
+    pub except_ending: Option<String>,
+}
+
+impl Selection {
+    /// Whether a topic is one of these, by its name or by a pattern. A partition is its topic's.
+    ///
+    /// # Errors
+    /// When a pattern is none.
+    pub fn has(&self, topic: &TopicName) -> Result<bool> {
+        let parent = topic.parent();
+        let is_parent = |name: &String| topic_name(name).is_ok_and(|name| name.parent() == parent);
+        Ok(self.names.iter().any(is_parent) || Wanted::parse(self)?.matches(topic))
+    }
+}
+
+impl From<Topics> for Selection {
+    fn from(topics: Topics) -> Self {
+        match topics {
+            Topics::Names(names) => Self {
+                names,
+                ..Self::default()
+            },
+            Topics::Pattern(pattern) => Self {
+                patterns: vec![pattern],
+                ..Self::default()
+            },
+            Topics::Selected(selection) => selection,
+        }
+    }
 }
 
 impl Topics {
@@ -92,6 +136,12 @@ impl Topics {
     #[must_use]
     pub fn pattern(pattern: impl Into<String>) -> Self {
         Topics::Pattern(pattern.into())
+    }
+}
+
+impl From<Selection> for Topics {
+    fn from(selection: Selection) -> Self {
+        Topics::Selected(selection)
     }
 }
 
@@ -284,7 +334,7 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How often new topics of a pattern are looked for; 60 s.
+    /// How often new topics of a pattern are looked for; 60 s. A broker that can tells of them at once.
     pub fn discovery_interval(mut self, interval: Duration) -> Self {
         self.options.discovery_interval = interval;
         self
@@ -329,26 +379,22 @@ impl ConsumerBuilder {
             ready: VecDeque::new(),
             origin: None,
         };
-        match self.topics {
-            Topics::Names(names) => {
-                if names.is_empty() {
-                    return Err(Error::Setting {
-                        setting: "topics",
-                        reason: "are needed",
-                    });
-                }
-                let mut topics = Vec::new();
-                for name in names {
-                    topics.extend(self.shared.partitions_of(&topic_name(&name)?).await?);
-                }
-                group.subscribe(topics).await?;
-            }
-            Topics::Pattern(text) => {
-                let pattern = pattern::Pattern::parse(&text)?;
-                let topics = pattern.find(&self.shared).await?;
-                group.subscribe(topics).await?;
-                pattern::keep_looking(pattern, &group);
-            }
+        let selection = Selection::from(self.topics);
+        let wanted = Wanted::parse(&selection)?;
+        if selection.names.is_empty() && wanted.is_empty() {
+            return Err(Error::Setting {
+                setting: "topics",
+                reason: "are needed",
+            });
+        }
+        let mut topics = Vec::new();
+        for name in &selection.names {
+            topics.extend(self.shared.partitions_of(&topic_name(name)?).await?);
+        }
+        topics.extend(wanted.find(&self.shared).await?);
+        group.subscribe(topics).await?;
+        if !wanted.is_empty() {
+            pattern::keep_looking(wanted, &group);
         }
         Ok(consumer)
     }

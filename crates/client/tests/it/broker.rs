@@ -8,7 +8,7 @@ use geminga_broker::{Broker, BrokerConfig, TopicType};
 use geminga_client::transport::{Connecting, Io};
 use geminga_client::{
     Batching, Client, Compression, InitialPosition, Message, MessageId, ReceivedMessage, SeekTo,
-    SubType, Topics,
+    Selection, SubType, Topics,
 };
 use geminga_stdx::{Clock, Tasks};
 use geminga_storage::{ManagedConfig, Storage};
@@ -405,6 +405,43 @@ async fn one_consumer_reads_many_topics_and_patterns() {
     let late = soon(client.producer(format!("{topic}-late")).build()).await;
     soon(late.send("late")).await;
     assert_eq!(texts(&receive(&mut pattern, 1).await), ["late"]);
+}
+
+/// And the broker says when there is another topic: the interval of looking is a minute.
+#[tokio::test]
+async fn what_is_named_and_matched_is_read_once() {
+    let (client, topic, _server) = setup("sel").await;
+    let name = |end: &str| format!("{topic}-{end}");
+    for end in ["a", "b", "out"] {
+        let producer = soon(client.producer(name(end)).build()).await;
+        soon(producer.send(end)).await;
+    }
+    let selection = Selection {
+        names: vec![name("a"), name("a")],
+        patterns: vec![name(".*"), name("b")],
+        except: vec![name("out")],
+        except_ending: Some("-dead".to_owned()),
+    };
+    let consumer = client.consumer(selection).subscription("s");
+    let consumer = consumer.initial_position(InitialPosition::Earliest);
+    let mut consumer = soon(consumer.sub_type(SubType::Shared).build()).await;
+    assert_eq!(consumer.topics().len(), 2);
+    for end in ["late-dead", "late"] {
+        let producer = soon(client.producer(name(end)).build()).await;
+        soon(producer.send(end)).await;
+    }
+    let got: BTreeSet<String> = texts(&receive(&mut consumer, 3).await)
+        .into_iter()
+        .collect();
+    assert_eq!(got, ["a", "b", "late"].map(str::to_owned).into());
+    assert_eq!(consumer.topics().len(), 3);
+    let handle = consumer.handle();
+    soon(consumer.close()).await;
+    // Nobody joins what is closed.
+    let producer = soon(client.producer(name("later")).build()).await;
+    soon(producer.send("later")).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(handle.topics(), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -658,7 +658,7 @@ def serve(wire, hello, call, arguments, context):
                 if windows:
                     value = open_window(payload, context, serdes, deserialize)
                 elif serdes:
-                    serde = serdes.get(topic_of(context._header("topic", ""), serdes))
+                    serde = serdes.get(input_of(context._header, serdes))
                     value = serde.deserialize(payload) if serde else deserialize(payload)
                 else:
                     value = deserialize(payload)
@@ -739,7 +739,7 @@ def open_window(payload, context, serdes, deserialize):
         middle = at + sizes[2 * index]
         end = middle + sizes[2 * index + 1]
         headers = dict(parse_block(payload[at:middle]))
-        serde = serdes.get(topic_of(headers.get("topic", ""), serdes)) if serdes else None
+        serde = serdes.get(input_of(headers.get, serdes)) if serdes else None
         data = payload[middle:end]
         records.append(Record(serde.deserialize(data) if serde else deserialize(data), headers))
         at = end
@@ -747,8 +747,9 @@ def open_window(payload, context, serdes, deserialize):
     return [record.value for record in records]
 
 
-def topic_of(topic, serdes):
-    """The name under which the input was configured: a partition is its parent's."""
+def input_of(header, serdes):
+    """The name under which the input was configured: a partition is its parent's; a pattern is said."""
+    topic = header("input", "") or header("topic", "")
     if topic in serdes:
         return topic
     parent, partition, number = topic.rpartition("-partition-")

@@ -28,7 +28,7 @@ pub(crate) struct Gather {
 impl Gather {
     pub(crate) fn new(plan: WindowPlan) -> Self {
         Self {
-            windows: Windows::new(plan.shape, plan.event_time),
+            windows: Windows::new(plan.shape, plan.event_time).waiting_for(plan.named.clone()),
             plan,
             bytes: 0,
         }
@@ -260,6 +260,7 @@ mod tests {
                 slide: 4,
             },
             event_time: None,
+            named: Default::default(),
             stamp: Stamp::Arrival,
             late_topic: None,
             packing: Packing::Lines,

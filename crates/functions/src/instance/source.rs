@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use geminga_client::{Client, Consumer, ConsumerHandle, MessageId, SeekTo, Topics, Transaction};
+use geminga_client::{Client, Consumer, ConsumerHandle, MessageId, SeekTo, Transaction};
+use geminga_model::TopicName;
 use parking_lot::Mutex;
 
 use super::sink::TRIGGER;
-use crate::plan::Subscription;
+use crate::plan::{Patterned, Subscription, dead_letter_ending};
 use crate::runtime::{BoxFuture, Message};
 
 /// A message and its place.
@@ -104,6 +105,48 @@ pub(crate) struct TopicSource {
     consumer: Consumer,
     subscription: String,
     taken: Arc<Taken>,
+    by_pattern: ByPattern,
+}
+
+/// How messages of topics that a pattern means are read.
+struct ByPattern {
+    patterns: Vec<Patterned>,
+    names: Vec<TopicName>,
+    known: HashMap<Arc<str>, Option<Arc<str>>>,
+}
+
+impl ByPattern {
+    fn of(plan: &Subscription) -> Self {
+        let is_said = plan.patterns.iter().any(|it| it.input.is_some());
+        let names = plan.topics.iter().filter_map(|name| name.parse().ok());
+        Self {
+            // Where nothing is said nothing is looked for.
+            patterns: is_said.then(|| plan.patterns.clone()).unwrap_or_default(),
+            names: names.collect(),
+            known: HashMap::new(),
+        }
+    }
+
+    /// The input that says it, where it is a pattern. What is named has its own, or none.
+    fn input(&mut self, topic: &Arc<str>) -> Option<Arc<str>> {
+        if self.patterns.is_empty() {
+            return None;
+        }
+        if let Some(known) = self.known.get(topic) {
+            return known.clone();
+        }
+        let name = topic.parse::<TopicName>().ok()?;
+        let input = match self.names.iter().any(|it| it.parent() == name.parent()) {
+            true => None,
+            false => {
+                let mut patterns = self.patterns.iter();
+                let first = patterns.find(|it| it.pattern.matches(&name));
+                first.and_then(|it| it.input.clone())
+            }
+        };
+        self.known.insert(topic.clone(), input.clone());
+        input
+    }
 }
 
 impl TopicSource {
@@ -114,12 +157,8 @@ impl TopicSource {
         properties: &[(String, String)],
         taken: Arc<Taken>,
     ) -> Result<Self, geminga_client::Error> {
-        let topics = match &plan.pattern {
-            Some(pattern) => Topics::pattern(pattern.clone()),
-            None => Topics::Names(plan.topics.clone()),
-        };
         let mut builder = client
-            .consumer(topics)
+            .consumer(plan.selection())
             .subscription(plan.name.clone())
             .sub_type(plan.sub_type)
             .initial_position(plan.position);
@@ -147,6 +186,7 @@ impl TopicSource {
             consumer,
             subscription: plan.name.clone(),
             taken,
+            by_pattern: ByPattern::of(plan),
         })
     }
 
@@ -176,6 +216,7 @@ impl Source for TopicSource {
                     .ordering_key
                     .map(|key| String::from_utf8_lossy(&key).into_owned());
                 let message = Message {
+                    input: self.by_pattern.input(&message.topic),
                     id: text_of(&message.id),
                     place: Some(message.id),
                     partition: message.id.partition,
@@ -207,9 +248,8 @@ impl Source for TopicSource {
     }
 
     fn dead_letter_topic(&self, message: &Message) -> Option<String> {
-        // Pulsar's default name, which holds no slashes of the subscription's.
-        let subscription = self.subscription.replace('/', "-");
-        Some(format!("{}-{subscription}-DLQ", message.topic))
+        let ending = dead_letter_ending(&self.subscription);
+        Some(format!("{}{ending}", message.topic))
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -9,7 +9,7 @@
 //! - A message's time may be anything: a producer made it up. None breaks the arithmetic, and none
 //!   that lies ahead of the clock makes late what comes after it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// The latest time that a message may have: later ones are nobody's.
@@ -65,6 +65,8 @@ pub(crate) enum Added {
 pub(crate) struct Windows<T> {
     shape: Shape,
     event_time: Option<EventTime>,
+    /// These must have been heard of, too.
+    waits_for: BTreeSet<Arc<str>>,
     /// By count: the messages of the windows to come, oldest first.
     counted: VecDeque<(u64, T)>,
     /// Messages ever counted.
@@ -90,6 +92,7 @@ impl<T: Clone> Windows<T> {
         Self {
             shape,
             event_time,
+            waits_for: BTreeSet::new(),
             counted: VecDeque::new(),
             count: 0,
             timed: BTreeMap::new(),
@@ -100,6 +103,14 @@ impl<T: Clone> Windows<T> {
             emit_at: None,
             session_last: None,
             finished: false,
+        }
+    }
+
+    /// The watermark does not move before each of these topics was heard of: others may be there, or not.
+    pub(crate) fn waiting_for(self, topics: BTreeSet<Arc<str>>) -> Self {
+        Self {
+            waits_for: topics,
+            ..self
         }
     }
 
@@ -171,7 +182,11 @@ impl<T: Clone> Windows<T> {
             && self.emit_at.is_some_and(|at| at <= now_ms)
         {
             self.emit_at = None;
-            let heard = self.newest.len() >= event_time.topics;
+            let heard = self.newest.len() >= event_time.topics
+                && self
+                    .waits_for
+                    .iter()
+                    .all(|topic| self.newest.contains_key(topic));
             let newest = self.newest.values().min().filter(|_| heard);
             let watermark = newest.map_or(0, |newest| newest.saturating_sub(event_time.lag_ms));
             self.watermark = self.watermark.max(watermark);
@@ -409,6 +424,30 @@ mod tests {
             items(&timed(session, &[1, 5, 9, 14, 30], 34)),
             [vec![1, 5, 9], vec![14]]
         );
+    }
+
+    /// Of topics that match a pattern nobody knows whether there are more.
+    #[test]
+    fn the_watermark_waits_for_what_is_named_whatever_else_comes() {
+        let shape = Shape::Time {
+            length_ms: 10,
+            slide_ms: 10,
+        };
+        let event_time = EventTime {
+            lag_ms: 0,
+            emit_ms: 100,
+            topics: 1,
+        };
+        let (named, other): (Arc<str>, Arc<str>) = ("named".into(), "other".into());
+        let windows = Windows::new(shape, Some(event_time));
+        let mut windows = windows.waiting_for([named.clone()].into());
+        let mut fired = Vec::new();
+        windows.add(0, 25, &other, 25, &mut fired);
+        windows.tick(100, &mut fired);
+        assert_eq!(windows.add(150, 5, &named, 5, &mut fired), Added::Held);
+        windows.add(150, 12, &named, 12, &mut fired);
+        windows.tick(250, &mut fired);
+        assert_eq!(items(&fired), [vec![5]]);
     }
 
     #[test]

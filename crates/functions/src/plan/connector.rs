@@ -231,6 +231,12 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
     let key_ordered = config.retain_key_ordering == Some(true);
     Some(Plan {
         input: Input::Topics(Subscription {
+            own: config
+                .dead_letter_topic
+                .as_deref()
+                .map(full_name)
+                .into_iter()
+                .collect(),
             name: config.subscription().unwrap_or_default(),
             sub_type: sub_type(ordered, key_ordered),
             position: position(config.source_subscription_position),

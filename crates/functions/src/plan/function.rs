@@ -216,8 +216,11 @@ pub(super) fn function(
         ))),
         None => Process::Host(language, Box::new(spec)),
     };
+    let own = [&config.output, &config.log_topic, &config.dead_letter_topic];
+    let own = own.into_iter().flatten().map(|topic| full_name(topic));
     Some(Plan {
         input: Input::Topics(Subscription {
+            own: own.collect(),
             name: config.subscription().unwrap_or_default(),
             sub_type: sub_type(ordered, key_ordered),
             position: position(config.subscription_position),
@@ -237,7 +240,7 @@ pub(super) fn function(
             },
             forward_properties: config.forwards_properties(),
         },
-        window: window(config, language, inputs.len(), refused),
+        window: window(config, language, &inputs, refused),
         policy: Policy {
             guarantee,
             retries: config.retries(),

@@ -50,13 +50,8 @@ fn what_is_not_supported_is_refused_by_its_name() {
             r#""producerConfig":{"useThreadLocalProducers":true}"#,
             "useThreadLocalProducers",
         ),
-        // Pulsar takes a pattern beside other inputs.
         (
-            r#""topicsPattern":"persistent://public/default/in-.*""#,
-            "topicsPattern",
-        ),
-        (
-            r#""inputSpecs":{"in-.*":{"regexPattern":true}}"#,
+            r#""inputSpecs":{"a/b/c/(":{"regexPattern":true}}"#,
             "regexPattern",
         ),
     ] {
@@ -253,6 +248,46 @@ fn subscription_rules_are_pulsars() {
         assert_eq!(subscription.topics, ["persistent://public/default/in"]);
         assert_eq!(subscription.position, InitialPosition::Latest);
     }
+}
+
+/// As in Pulsar. What the function writes itself is not meant.
+#[test]
+fn names_and_patterns_are_inputs_together() {
+    let plan = planned(
+        r#"{"name":"f","sh":"f.sh","inputs":["in"],"topicsPattern":"in-.*","output":"in-out","logTopic":"in-log",
+            "inputSpecs":{"t/n/x.*":{"regexPattern":true,"schemaType":"json"}},
+            "windowConfig":{"windowLengthDurationMs":3,"timestampExtractorClassName":"eventTime"}}"#,
+    )
+    .expect("accepted");
+    let Input::Topics(subscription) = plan.input else {
+        panic!()
+    };
+    let selection = subscription.selection();
+    assert_eq!(selection.names, ["persistent://public/default/in"]);
+    assert_eq!(selection.patterns, ["in-.*", "t/n/x.*"]);
+    for (topic, is_input) in [
+        ("in", true),
+        ("in-1-partition-3", true),
+        ("t/n/xy", true),
+        ("xy", false),
+        ("in-out", false),
+        ("in-log", false),
+        ("in-1-public-default-f-DLQ", false),
+        ("in-1-public-default-g-DLQ", true),
+    ] {
+        let topic = full_name(topic).parse().expect("a topic");
+        assert_eq!(
+            selection.has(&topic).expect("patterns"),
+            is_input,
+            "{topic}"
+        );
+    }
+    let window = plan.window.expect("windows");
+    assert_eq!(window.event_time.expect("event time").topics, 1);
+    assert_eq!(
+        window.named,
+        [Arc::from("persistent://public/default/in")].into()
+    );
 }
 
 #[test]

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use geminga_client::{Batching, Compression, InitialPosition, SubType};
+use geminga_client::{Batching, Compression, InitialPosition, Pattern, SubType};
 use geminga_model::{
     BatchBuilder, CompressionType, ConsumerConfig, ProducerConfig, SubscriptionPosition,
 };
 
-use super::{ConsumerPlan, ProducerPlan, Refused, Subscription, full_name};
+use super::{ConsumerPlan, Patterned, ProducerPlan, Refused, Subscription, full_name};
 
 /// Why `cryptoConfig` is refused, of inputs and outputs alike.
 const NO_CRYPTO: &str = "its key reader is a class of Java, which this worker, who reads and writes the topics, \
@@ -28,18 +28,26 @@ pub(super) fn position(position: Option<SubscriptionPosition>) -> InitialPositio
     }
 }
 
-/// Names, pattern and queue size; the rest is the caller's.
+/// Names, patterns and queue size; the rest is the caller's.
 pub(super) fn topics(
     inputs: &BTreeMap<String, ConsumerConfig>,
     refused: &mut Refused,
 ) -> Subscription {
     let mut names = Vec::new();
-    let mut patterns = Vec::new();
+    let mut patterns: Vec<Patterned> = Vec::new();
     let mut queue_size = None;
     let mut consumer = ConsumerPlan::default();
     for (topic, spec) in inputs {
         if spec.regex_pattern == Some(true) {
-            patterns.push(topic.clone());
+            match Pattern::parse(topic) {
+                Ok(pattern) => patterns.push(Patterned {
+                    pattern,
+                    text: topic.clone(),
+                    input: (spec.schema_type.is_some() || spec.serde_class_name.is_some())
+                        .then(|| full_name(topic).into()),
+                }),
+                Err(error) => refused.push(format!("`regexPattern` of input `{topic}`: {error}")),
+            }
         } else {
             names.push(full_name(topic));
         }
@@ -68,15 +76,10 @@ pub(super) fn topics(
             queue_size = Some(queue_size.map_or(size, |q: usize| q.max(size)));
         }
     }
-    if patterns.len() > 1 || (!patterns.is_empty() && !names.is_empty()) {
-        refused.push(
-            "`topicsPattern` (or `regexPattern` of `inputSpecs`) can not be combined with another input: use one pattern, or names"
-                .to_owned(),
-        );
-    }
     Subscription {
         topics: names,
-        pattern: patterns.pop(),
+        patterns,
+        own: Vec::new(),
         name: String::new(),
         sub_type: SubType::Shared,
         position: InitialPosition::Latest,

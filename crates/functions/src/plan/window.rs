@@ -1,6 +1,9 @@
 //! Windows: their shape and whose time counts.
 
-use geminga_model::{FunctionConfig, WindowConfig};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use geminga_model::{ConsumerConfig, FunctionConfig, TopicName, WindowConfig};
 
 use super::{Language, Packing, Refused, Stamp, WindowPlan, full_name};
 use crate::instance::window::{EventTime, Shape};
@@ -11,11 +14,11 @@ pub(crate) const HELD_MAX: usize = 40_000;
 /// How often the watermark moves, when the configuration does not say.
 const EMIT_MS: u64 = 1000;
 
-/// The windows of a function, if it has any. `topics` are its inputs.
+/// The windows of a function, if it has any.
 pub(super) fn window(
     config: &FunctionConfig,
     language: Language,
-    topics: usize,
+    inputs: &BTreeMap<String, ConsumerConfig>,
     refused: &mut Refused,
 ) -> Option<WindowPlan> {
     let window = config.window_config.as_ref()?;
@@ -65,20 +68,32 @@ pub(super) fn window(
         );
     }
     let by_event = stamp != Stamp::Arrival && !matches!(shape, Shape::Count { .. });
-    if by_event && topics > 1 && config.parallelism() > 1 && config.retain_ordering == Some(true) {
+    if by_event
+        && inputs.len() > 1
+        && config.parallelism() > 1
+        && config.retain_ordering == Some(true)
+    {
         refused.push(
             "`windowConfig.timestampExtractorClassName` with `retainOrdering`, several inputs and `parallelism` \
              above 1: an instance that is given none of an input's messages would wait for its time for ever"
                 .to_owned(),
         );
     }
+    // Whether a pattern means any topic is not known before one has a message.
+    let named = inputs
+        .iter()
+        .filter(|(_, spec)| spec.regex_pattern != Some(true))
+        .filter_map(|(topic, _)| topic.parse::<TopicName>().ok())
+        .map(|topic| Arc::from(topic.parent().as_str()));
+    let named: BTreeSet<Arc<str>> = named.collect();
     Some(WindowPlan {
         shape,
         event_time: by_event.then(|| EventTime {
             lag_ms: ms(window.max_lag_ms).unwrap_or(0),
             emit_ms: ms(window.watermark_emit_interval_ms).unwrap_or(EMIT_MS),
-            topics,
+            topics: named.len().max(1),
         }),
+        named,
         stamp,
         late_topic: window.late_data_topic.as_deref().map(full_name),
         packing: match language.has_host() {

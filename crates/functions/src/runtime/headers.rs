@@ -103,6 +103,9 @@ pub(crate) fn parse(block: &[u8]) -> impl Iterator<Item = (String, String)> + '_
 /// The header block of a message.
 pub(crate) fn of_message(out: &mut Vec<u8>, message: &Message) {
     push_ours(out, "topic", &message.topic);
+    if let Some(input) = &message.input {
+        push_ours(out, "input", input);
+    }
     push_ours(out, "id", &message.id);
     if let Some(key) = &message.key {
         push_ours(

@@ -170,6 +170,21 @@ impl Crew {
         self.is_blind && code.is_some_and(|path| path.exists())
     }
 
+    /// Whether a message for it may be put into a topic. What its configuration names was looked at when it was
+    /// registered; of a pattern whoever asks chooses the topic.
+    pub(crate) fn may_ask(&self, topic: &str) -> Result<(), WorkerError> {
+        let Input::Topics(subscription) = &self.plan.input else {
+            return Ok(());
+        };
+        let is_named = subscription.topics.iter().any(|name| name == topic);
+        match &self.limits {
+            Some(limits) if !is_named => limits
+                .may_publish(topic)
+                .map_err(|why| WorkerError::Invalid(vec![why])),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether Pulsar's own instance may run it, or another worker's.
     pub(crate) fn may_be_compat(&self) -> bool {
         self.is_blind || matches!(self.plan.process, Process::Compat(_))

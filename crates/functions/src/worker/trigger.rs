@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use geminga_client::{Batching, Client, Message, MessageId, Producer, Reader, ReceivedMessage};
+use geminga_model::TopicName;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
@@ -24,7 +25,7 @@ use super::{Inner, Worker};
 use crate::component::ComponentId;
 use crate::error::WorkerError;
 use crate::instance::sink::{FUNCTION, TRIGGER, pfn_id};
-use crate::plan::{Plan, full_name};
+use crate::plan::{Input, Plan, full_name};
 use crate::runtime::wire_base64::from_base64;
 
 /// Without a call for so long, a function's producers and reader end.
@@ -212,6 +213,7 @@ impl Worker {
             loop {
                 let entry = self.entry(id)?;
                 let topic = input(&entry.crew.plan, asked.topic.as_deref())?;
+                entry.crew.may_ask(&topic)?;
                 let line = self.line(id, &entry.crew).await?;
                 // It may have ended since: then there is a newer one.
                 if let Some(call) = Call::begin(&line) {
@@ -251,10 +253,16 @@ impl Worker {
 
 /// The input topic that is meant.
 fn input(plan: &Plan, named: Option<&str>) -> Result<String, WorkerError> {
-    let (inputs, _) = super::topics_of(plan);
-    let why = match (named.map(full_name), &inputs[..]) {
-        (Some(topic), _) if inputs.contains(&topic) => return Ok(topic),
-        (None, [only]) => return Ok(only.clone()),
+    let Input::Topics(inputs) = &plan.input else {
+        return Err(WorkerError::Invalid(vec!["it reads no topic".to_owned()]));
+    };
+    let is_input = |name: &str| {
+        let topic = name.parse::<TopicName>();
+        topic.is_ok_and(|topic| inputs.selection().has(&topic).unwrap_or(false))
+    };
+    let why = match (named.map(full_name), &inputs.topics[..]) {
+        (Some(topic), _) if is_input(&topic) => return Ok(topic),
+        (None, [only]) if inputs.patterns.is_empty() => return Ok(only.clone()),
         (Some(_), _) => "Function in trigger function has unidentified topic",
         (None, _) => "Function in trigger function has multiple input topics: name the topic",
     };

@@ -8,6 +8,7 @@ mod exactly_once;
 mod flaws;
 mod hostile;
 mod hosts;
+mod inputs;
 mod matrix;
 mod moves;
 mod once;

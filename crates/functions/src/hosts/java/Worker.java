@@ -236,10 +236,11 @@ final class Worker {
         wire.end();
     }
 
-    /** How the input of a message is read: by its topic, where that was said; a partition is its parent's. */
+    /** How the input of a message is read: by its topic, where that was said; a partition is its parent's, a pattern is said. */
     private Values.Codec codec(In in) {
         if (inputs.isEmpty()) return input;
-        String topic = in.get("topic");
+        String topic = in.get("input");
+        if (topic == null) topic = in.get("topic");
         Values.Codec own = inputs.get(topic);
         int at = own == null && topic != null ? topic.lastIndexOf("-partition-") : -1;
         if (at >= 0) own = inputs.get(topic.substring(0, at));

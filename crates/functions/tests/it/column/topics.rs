@@ -48,6 +48,12 @@ pub(super) async fn subscriptions(case: &mut Case<'_>) {
             &many,
             &["topicsPattern"][..],
         ),
+        // As in Pulsar, beside another one.
+        (
+            json!({"inputs": [&named], "topicsPattern": &pattern}),
+            &many,
+            &["topicsPattern"],
+        ),
         (
             json!({"inputSpecs": {&pattern: {"regexPattern": true}}}),
             &many,
