@@ -28,6 +28,7 @@ use self::gather::Gather;
 use self::guarantee::{Decision, Letter, decide};
 use self::once::{Job, Once};
 use self::order::Line;
+use self::refusals::Refusals;
 use self::sink::{Sink, WriteError};
 use self::source::{Incoming, Origin, Source};
 use self::state::FunctionState;
@@ -46,6 +47,7 @@ pub(crate) mod guarantee;
 pub(crate) mod once;
 pub(crate) mod order;
 pub(crate) mod quantiles;
+pub(crate) mod refusals;
 pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod state;
@@ -88,6 +90,8 @@ pub(crate) struct Gauge {
     /// aborted, and the next time they are given up. Kept until that is committed: there may be several
     /// in one transaction.
     refused: Mutex<HashMap<String, String>>,
+    /// Outputs that a topic refused for their size.
+    pub(crate) refusals: Arc<Refusals>,
 }
 
 impl Gauge {
@@ -676,6 +680,7 @@ impl Instance {
             Ok(receipts) => {
                 commit.receipts = receipts;
                 commit.written = count;
+                commit.message = Some(held.message.clone());
             }
             Err(WriteError::Sink(why)) => return Err(Fault::Sink(why)),
             Err(WriteError::Spoiled(why)) => {
@@ -789,6 +794,7 @@ impl Instance {
             let letter = Letter::dead(message, failure, attempts);
             let sent = self.sink.dead_letter(&topic, letter, message, txn.as_ref());
             commit.receipts.extend(sent.await.map_err(Fault::Sink)?);
+            commit.message = Some(message.clone());
             self.gauge.stats.dead_lettered();
         }
         self.commit(commit, false, work).await;

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use geminga_client::Receipt;
 use tokio::sync::mpsc;
 
+use super::refusals::is_refusal;
 use super::sink::Syncer;
 use super::source::{Acker, Origin};
 use super::{Fault, Gauge};
+use crate::runtime::Message;
 
 /// Commits taken up in one turn.
 const AT_ONCE: usize = 512;
@@ -22,6 +24,8 @@ pub(crate) struct Commit {
     pub(crate) receipts: Vec<Receipt>,
     /// How many outputs that is.
     pub(crate) written: usize,
+    /// What they were made of.
+    pub(crate) message: Option<Arc<Message>>,
 }
 
 impl Commit {
@@ -30,6 +34,7 @@ impl Commit {
             origin,
             receipts: Vec::new(),
             written: 0,
+            message: None,
         }
     }
 }
@@ -59,10 +64,15 @@ impl Committer {
                 .collect();
             let (durable, failed) = match Receipt::all(receipts).await {
                 Ok(()) => (turn.len(), None),
-                Err((first, error)) => (
-                    ends.partition_point(|&end| end <= first),
-                    Some(Fault::Sink(error.to_string())),
-                ),
+                Err((first, error)) => {
+                    let durable = ends.partition_point(|&end| end <= first);
+                    if is_refusal(&error) {
+                        let rest = turn.iter().skip(durable);
+                        let rest = rest.filter_map(|commit| commit.message.as_deref());
+                        self.gauge.refusals.suspect(rest);
+                    }
+                    (durable, Some(Fault::Sink(error.to_string())))
+                }
             };
             for commit in turn.drain(..).take(durable) {
                 written += commit.written;

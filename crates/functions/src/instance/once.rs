@@ -18,6 +18,7 @@ use geminga_client::{Client, Receipt, Transaction};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::refusals::is_refusal;
 use super::source::{Acker, Incoming, Origin};
 use super::state::FunctionState;
 use super::{Fault, Gauge};
@@ -251,7 +252,12 @@ impl Committer {
         touched.map_err(Fault::Commit)?;
         announced.map_err(|error| Fault::Commit(self.state.note(&error)))?;
         let committed = epoch.txn.commit().await;
-        committed.map_err(|error| Fault::Commit(self.state.note(&error)))?;
+        committed.map_err(|error| {
+            if is_refusal(&error) {
+                self.gauge.refusals.suspect_next(epoch.count);
+            }
+            Fault::Commit(self.state.note(&error))
+        })?;
         self.gauge.forget_refused(&given_up);
         self.gauge.stats.written(epoch.written);
         self.gauge.stats.committed();

@@ -9,6 +9,7 @@ use geminga_client::{
 use geminga_stdx::Clock;
 
 use super::guarantee::Letter;
+use super::refusals::{Refusals, is_refusal};
 use crate::plan::ProducerPlan;
 use crate::runtime::wire_base64::{base64, from_base64};
 use crate::runtime::{BoxFuture, Message, Output};
@@ -91,6 +92,8 @@ pub(crate) struct TopicSink {
     numbered: bool,
     /// What the function may write to, where somebody is asked.
     limits: Option<Limits>,
+    /// What was refused before.
+    refusals: Arc<Refusals>,
 }
 
 impl TopicSink {
@@ -102,6 +105,7 @@ impl TopicSink {
         plan: ProducerPlan,
         forward_properties: bool,
         properties: Vec<(String, String)>,
+        refusals: Arc<Refusals>,
     ) -> Result<Self, geminga_client::Error> {
         let mut sink = Self {
             client,
@@ -114,6 +118,7 @@ impl TopicSink {
             clock: Clock::system(),
             numbered: false,
             limits: None,
+            refusals,
         };
         if let Some(topic) = sink.default.clone() {
             let producer = sink.build(&topic, None).await?;
@@ -142,7 +147,10 @@ impl TopicSink {
             .client
             .producer(topic)
             .compression(self.plan.compression)
-            .batching(self.plan.batching.clone())
+            .batching(match self.refusals.no_batches() {
+                true => Batching::off(),
+                false => self.plan.batching.clone(),
+            })
             .window(self.plan.window.unwrap_or(WINDOW));
         // Letters and what goes to topics by name have what schema it may be.
         if self.plan.string_schema && self.default.as_deref() == Some(topic) {
@@ -240,6 +248,22 @@ impl TopicSink {
     }
 }
 
+/// Sends a message in no batch with others, and waits until the broker has it.
+async fn post_alone(
+    producer: &Producer,
+    message: Sent,
+    txn: Option<&Transaction>,
+) -> Result<(), geminga_client::Error> {
+    // What fails before is told to those who sent it.
+    let _ = producer.flush().await;
+    let sent = match txn {
+        Some(txn) => producer.enqueue_in(txn, message).await?,
+        None => producer.enqueue(message).await?,
+    };
+    let _ = producer.flush().await;
+    sent.await.map(drop)
+}
+
 /// Sends a letter, whole where it can be.
 pub(crate) async fn post_letter(
     producer: &Producer,
@@ -330,8 +354,10 @@ impl Sink for TopicSink {
                 geminga_client::Error::MessageTooLarge { .. } => {
                     WriteError::Message(error.to_string())
                 }
+                error if is_refusal(&error) => WriteError::Message(error.to_string()),
                 error => WriteError::Sink(error.to_string()),
             };
+            let alone = self.refusals.is_suspect(input) || self.refusals.are_large(&outputs);
             if txn.is_some() {
                 // A topic that can not be written to shows before anything is in the transaction.
                 for topic in outputs.iter().filter_map(|output| output.topic.as_ref()) {
@@ -359,8 +385,31 @@ impl Sink for TopicSink {
                         None => continue,
                     },
                 };
+                let bytes = output.payload.len();
                 let message = self.message(input, output);
+                let refusals = self.refusals.clone();
                 let producer = self.named(&topic, name.as_deref()).await?;
+                if alone {
+                    if let Err(error) = post_alone(producer, message, txn).await {
+                        // A transaction that a message failed in is lost.
+                        let is_spoiled = posted > 0 || txn.is_some() && is_refusal(&error);
+                        if is_refusal(&error) {
+                            refusals.found(bytes);
+                        }
+                        return Err(match refused(error) {
+                            WriteError::Message(why) => {
+                                let why = format!("output to `{topic}`: {why}");
+                                match txn.is_some() && is_spoiled {
+                                    true => WriteError::Spoiled(why),
+                                    false => WriteError::Message(why),
+                                }
+                            }
+                            other => other,
+                        });
+                    }
+                    posted += 1;
+                    continue;
+                }
                 match txn {
                     Some(txn) => {
                         let sent = producer.post_in(txn, message).await;
@@ -392,8 +441,29 @@ impl Sink for TopicSink {
                 true => letter.property(FUNCTION, &self.function),
                 false => letter,
             };
+            let is_suspect = self.refusals.is_suspect(input);
             let producer = self.producer(topic).await.map_err(text)?;
-            post_letter(producer, letter, txn).await
+            if !is_suspect {
+                return post_letter(producer, letter, txn).await;
+            }
+            // A transaction that the whole failed in would be lost.
+            let whole = match txn {
+                Some(_) => None,
+                None => Some(letter.whole),
+            };
+            if let Some(whole) = whole {
+                match post_alone(producer, whole, txn).await {
+                    Err(error)
+                        if is_refusal(&error)
+                            || matches!(error, geminga_client::Error::MessageTooLarge { .. }) => {}
+                    done => {
+                        let done = done.map(|()| Vec::new());
+                        return done.map_err(|error| error.to_string());
+                    }
+                }
+            }
+            let sent = post_alone(producer, letter.bare, txn).await;
+            sent.map(|()| Vec::new()).map_err(|error| error.to_string())
         })
     }
 

@@ -720,6 +720,7 @@ impl Crew {
                         producer.clone(),
                         *forward_properties,
                         properties.clone(),
+                        seat.gauge.refusals.clone(),
                     );
                     let mut sink = sink.await.map_err(|error| format!("output: {error}"))?;
                     sink.limit(self.limits.clone());

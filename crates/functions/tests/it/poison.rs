@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
+use geminga_broker::policies::Policies;
 use geminga_client::{Batching, Compression, Message};
+use geminga_model::TopicName;
 use serde_json::{Value, json};
 
 use crate::stage::{Stage, jar, nothing_more, receive, texts};
@@ -443,6 +445,80 @@ async fn a_letter_that_is_too_large_says_what_it_leaves_out() {
             assert!(left_out.contains(said), "{left_out:?}");
         }
         stage.drained().await;
+        stage.worker.delete(&id).await.expect("deleted");
+    }
+    stage.end().await;
+}
+
+/// The broker says it by a refusal alone, after the message's place in line is gone: the one that has too large an
+/// output becomes a dead letter, and batches that are too large are sent in pieces.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_output_beyond_its_topics_own_limit_is_given_up() {
+    let stage = Stage::new().await;
+    let limit = async |topic: &str, bytes: u32| {
+        let topic: TopicName = topic.parse().expect("a topic");
+        let change = move |policies: &mut Policies| {
+            policies.max_message_size = Some(bytes);
+            Ok(())
+        };
+        let changed = stage.broker().update_topic_policies(&topic, change).await;
+        changed.expect("a limit");
+    };
+    // `N:text` becomes N bytes that begin with the text.
+    let code =
+        "process() { printf -v REPLY '%-*s' \"${MSG%%:*}\" \"${MSG#*:}\"; emit \"$REPLY\"; }";
+    for (at, kind) in [
+        json!({}),
+        json!({"retainOrdering": true}),
+        json!({"processingGuarantees": "EFFECTIVELY_ONCE"}),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let topic = |name: &str| stage.topic(&format!("{name}-{at}"));
+        let (input, output) = (topic("in"), topic("out"));
+        let mut fields = json!({"sh": code, "inputs": [&input], "output": &output,
+            "producerConfig": {"compressionType": "NONE"}});
+        for (field, value) in kind.as_object().expect("fields") {
+            fields[field] = value.clone();
+        }
+        let mut out = stage.consumer(&output).await;
+        let id = stage.function(&format!("f{at}"), fields).await;
+        let dead = format!("{input}-{}-DLQ", id.fqfn().replace('/', "-"));
+        let mut letters = stage.consumer(&dead).await;
+        limit(&output, 2000).await;
+        // A letter that is itself too large comes without its payload.
+        limit(&dead, 1000).await;
+        let mut wanted = BTreeSet::new();
+        let sent = (0..120).map(|n| match n {
+            40 | 80 => format!("3000:large {n}"),
+            60 => format!("3000:{n} {}", "x".repeat(1500)),
+            _ => {
+                wanted.insert(format!("small {n}"));
+                format!("100:small {n}")
+            }
+        });
+        stage.send(&input, sent).await;
+        let mut got = BTreeSet::new();
+        while got.len() < wanted.len() {
+            let some = texts(&receive(&mut out, 1).await);
+            // At least once: what is sent again after a refusal may come again.
+            got.extend(some.iter().map(|text| text.trim_end().to_owned()));
+        }
+        assert_eq!(got, wanted, "{kind}");
+        let mut given_up = BTreeSet::new();
+        while given_up.len() < 3 {
+            let letter = receive(&mut letters, 1).await.remove(0);
+            let reason = letter.property("geminga.reason").expect("a reason");
+            assert!(reason.contains("limit of 2000 bytes"), "{kind}: {reason}");
+            let is_bare = letter.property("geminga.left-out").is_some();
+            given_up.insert(match is_bare {
+                true => "bare".to_owned(),
+                false => String::from_utf8_lossy(&letter.payload).into_owned(),
+            });
+        }
+        let wanted = ["3000:large 40", "3000:large 80", "bare"].map(str::to_owned);
+        assert_eq!(given_up, wanted.into(), "{kind}");
         stage.worker.delete(&id).await.expect("deleted");
     }
     stage.end().await;
