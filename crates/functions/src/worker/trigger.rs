@@ -3,7 +3,8 @@
 //! The answer is found by the id of the message that was sent, which every output carries in its
 //! properties; so any number of calls may be under way at once, beside other messages. Another function may
 //! have the same topics: what is sent carries a mark, and an instance that sees it puts its function's name on
-//! what comes of the message. Pulsar's own instances put no name there. The calls of a function share its producers and one reader of its outputs, which end with the function, or when nobody calls for a while.
+//! what comes of the message. Pulsar's own instances put no name there. The calls of a function share its
+//! producers and one reader of its outputs, which end with the function, or when nobody calls for a while.
 //!
 //! What must hold: a reader begins before the first message is sent, so that no answer is missed; an
 //! answer that comes before its message's id is known is kept, within bounds, while any is not known;
