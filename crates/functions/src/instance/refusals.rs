@@ -106,9 +106,11 @@ impl Refusals {
         least < usize::MAX && outputs.iter().any(|output| output.payload.len() >= least)
     }
 
-    /// An output of so many bytes was refused.
-    pub(crate) fn found(&self, bytes: usize) {
-        self.least.fetch_min(bytes, Ordering::Relaxed);
+    /// An output was refused, for its size where that is given.
+    pub(crate) fn found(&self, bytes: Option<usize>) {
+        if let Some(bytes) = bytes {
+            self.least.fetch_min(bytes, Ordering::Relaxed);
+        }
         self.unfound.store(0, Ordering::Relaxed);
     }
 
@@ -153,7 +155,8 @@ mod tests {
         };
         assert!(!refusals.are_large(&of(1 << 20)));
         refusals.suspect_next(1);
-        refusals.found(100);
+        refusals.found(Some(100));
+        refusals.found(None);
         refusals.suspect_next(1);
         assert!(refusals.are_large(&of(100)) && !refusals.are_large(&of(99)));
         assert!(!refusals.no_batches());

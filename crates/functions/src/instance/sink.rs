@@ -385,7 +385,8 @@ impl Sink for TopicSink {
                         None => continue,
                     },
                 };
-                let bytes = output.payload.len();
+                // A delay may be refused too, whatever the size.
+                let bytes = output.delay_ms.is_none().then_some(output.payload.len());
                 let message = self.message(input, output);
                 let refusals = self.refusals.clone();
                 let producer = self.named(&topic, name.as_deref()).await?;
