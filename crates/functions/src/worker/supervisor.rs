@@ -170,18 +170,14 @@ impl Crew {
         self.is_blind && code.is_some_and(|path| path.exists())
     }
 
-    /// Whether a message for it may be put into a topic. What its configuration names was looked at when it was
-    /// registered; of a pattern whoever asks chooses the topic.
+    /// Whether a message for it may be put into an input topic: who registered it may have had the right to read
+    /// it alone.
     pub(crate) fn may_ask(&self, topic: &str) -> Result<(), WorkerError> {
-        let Input::Topics(subscription) = &self.plan.input else {
-            return Ok(());
-        };
-        let is_named = subscription.topics.iter().any(|name| name == topic);
         match &self.limits {
-            Some(limits) if !is_named => limits
+            Some(limits) => limits
                 .may_publish(topic)
                 .map_err(|why| WorkerError::Invalid(vec![why])),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 

@@ -265,6 +265,9 @@ fn input(plan: &Plan, named: Option<&str>) -> Result<String, WorkerError> {
         (Some(topic), _) if is_input(&topic) => return Ok(topic),
         (None, [only]) if inputs.patterns.is_empty() => return Ok(only.clone()),
         (Some(_), _) => "Function in trigger function has unidentified topic",
+        (None, []) => {
+            "Function in trigger function has a pattern as its input: name a topic that matches"
+        }
         (None, _) => "Function in trigger function has multiple input topics: name the topic",
     };
     Err(WorkerError::Invalid(vec![why.to_owned()]))
