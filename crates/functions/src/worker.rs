@@ -428,11 +428,8 @@ impl Worker {
         };
         let mut topics = subscription.topics.clone();
         if !subscription.patterns.is_empty() {
-            let found = self
-                .inner
-                .config
-                .client
-                .topics_matching(&subscription.selection());
+            let selection = subscription.selection();
+            let found = self.inner.config.client.topics_matching(&selection);
             let found = found.await.map_err(WorkerError::client("listing topics"))?;
             let is_named = |topic: &str| {
                 let topic = topic.parse::<geminga_model::TopicName>();

@@ -121,7 +121,10 @@ impl ByPattern {
         let names = plan.topics.iter().filter_map(|name| name.parse().ok());
         Self {
             // Where nothing is said nothing is looked for.
-            patterns: is_said.then(|| plan.patterns.clone()).unwrap_or_default(),
+            patterns: match is_said {
+                true => plan.patterns.clone(),
+                false => Vec::new(),
+            },
             names: names.collect(),
             known: HashMap::new(),
         }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use axum::body::Body;
 use axum::http::Request;
 
-use super::guard::{house, token};
+use super::guard::{ask, house, token};
 use super::harness::{Server, body};
 use crate::client::Form;
 
@@ -142,6 +142,36 @@ async fn a_function_publishes_what_its_registrant_may() {
     let (status, why) = trigger("persistent://public/default/x").await;
     assert_eq!(status, 500, "{why}");
     let refused = "not authorized to produce to `persistent://public/default/x`";
+    assert!(why.contains(refused) && why.contains("boss"), "{why}");
+    // Nor does a trigger put into an input what who registered it may only read there.
+    let may = "/admin/v2/namespaces/public/default/permissions/boss";
+    let granted = ask(
+        &server,
+        "POST",
+        may,
+        Some(&token("root")),
+        &json!(["consume"]),
+    )
+    .await;
+    assert_eq!(granted.0, 204, "{granted:?}");
+    let reading =
+        json!({"name": "g", "inputs": ["public/default/x"], "output": "t/n/out", "sh": "g.sh"});
+    let reader = Form::new()
+        .json("functionConfig", &reading.to_string())
+        .file("data", "g.sh", code);
+    let (kind, form) = reader.finish().in_memory().expect("no file");
+    let request = Request::post("/admin/v3/functions/t/n/g")
+        .header("content-type", kind)
+        .header("authorization", format!("Bearer {}", token("boss")));
+    let answer = server.send(request.body(Body::from(form)).unwrap()).await;
+    assert_eq!(answer.status().as_u16(), 204);
+    let request = Request::post("/functions/t/n/g")
+        .header("authorization", format!("Bearer {}", token("root")));
+    let answer = server
+        .send(request.body(Body::from("order")).unwrap())
+        .await;
+    assert_eq!(answer.status().as_u16(), 400);
+    let why = String::from_utf8(body(answer).await).unwrap();
     assert!(why.contains(refused) && why.contains("boss"), "{why}");
     // Who has only the functions of the namespace changes nothing that is beyond them.
     let elsewhere = json!({"output": "public/default/x"});
