@@ -390,7 +390,7 @@ fn what_the_worker_refuses_is_told_before_anything_starts() {
             "name: f\nsh: f.sh\ninputs: [in]\nexposePulsarAdminClientEnabled: true\noutputSchemaType: avro\n",
             "error[G0308]: function `f`: `exposePulsarAdminClientEnabled` is not supported: functions get no client \
              from the worker: remove it, and let the code call the admin API by itself, with an address from \
-             `userConfig` and a token from `secrets`\n  --> f.yaml:4:33\n\n\
+             `userConfig` and a token from `secrets`\n  --> f.yaml:4:33\n\
              error[G0308]: function `f`: `outputSchemaType: avro` is not supported: use none, bytes, string or json\n  \
              --> f.yaml:5:19\n",
         ),
