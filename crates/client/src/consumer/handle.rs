@@ -350,12 +350,13 @@ impl ConsumerHandle {
         Ok(ids)
     }
 
-    /// Deletes the subscription; the consumer gets nothing more.
+    /// Deletes the subscription; the consumer gets nothing more, and joins no new topics.
     ///
     /// # Errors
     /// When the broker refuses, for example because it has other consumers.
     pub async fn unsubscribe(&self) -> Result<()> {
-        for topic in self.group.all() {
+        // What was unsubscribed is not found anew.
+        for topic in self.group.last() {
             topic
                 .request("unsubscribe", |consumer_id, request_id| {
                     pb::CommandUnsubscribe {

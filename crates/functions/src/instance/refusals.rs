@@ -4,7 +4,7 @@
 //! the instance begins again, and sends what is made of the messages in question one by one, waiting for the
 //! answer: the one that is refused is given up, as one over the broker's limit is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use geminga_client::{Error, ServerError};
@@ -30,6 +30,8 @@ pub(crate) struct Refusals {
     /// Refusals since one was found to be of an output.
     unfound: AtomicU32,
     no_batches: AtomicBool,
+    /// Messages whose letters were refused whole.
+    bare: Mutex<HashSet<String>>,
 }
 
 impl Default for Refusals {
@@ -40,6 +42,7 @@ impl Default for Refusals {
             least: AtomicUsize::new(usize::MAX),
             unfound: AtomicU32::new(0),
             no_batches: AtomicBool::new(false),
+            bare: Mutex::default(),
         }
     }
 }
@@ -114,6 +117,23 @@ impl Refusals {
         self.unfound.store(0, Ordering::Relaxed);
     }
 
+    /// The letter of a message was refused: it is to come without what the message held.
+    pub(crate) fn found_letter(&self, message: &Message) {
+        self.unfound.store(0, Ordering::Relaxed);
+        let mut bare = self.bare.lock();
+        if bare.len() >= SUSPECTS_MAX {
+            // Others took them over long ago.
+            bare.clear();
+        }
+        bare.insert(place_of(&message.topic, &message.id));
+    }
+
+    /// Whether the letter of a message is to come so.
+    pub(crate) fn wants_bare(&self, message: &Message) -> bool {
+        let bare = self.bare.lock();
+        !bare.is_empty() && bare.contains(&place_of(&message.topic, &message.id))
+    }
+
     /// Whether outputs are sent one by one, and not many together.
     pub(crate) fn no_batches(&self) -> bool {
         self.no_batches.load(Ordering::Relaxed)
@@ -138,7 +158,9 @@ mod tests {
         let [a, b] = ["0:1:-1", "0:2:-1"].map(message);
         assert!(!refusals.is_suspect(&a));
         refusals.suspect([&a].into_iter());
-        assert!(!refusals.is_suspect(&b));
+        assert!(!refusals.is_suspect(&b) && !refusals.wants_bare(&a));
+        refusals.found_letter(&a);
+        assert!(refusals.wants_bare(&a) && !refusals.wants_bare(&b));
         assert!(refusals.is_suspect(&a) && refusals.is_suspect(&a) && !refusals.is_suspect(&a));
         refusals.suspect_next(2);
         assert!(refusals.is_suspect(&b) && refusals.is_suspect(&a) && !refusals.is_suspect(&a));

@@ -442,21 +442,22 @@ impl Sink for TopicSink {
                 true => letter.property(FUNCTION, &self.function),
                 false => letter,
             };
-            let is_suspect = self.refusals.is_suspect(input);
+            let refusals = self.refusals.clone();
+            let (is_suspect, is_bare) = (refusals.is_suspect(input), refusals.wants_bare(input));
             let producer = self.producer(topic).await.map_err(text)?;
-            if !is_suspect {
+            if !is_suspect && !is_bare {
                 return post_letter(producer, letter, txn).await;
             }
-            // A transaction that the whole failed in would be lost.
-            let whole = match txn {
-                Some(_) => None,
-                None => Some(letter.whole),
-            };
-            if let Some(whole) = whole {
-                match post_alone(producer, whole, txn).await {
-                    Err(error)
-                        if is_refusal(&error)
-                            || matches!(error, geminga_client::Error::MessageTooLarge { .. }) => {}
+            if !is_bare {
+                match post_alone(producer, letter.whole, txn).await {
+                    Err(geminga_client::Error::MessageTooLarge { .. }) => {}
+                    Err(error) if is_refusal(&error) => {
+                        refusals.found_letter(input);
+                        if txn.is_some() {
+                            // It is lost, and next time it is known.
+                            return Err(error.to_string());
+                        }
+                    }
                     done => {
                         let done = done.map(|()| Vec::new());
                         return done.map_err(|error| error.to_string());
