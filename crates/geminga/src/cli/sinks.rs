@@ -67,8 +67,8 @@ struct SinkFlags {
     /// Input topics, comma separated
     #[arg(short, long, value_delimiter = ',')]
     inputs: Option<Vec<String>>,
-    /// All topics of a namespace whose name matches
-    #[arg(long, alias = "topicsPattern", conflicts_with = "inputs")]
+    /// All topics of a namespace whose name matches, beside --inputs or without
+    #[arg(long, alias = "topicsPattern")]
     topics_pattern: Option<String>,
     /// Topic to ConsumerConfig
     #[arg(long, value_name = "JSON", value_parser = json_flag)]

@@ -74,13 +74,8 @@ pub(crate) struct FunctionFlags {
     /// Input topics, comma separated
     #[arg(short, long, help_heading = "Input", value_delimiter = ',')]
     inputs: Option<Vec<String>>,
-    /// All topics of a namespace whose name matches
-    #[arg(
-        long,
-        alias = "topicsPattern",
-        help_heading = "Input",
-        conflicts_with = "inputs"
-    )]
+    /// All topics of a namespace whose name matches, beside --inputs or without
+    #[arg(long, alias = "topicsPattern", help_heading = "Input")]
     topics_pattern: Option<String>,
     /// Topic to ConsumerConfig
     #[arg(long, help_heading = "Input", value_name = "JSON", value_parser = json_flag)]
