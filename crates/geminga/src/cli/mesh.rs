@@ -557,9 +557,7 @@ async fn list(client: &AdminClient, format: Format) -> Outcome {
 fn said_of_loose(counts: [usize; 3]) -> Option<String> {
     let words = ["source", "function", "sink"];
     let some = || counts.iter().zip(words).filter(|(count, _)| **count > 0);
-    if some().next().is_none() {
-        return None;
-    }
+    some().next()?;
     let what: Vec<_> = some()
         .map(|(count, word)| format!("{count} {word}{}", if *count == 1 { "" } else { "s" }))
         .collect();
