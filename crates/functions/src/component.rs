@@ -6,7 +6,7 @@ use geminga_model::validate::{
     Violation, merge_function, merge_sink, merge_source, validate_function, validate_sink,
     validate_source,
 };
-use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
+use geminga_model::{FunctionConfig, Secrets, SinkConfig, SourceConfig};
 use serde::{Deserialize, Serialize};
 
 /// The three kinds of component.
@@ -177,6 +177,37 @@ impl Component {
             Self::Source(c) => validate_source(c),
             Self::Sink(c) => validate_sink(c),
         }
+    }
+
+    fn secrets_mut(&mut self) -> Option<&mut Secrets> {
+        match self {
+            Self::Function(c) => c.secrets.as_mut(),
+            Self::Source(c) => c.secrets.as_mut(),
+            Self::Sink(c) => c.secrets.as_mut(),
+        }
+    }
+
+    /// As it may be shown.
+    #[must_use]
+    pub fn masked(mut self) -> Self {
+        if let Some(secrets) = self.secrets_mut() {
+            *secrets = secrets.masked();
+        }
+        self
+    }
+
+    /// With the secrets of `stored` where it has masks.
+    #[must_use]
+    pub(crate) fn unmasked(mut self, stored: &Self) -> Self {
+        let stored = match stored {
+            Self::Function(c) => c.secrets.as_ref(),
+            Self::Source(c) => c.secrets.as_ref(),
+            Self::Sink(c) => c.secrets.as_ref(),
+        };
+        if let Some(secrets) = self.secrets_mut() {
+            *secrets = secrets.unmasked(stored);
+        }
+        self
     }
 
     /// This configuration with the fields of `change` over it.

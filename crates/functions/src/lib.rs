@@ -14,6 +14,7 @@ pub(crate) mod instance;
 pub mod pipe;
 pub(crate) mod plan;
 pub mod runtime;
+pub mod secret;
 pub mod trial;
 pub mod worker;
 
@@ -22,6 +23,7 @@ pub use connector::table::TableView;
 pub use error::WorkerError;
 pub use instance::sink::FUNCTION;
 pub use pipe::{PipeReport, run_pipe};
+pub use secret::SecretRules;
 pub use trial::{Trial, TrialReport, TrialValue, check_code, run_trial};
 pub use worker::report::{
     ExceptionInformation, FunctionState, FunctionStats, FunctionStatus, Progress,

@@ -25,6 +25,7 @@ use crate::instance::state::FunctionState;
 use crate::instance::{Gauge, Instance};
 use crate::plan::{Policy, Process, plan};
 use crate::runtime::{BoxFuture, Host, LogLine, Message, Output, Processes, Services};
+use crate::secret::{SecretRules, Unread};
 use crate::worker::runtimes::{MakeRuntime, Runtimes};
 
 /// What became of the lines.
@@ -126,8 +127,14 @@ pub(crate) async fn start_host(
     };
     let processes =
         Processes::start(None).map_err(WorkerError::io("starting the process guard"))?;
+    // Whoever wrote the configuration runs it.
+    let unread = Unread {
+        spec: *spec,
+        secrets: plan.secrets,
+        rules: SecretRules::everything(),
+    };
     let host = Runtimes::new(processes, tasks.clone(), wasm)
-        .start(language, Arc::new(*spec), services)
+        .start(language, unread, services)
         .await
         .map_err(|broken| WorkerError::Invalid(vec![crate::worker::broken_text(&broken)]))?;
     Ok((plan.policy, plan.window.map(Gather::new), host))

@@ -15,6 +15,7 @@ use crate::compat::Compat;
 use crate::component::Component;
 use crate::instance::window::{EventTime, Shape};
 use crate::runtime::HostSpec;
+use crate::secret::Declared;
 
 mod compat;
 mod connector;
@@ -34,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) process: Process,
     pub(crate) output: Output,
     pub(crate) policy: Policy,
+    /// What its code gets of them is read when it starts.
+    pub(crate) secrets: Declared,
     /// Messages are gathered in windows.
     pub(crate) window: Option<WindowPlan>,
     pub(crate) log_topic: Option<String>,

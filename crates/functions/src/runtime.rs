@@ -16,6 +16,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use geminga_client::MessageId;
 
+pub use crate::secret::SecretValues;
+
 pub mod bash;
 pub mod body;
 #[cfg(test)]
@@ -40,7 +42,6 @@ pub(crate) mod wire;
 pub use body::{Body, Exit, Launched, Launcher, Streams};
 pub use options::{Choice, OnFailedUpdate, Options};
 pub use process::Processes;
-pub(crate) use process::plain;
 pub(crate) use warm::incremented;
 pub(crate) use wire::shell as wire_base64;
 
@@ -354,7 +355,7 @@ pub struct HostSpec {
     pub input_schemas: BTreeMap<String, String>,
     pub output_schema: Option<String>,
     pub user_config: serde_json::Map<String, serde_json::Value>,
-    pub secrets: BTreeMap<String, String>,
+    pub secrets: SecretValues,
     pub log_topic: Option<String>,
     pub manual_ack: bool,
     pub options: Options,

@@ -21,6 +21,7 @@ use crate::error::WorkerError;
 use crate::instance::state::{self, Unchanged};
 use crate::plan::{Input, Output, Plan, Process, plan};
 use crate::runtime::{Broken, LogLine, Processes, StateChange};
+use crate::secret::{SecretRules, declared};
 
 mod beside;
 pub(crate) mod catalog;
@@ -109,6 +110,8 @@ pub struct WorkerConfig {
     pub reach: Option<Reach>,
     /// The WASM runtime, where the binary has one.
     pub wasm: Option<MakeRuntime>,
+    /// What secrets may name on this machine.
+    pub secrets: SecretRules,
 }
 
 impl WorkerConfig {
@@ -131,6 +134,7 @@ impl WorkerConfig {
             rights: None,
             reach: None,
             wasm: None,
+            secrets: SecretRules::default(),
         }
     }
 
@@ -272,6 +276,16 @@ impl Worker {
         plan(&record.component, code.as_deref()).map_err(WorkerError::Invalid)
     }
 
+    /// Refuses a component whose secrets name what the operator does not list.
+    async fn may_read(&self, component: &Component) -> Result<(), WorkerError> {
+        let Component::Function(config) = component else {
+            return Ok(());
+        };
+        let secrets = declared(config.secrets.as_ref());
+        let checked = self.inner.config.secrets.check(secrets).await;
+        checked.map_err(WorkerError::Invalid)
+    }
+
     fn record(&self, id: &ComponentId) -> Result<Record, WorkerError> {
         let found = self
             .inner
@@ -298,7 +312,8 @@ impl Worker {
             .map_err(WorkerError::Invalid)
     }
 
-    /// The configuration as it was given.
+    /// The configuration as it was given, with its secrets: what leaves the process is
+    /// [`Component::masked`].
     ///
     /// # Errors
     /// When it does not exist.

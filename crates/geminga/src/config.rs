@@ -1,12 +1,14 @@
 //! The settings of a server: a TOML file, then the environment, then flags; the last one wins.
 
 mod broker_conf;
+mod secrets;
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 pub(crate) use broker_conf::BrokerConf;
+pub(crate) use secrets::SecretFlags;
 
 /// What an acknowledgement promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]

@@ -139,6 +139,13 @@ impl Config {
         // A struct with text keys always becomes an object.
         value.unwrap_or_default()
     }
+
+    /// The same as it may be shown: secrets are masked.
+    pub fn shown(&self) -> Value {
+        let mut config = self.to_json();
+        geminga_model::secret::mask_in(&mut config);
+        config
+    }
 }
 
 impl Plan {
@@ -165,7 +172,7 @@ impl Plan {
         Ok(self)
     }
 
-    /// For machines.
+    /// For machines, without secrets.
     pub fn to_json(&self) -> Value {
         let warning = |warning: &Diagnostic| {
             json!({
@@ -180,7 +187,7 @@ impl Plan {
             "components": self.components.iter().map(|component| json!({
                 "kind": component.kind(),
                 "name": component.fqfn(),
-                "config": component.config.to_json(),
+                "config": component.config.shown(),
             })).collect::<Vec<_>>(),
             "graph": self.graph.to_json(),
             "warnings": self.warnings.iter().map(warning).collect::<Vec<_>>(),

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use crate::config_struct::config_struct;
 use crate::function::{ProcessingGuarantees, Resources, SubscriptionPosition};
 use crate::io_config::{BatchBuilder, ConsumerConfig, ProducerConfig};
+use crate::secret::Secrets;
 
 config_struct! {
     /// A source: brings events from elsewhere to a topic.
@@ -30,7 +31,7 @@ config_struct! {
         /// The connector's own settings.
         configs: Map<String, Value>,
         /// Secrets by name.
-        secrets: Map<String, Value>,
+        secrets: Secrets,
         /// How many instances; 1 when absent.
         parallelism: i32,
         /// What holds when something crashes.
@@ -101,7 +102,7 @@ config_struct! {
         /// The connector's own settings.
         configs: Map<String, Value>,
         /// Secrets by name.
-        secrets: Map<String, Value>,
+        secrets: Secrets,
         /// How many instances; 1 when absent.
         parallelism: i32,
         /// What holds when something crashes.

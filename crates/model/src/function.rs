@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::config_struct::config_struct;
 use crate::io_config::{BatchBuilder, ConsumerConfig, ProducerConfig};
+use crate::secret::Secrets;
 
 config_struct! {
     /// A function, as `pulsar-admin functions create`, the REST API and YAML files spell it.
@@ -62,8 +63,8 @@ config_struct! {
         forward_source_message_property: bool,
         /// The function's own settings.
         user_config: Map<String, Value>,
-        /// Secrets by name, as the secrets provider understands them.
-        secrets: Map<String, Value>,
+        /// Secrets by name: each is the secret itself, or says where it is.
+        secrets: Secrets,
         /// Language; inferred from the code field when absent.
         runtime: Runtime,
         /// Deprecated: false means that the function acknowledges for itself.

@@ -8,6 +8,7 @@ pub mod function;
 pub mod io_config;
 pub mod name;
 pub mod position;
+pub mod secret;
 pub mod validate;
 
 pub use connector::{BatchSourceConfig, SinkConfig, SourceConfig};
@@ -17,3 +18,4 @@ pub use function::{
 pub use io_config::{BatchBuilder, CompressionType, ConsumerConfig, CryptoConfig, ProducerConfig};
 pub use name::{NameError, NamespaceName, TopicDomain, TopicName};
 pub use position::{EntryId, LedgerId, Position};
+pub use secret::{Secret, Secrets};

@@ -14,6 +14,7 @@ use crate::connector::{SinkConfig, SourceConfig};
 use crate::function::{FunctionConfig, ProcessingGuarantees, Resources, WindowConfig};
 use crate::io_config::{ConsumerConfig, CryptoConfig, ProducerConfig};
 use crate::name::TopicName;
+use crate::secret::{Secret, Secrets};
 
 pub use update::{merge_function, merge_sink, merge_source};
 
@@ -134,6 +135,7 @@ pub fn validate_function(config: &FunctionConfig) -> Vec<Violation> {
     );
     check_auto_ack(config.auto_ack, config.processing_guarantees, &mut found);
     check_code(config, &mut found);
+    check_secrets(config.secrets.as_ref(), &mut found);
     if let Some(window) = &config.window_config {
         check_window(window, config, &mut found);
     }
@@ -429,6 +431,16 @@ fn check_auto_ack(
             &["autoAck"],
             "`autoAck: false` contradicts ATMOST_ONCE, which acknowledges before the call",
         ));
+    }
+}
+
+/// Connectors have none: that is the worker's to say.
+fn check_secrets(secrets: Option<&Secrets>, found: &mut Vec<Violation>) {
+    for (name, value) in secrets.into_iter().flat_map(|secrets| secrets.iter()) {
+        if let Err(wrong) = Secret::parse(value) {
+            let message = format!("`secrets.{name}`: {}", wrong.message);
+            found.push(Violation::new(&["secrets", name], message).help(wrong.help));
+        }
     }
 }
 

@@ -183,7 +183,7 @@ async fn config(
     uri: Uri,
     Segments(named): Segments<Named>,
 ) -> Answer {
-    match functions.worker()?.get(&named.id(kind(&uri)))? {
+    match functions.worker()?.get(&named.id(kind(&uri)))?.masked() {
         Component::Function(config) => document(&config),
         Component::Source(config) => document(&config),
         Component::Sink(config) => document(&config),

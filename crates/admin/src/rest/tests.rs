@@ -6,6 +6,7 @@ mod functions;
 pub(crate) mod guard;
 pub(crate) mod harness;
 mod refusals;
+mod secrets;
 mod served;
 mod sockets;
 mod transactions;

@@ -95,7 +95,7 @@ pub(super) async fn start(job: &Job<'_>) -> Result<Started, Broken> {
             planned
                 .arg(JAVA_MAIN)
                 .args(java_flags(&job.compat.details, &begin))
-                .envs(&spec.secrets);
+                .envs(spec.secrets.iter());
             planned
         }
     };

@@ -169,7 +169,7 @@ fn done(plan: &Plan) -> String {
         Input::File(_) => panic!("a function"),
     };
     let (share, heap, code) = (spec.share, spec.heap_bytes, &spec.code.path);
-    let (flags, secrets) = (&spec.runtime_flags, &spec.secrets);
+    let (flags, secrets) = (&spec.runtime_flags, &plan.secrets);
     // Of these it makes nothing: they are for hosts of ours, and the one is told.
     let options = crate::runtime::Options {
         timeout_ms: 0,

@@ -321,9 +321,10 @@ fn details(
             let text = Value::Object(spec.user_config.clone()).to_string();
             details.insert("userConfig".into(), text.into());
         }
-        if !spec.secrets.is_empty() {
+        let secrets = config.secrets.as_ref().filter(|it| !it.is_empty());
+        if let Some(secrets) = secrets {
             // The names alone: the values are in the environment.
-            let names = spec.secrets.keys().map(|name| (name.clone(), "".into()));
+            let names = secrets.keys().map(|name| (name.clone(), "".into()));
             let names = Value::Object(names.collect()).to_string();
             details.insert("secretsMap".into(), names.into());
         }

@@ -16,12 +16,15 @@ use super::{
     Input, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused, Subscription,
     full_name,
 };
+use crate::secret::Declared;
 
 const NO_PROCESS: &str =
     "a built-in connector is in the worker, not a process of its own: remove it";
 const NO_SECRETS: &str = "no setting of a built-in connector is secret: remove it";
 const NO_ARCHIVE: &str =
     "packages of connectors are for Java, and those here are built in: give `builtin://NAME`";
+const NO_PATTERN: &str =
+    "the file source chooses files by no pattern: remove it, and give a `path`";
 const NO_TRANSFORM: &str = "a built-in sink runs no code: remove it, make a function of it, and give the sink the \
     function's output as its input";
 
@@ -39,19 +42,14 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
                 config.serde_class_name.is_some(),
                 "a built-in source gives bytes: remove it",
             ),
-            ("runtimeFlags", config.runtime_flags.is_some(), NO_PROCESS),
-            (
-                "customRuntimeOptions",
-                config.custom_runtime_options.is_some(),
-                NO_PROCESS,
-            ),
-            ("secrets", config.secrets.is_some(), NO_SECRETS),
-            (
-                "archive",
-                !is_builtin(config.archive.as_deref()),
-                NO_ARCHIVE,
-            ),
         ],
+    );
+    refuse_code(
+        refused,
+        config.runtime_flags.is_some(),
+        config.custom_runtime_options.is_some(),
+        config.secrets.is_some(),
+        config.archive.as_deref(),
     );
     let schema = config.schema_type.as_deref().unwrap_or_default();
     let is_string = schema.eq_ignore_ascii_case("string");
@@ -102,12 +100,12 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
             (
                 "configs.pathFilter",
                 file.path_filter.is_some(),
-                "the file source chooses files by no pattern: remove it, and give a `path`",
+                NO_PATTERN,
             ),
             (
                 "configs.fileFilter",
                 file.file_filter.is_some(),
-                "the file source chooses files by no pattern: remove it, and give a `path`",
+                NO_PATTERN,
             ),
         ],
     );
@@ -126,6 +124,7 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
             },
             forward_properties: true,
         },
+        secrets: Declared::new(),
         window: None,
         policy: Policy {
             guarantee,
@@ -159,13 +158,6 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
                 config.transform_function_config.is_some(),
                 NO_TRANSFORM,
             ),
-            ("runtimeFlags", config.runtime_flags.is_some(), NO_PROCESS),
-            (
-                "customRuntimeOptions",
-                config.custom_runtime_options.is_some(),
-                NO_PROCESS,
-            ),
-            ("secrets", config.secrets.is_some(), NO_SECRETS),
             (
                 "topicToSerdeClassName",
                 config.topic_to_serde_class_name.is_some(),
@@ -181,12 +173,14 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
                 config.timeout_ms.is_some(),
                 "a built-in sink runs no code that could hang: remove it",
             ),
-            (
-                "archive",
-                !is_builtin(config.archive.as_deref()),
-                NO_ARCHIVE,
-            ),
         ],
+    );
+    refuse_code(
+        refused,
+        config.runtime_flags.is_some(),
+        config.custom_runtime_options.is_some(),
+        config.secrets.is_some(),
+        config.archive.as_deref(),
     );
     let inputs = config.all_inputs();
     let warnings = sink_warnings(config, &inputs);
@@ -244,6 +238,7 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
         }),
         process: Process::Identity,
         output,
+        secrets: Declared::new(),
         window: None,
         policy: Policy {
             guarantee,
@@ -259,6 +254,25 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
         cleanup_subscription: config.cleans_up_subscription(),
         warnings,
     })
+}
+
+/// What is for code of its own, in a source and a sink alike.
+fn refuse_code(
+    refused: &mut Refused,
+    has_flags: bool,
+    has_options: bool,
+    has_secrets: bool,
+    archive: Option<&str>,
+) {
+    refuse_set(
+        refused,
+        &[
+            ("runtimeFlags", has_flags, NO_PROCESS),
+            ("customRuntimeOptions", has_options, NO_PROCESS),
+            ("secrets", has_secrets, NO_SECRETS),
+            ("archive", !is_builtin(archive), NO_ARCHIVE),
+        ],
+    );
 }
 
 fn unknown_connector(kind: &str, name: Option<&str>, known: &[&str], refused: &mut Refused) {

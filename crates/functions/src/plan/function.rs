@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use geminga_model::{ConsumerConfig, FunctionConfig, ProcessingGuarantees, Resources, Runtime};
-use serde_json::{Map, Value};
+use geminga_model::secret::MASK;
+use geminga_model::{
+    ConsumerConfig, FunctionConfig, ProcessingGuarantees, Resources, Runtime, Secrets,
+};
 
 use super::compat;
 use super::topics::{pooled, position, producer, refuse_set, sub_type, topics, unsupported_schema};
@@ -16,6 +18,7 @@ use super::{
 };
 use crate::runtime::sandbox::{self, Abilities};
 use crate::runtime::{Code, HostSpec, Options};
+use crate::secret::{Declared, declared};
 
 pub(super) fn function(
     config: &FunctionConfig,
@@ -178,7 +181,6 @@ pub(super) fn function(
         input_schemas: schemas,
         output_schema,
         user_config: config.user_config.clone().unwrap_or_default(),
-        secrets: secrets(config.secrets.as_ref()),
         log_topic: config.log_topic.clone(),
         windows: config.window_config.is_some(),
         manual_ack: guarantee == ProcessingGuarantees::Manual,
@@ -240,6 +242,7 @@ pub(super) fn function(
             },
             forward_properties: config.forwards_properties(),
         },
+        secrets: secrets(config.secrets.as_ref(), refused),
         window: window(config, language, &inputs, refused),
         policy: Policy {
             guarantee,
@@ -414,12 +417,15 @@ fn is_java_type(name: Option<&str>) -> bool {
     !matches!(name, None | Some("" | "[B" | "java.lang.String"))
 }
 
-fn secrets(secrets: Option<&Map<String, Value>>) -> BTreeMap<String, String> {
-    secrets
-        .into_iter()
-        .flatten()
-        .map(|(name, value)| (name.clone(), crate::runtime::plain(value)))
-        .collect()
+fn secrets(secrets: Option<&Secrets>, refused: &mut Refused) -> Declared {
+    let each = secrets.into_iter().flat_map(|secrets| secrets.iter());
+    for (name, _) in each.filter(|(_, value)| *value == MASK) {
+        refused.push(format!(
+            "`secrets.{name}`: `{MASK}` stands for a secret that is stored already, and none of this name is: give \
+             the secret itself, or say where it is"
+        ));
+    }
+    declared(secrets)
 }
 
 /// Splits at blanks outside quotes.

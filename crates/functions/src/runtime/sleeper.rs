@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::handle::{Ends, Handle};
-use super::{Broken, Delivery, Host, HostSpec, Outcome, Runtime, Services};
+use super::{Broken, Delivery, Host, Outcome, Runtime, Services};
+use crate::secret::Unread;
 
 /// What a host may take to fall asleep: it has nothing in hand.
 const SLEEP_GRACE: Duration = Duration::from_secs(5);
@@ -24,11 +25,12 @@ const SLEEP_GRACE: Duration = Duration::from_secs(5);
 pub(crate) async fn start(
     runtime: Arc<dyn Runtime>,
     idle: Duration,
-    spec: Arc<HostSpec>,
+    unread: Unread,
     services: Arc<dyn Services>,
     tasks: &Tasks,
 ) -> Result<Box<dyn Host>, Broken> {
-    let host = runtime.start(spec.clone(), services.clone()).await?;
+    let host = runtime.start(unread.read().await?, services.clone());
+    let host = host.await?;
     let window = host.window().max(1);
     let (handle, ends) = Handle::new(window);
     let Ends {
@@ -40,7 +42,7 @@ pub(crate) async fn start(
     let keeper = Keeper {
         runtime,
         idle,
-        spec,
+        unread,
         services,
         host: Some(host),
         in_hand: 0,
@@ -59,7 +61,7 @@ pub(crate) async fn start(
 struct Keeper {
     runtime: Arc<dyn Runtime>,
     idle: Duration,
-    spec: Arc<HostSpec>,
+    unread: Unread,
     services: Arc<dyn Services>,
     host: Option<Box<dyn Host>>,
     in_hand: usize,
@@ -96,7 +98,8 @@ impl Keeper {
                     Err(broken) => return broken,
                 },
                 () = tokio::time::sleep_until(self.rested_since + self.idle), if may_sleep => {
-                    tracing::info!(function = self.spec.fqfn(), instance = self.spec.instance, "asleep");
+                    let spec = &self.unread.spec;
+                    tracing::info!(function = spec.fqfn(), instance = spec.instance, "asleep");
                     self.end(SLEEP_GRACE).await;
                 }
                 grace = &mut stop => {
@@ -110,7 +113,12 @@ impl Keeper {
 
     /// Starts the host again. A stop does not wait for that: nothing is in hand.
     async fn wake(&mut self, stop: &mut oneshot::Receiver<Duration>) -> Result<(), Broken> {
-        let starting = self.runtime.start(self.spec.clone(), self.services.clone());
+        let (unread, runtime, services) = (&self.unread, &self.runtime, self.services.clone());
+        let starting = async move {
+            // A secret may be another by now.
+            let spec = unread.read().await?;
+            runtime.start(spec, services).await
+        };
         tokio::select! {
             host = starting => self.host = Some(host?),
             _ = stop => return Err(Broken::Stopped),
@@ -163,7 +171,7 @@ mod tests {
 
     use super::*;
     use crate::instance::context::Context;
-    use crate::runtime::{BoxFuture, Message};
+    use crate::runtime::{BoxFuture, HostSpec, Message};
 
     /// Starts once, then never again.
     #[derive(Default)]
@@ -214,6 +222,62 @@ mod tests {
         }
     }
 
+    /// Remembers the secret of each start.
+    #[derive(Default)]
+    struct Told {
+        asleep: Arc<Notify>,
+        secrets: parking_lot::Mutex<Vec<String>>,
+        again: Notify,
+    }
+
+    impl Runtime for Told {
+        fn name(&self) -> &'static str {
+            "told"
+        }
+
+        fn start(
+            &self,
+            spec: Arc<HostSpec>,
+            _services: Arc<dyn Services>,
+        ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
+            self.secrets.lock().push(spec.secrets["token"].clone());
+            self.again.notify_one();
+            let host: Box<dyn Host> = Box::new(Silent(self.asleep.clone()));
+            Box::pin(async { Ok(host) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_wakes_has_the_secrets_of_now() {
+        let (tasks, runtime) = (Tasks::new(), Arc::new(Told::default()));
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("token");
+        std::fs::write(&file, "old").expect("written");
+        let secret = geminga_model::Secret::File(file.display().to_string());
+        let unread = Unread {
+            secrets: [("token".to_owned(), secret)].into(),
+            rules: crate::secret::SecretRules::everything(),
+            ..Unread::default()
+        };
+        let services = Arc::new(Context::new(Arc::default(), None, None));
+        let started = start(runtime.clone(), Duration::ZERO, unread, services, &tasks);
+        let mut host = started.await.expect("starts");
+        runtime.again.notified().await;
+        let wakes = async {
+            runtime.asleep.notified().await;
+            std::fs::write(&file, "new").expect("written");
+            let delivery = Delivery {
+                ticket: 0,
+                message: Arc::new(Message::default()),
+            };
+            host.deliver(vec![delivery]).await.expect("taken");
+            runtime.again.notified().await;
+        };
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, wakes).await.expect("it wakes");
+        assert_eq!(*runtime.secrets.lock(), ["old", "new"]);
+    }
+
     #[tokio::test]
     async fn a_stop_does_not_wait_for_a_host_that_wakes() {
         let (tasks, runtime) = (Tasks::new(), Arc::new(Once::default()));
@@ -221,7 +285,7 @@ mod tests {
         let started = start(
             runtime.clone(),
             Duration::ZERO,
-            Arc::default(),
+            Unread::default(),
             services,
             &tasks,
         );

@@ -167,7 +167,7 @@ pub(crate) fn hello_block(spec: &HostSpec, out: &mut Vec<u8>) {
         let json = serde_json::to_string(&spec.user_config).unwrap_or_default();
         push(out, "userConfig", &json);
     }
-    for (name, value) in &spec.secrets {
+    for (name, value) in spec.secrets.iter() {
         push(out, &format!("secret.{name}"), value);
     }
 }

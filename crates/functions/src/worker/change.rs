@@ -77,6 +77,7 @@ impl Worker {
         {
             return Err(WorkerError::Exists(id));
         }
+        self.may_read(&component).await?;
         let component = package::with_absolute_code(component);
         let package = self.keep(code).await?;
         let record = Record::new(component, package).by(by);
@@ -161,6 +162,7 @@ impl Worker {
         let _one = self.inner.changing.lock().await;
         let record = self.record(id)?;
         let stored = &record.component;
+        let change = change.unmasked(stored);
         let component = match stored.merged(&change) {
             Ok(merged) => merged,
             // New code with the same configuration is a change too.
@@ -182,6 +184,7 @@ impl Worker {
         let _one = self.inner.changing.lock().await;
         let record = self.record(id)?;
         let stored = &record.component;
+        let component = component.unmasked(stored);
         let mut why = stored.merged(&component).err().unwrap_or_default();
         for left_out in component.merged(stored).err().unwrap_or_default() {
             if !why.iter().any(|known| known.field == left_out.field) {
@@ -207,6 +210,7 @@ impl Worker {
         component: Component,
         code: Option<Upload>,
     ) -> Result<(), WorkerError> {
+        self.may_read(&component).await?;
         let component = package::with_absolute_code(component);
         let code = self.keep(code).await?;
         if component == record.component && (code.is_none() || code == record.package) {
@@ -283,6 +287,7 @@ impl Worker {
                 "there is no {wanted} of {id} to go back to; kept are: {known}"
             )]));
         };
+        self.may_read(&past.component).await?;
         let next = record
             .next(past.component.clone(), past.package.clone())
             .by(by);

@@ -10,7 +10,8 @@ use crate::runtime::exec::Exec;
 use crate::runtime::go::Go;
 use crate::runtime::java::Java;
 use crate::runtime::python::Python;
-use crate::runtime::{Broken, Host, HostSpec, Processes, Runtime, Services, sleeper};
+use crate::runtime::{Broken, Host, Processes, Runtime, Services, sleeper};
+use crate::secret::Unread;
 
 /// Makes a runtime that lives in another crate, whose hosts' tasks are the worker's.
 pub type MakeRuntime = Arc<dyn Fn(Tasks) -> Arc<dyn Runtime> + Send + Sync>;
@@ -44,7 +45,7 @@ impl Runtimes {
     pub(crate) async fn start(
         &self,
         language: Language,
-        spec: Arc<HostSpec>,
+        unread: Unread,
         services: Arc<dyn Services>,
     ) -> Result<Box<dyn Host>, Broken> {
         let runtime: Arc<dyn Runtime> = match language {
@@ -64,9 +65,9 @@ impl Runtimes {
                 }
             },
         };
-        if let Some(idle) = spec.idle {
-            return sleeper::start(runtime, idle, spec, services, &self.tasks).await;
+        if let Some(idle) = unread.spec.idle {
+            return sleeper::start(runtime, idle, unread, services, &self.tasks).await;
         }
-        runtime.start(spec, services).await
+        runtime.start(unread.read().await?, services).await
     }
 }

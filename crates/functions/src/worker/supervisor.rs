@@ -30,6 +30,7 @@ use crate::instance::state::{self, FunctionState, Taking};
 use crate::instance::{Gauge, Instance};
 use crate::plan::{Input, Language, Output, Plan, Process, Subscription};
 use crate::runtime::{Host, HostSpec};
+use crate::secret::Unread;
 
 /// How long a new version may take to start beside the one that runs.
 const WARM_UP_MAX: Duration = Duration::from_secs(600);
@@ -353,11 +354,11 @@ impl Crew {
             context.log_to(client.clone(), topic.clone(), self.id.fqfn(), number, tasks);
         }
         context.publish_by(client.clone(), self.limits.clone(), tasks);
-        let spec = self.spec(inner, spec, number);
+        let unread = self.unread(inner, spec, number);
         let context = Arc::new(context);
         let host = inner
             .runtimes
-            .start(*language, Arc::new(spec), context.clone())
+            .start(*language, unread, context.clone())
             .await;
         let host = host.map_err(|broken| super::broken_text(&broken))?;
         Ok((host, context))
@@ -623,9 +624,15 @@ impl Crew {
     ) -> Result<(), String> {
         seat.subscribed.send_replace(true);
         let context = Context::new(seat.gauge.clone(), None, self.on_log(inner, number));
+        let mut stopping = stop.clone();
+        let unread = self.unread(inner, &compat.spec, number);
+        let spec = tokio::select! {
+            read = unread.read() => read.map_err(|broken| super::broken_text(&broken))?,
+            _ = stopping.wait_for(Option::is_some) => return Ok(()),
+        };
         let job = compat::Job {
             compat,
-            spec: self.spec(inner, &compat.spec, number),
+            spec: HostSpec::clone(&spec),
             reach: inner.config.reach.as_ref(),
             processes: &inner.runtimes.processes,
             services: Arc::new(context),
@@ -636,13 +643,17 @@ impl Crew {
     }
 
     /// The code and its settings, for one instance.
-    fn spec(&self, inner: &Inner, spec: &HostSpec, number: u32) -> HostSpec {
-        HostSpec {
-            instance: number,
-            cluster: inner.config.cluster.clone(),
-            version: self.version.to_string(),
-            function_id: format!("{:016x}", Random::from_entropy().next_u64()),
-            ..spec.clone()
+    fn unread(&self, inner: &Inner, spec: &HostSpec, number: u32) -> Unread {
+        Unread {
+            spec: HostSpec {
+                instance: number,
+                cluster: inner.config.cluster.clone(),
+                version: self.version.to_string(),
+                function_id: format!("{:016x}", Random::from_entropy().next_u64()),
+                ..spec.clone()
+            },
+            secrets: self.plan.secrets.clone(),
+            rules: inner.config.secrets.clone(),
         }
     }
 

@@ -14,6 +14,7 @@ mod moves;
 mod once;
 mod operation;
 mod poison;
+mod secrets;
 mod stage;
 mod stream;
 mod updates;

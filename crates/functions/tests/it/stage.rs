@@ -8,7 +8,9 @@ use std::time::Duration;
 use geminga_broker::{Broker, BrokerConfig};
 use geminga_client::transport::{Connecting, Io};
 use geminga_client::{Batching, Client, Consumer, InitialPosition, Message, ReceivedMessage};
-use geminga_functions::{Component, ComponentId, MakeRuntime, Worker, WorkerConfig};
+use geminga_functions::{
+    Component, ComponentId, MakeRuntime, SecretRules, Worker, WorkerConfig,
+};
 use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
 use geminga_stdx::{Clock, Random, Tasks};
 use geminga_storage::{ManagedConfig, Storage};
@@ -27,6 +29,8 @@ pub(crate) struct Stage {
     pub(crate) catalog: String,
     records_max: u64,
     wasm: Option<MakeRuntime>,
+    /// What secrets may name, from the next worker on.
+    pub(crate) secrets: SecretRules,
     unique: String,
     server: Option<(Broker, Tasks)>,
 }
@@ -82,7 +86,15 @@ impl Stage {
         };
         let directory = tempfile::tempdir().expect("directory");
         let catalog = format!("persistent://public/functions/metadata-{unique}");
-        let worker = start(&client, directory.path(), &catalog, records_max, &wasm).await;
+        let secrets = SecretRules::default();
+        let worker = start(
+            &client,
+            directory.path(),
+            &catalog,
+            records_max,
+            (&wasm, &secrets),
+        );
+        let worker = worker.await;
         Self {
             client,
             worker,
@@ -90,6 +102,7 @@ impl Stage {
             catalog,
             records_max,
             wasm,
+            secrets,
             unique,
             server,
         }
@@ -141,7 +154,7 @@ impl Stage {
             self.directory.path(),
             &self.catalog,
             self.records_max,
-            &self.wasm,
+            (&self.wasm, &self.secrets),
         )
         .await;
     }
@@ -291,13 +304,14 @@ async fn start(
     directory: &Path,
     catalog: &str,
     records_max: u64,
-    wasm: &Option<MakeRuntime>,
+    (wasm, secrets): (&Option<MakeRuntime>, &SecretRules),
 ) -> Worker {
     let mut config = WorkerConfig::new(client.clone(), directory.join("worker"));
     config.catalog_topic = Some(catalog.to_owned());
     config.changelog_records_max = records_max;
     config.temp_dir = Some(directory.to_path_buf());
     config.wasm.clone_from(wasm);
+    config.secrets = secrets.clone();
     Worker::start(config).await.expect("worker")
 }
 

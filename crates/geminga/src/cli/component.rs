@@ -476,6 +476,11 @@ pub(crate) fn json_flag(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| format!("not valid JSON: {error}"))
 }
 
+/// The same for secrets, which an error must not quote: what is no JSON is refused when the whole is checked.
+pub(crate) fn secrets_flag(text: &str) -> Result<Value, std::convert::Infallible> {
+    Ok(serde_json::from_str(text).unwrap_or_else(|_| json!(text)))
+}
+
 /// A clap parser for words that are written in capitals: any case is understood.
 pub(crate) fn capitals(words: &'static [&'static str]) -> impl TypedValueParser<Value = String> {
     clap::builder::StringValueParser::new().try_map(move |text| {

@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::Global;
 use super::admin::{self, usage};
 use super::component::{
-    self, Action, GUARANTEES, Prepared, ResourceFlags, capitals, given, json_flag, lay_name, nest,
-    overlay,
+    self, Action, GUARANTEES, Prepared, ResourceFlags, capitals, given, lay_name, nest, overlay,
+    secrets_flag,
 };
 use crate::failure::Outcome;
 
@@ -33,7 +33,7 @@ pub(super) struct CommonFlags {
     #[arg(long, alias = "logTopic")]
     log_topic: Option<String>,
     /// Secrets by name
-    #[arg(long, value_name = "JSON", value_parser = json_flag)]
+    #[arg(long, value_name = "JSON", value_parser = secrets_flag)]
     secrets: Option<Value>,
     /// Extra arguments of the interpreter
     #[arg(long, allow_hyphen_values = true)]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use geminga_client::{Client, InitialPosition, SubType};
 use geminga_functions::runtime::LogLine;
-use geminga_functions::{Component, ComponentId, Worker, WorkerError};
+use geminga_functions::{Component, ComponentId, SecretRules, Worker, WorkerError};
 use geminga_model::FunctionConfig;
 use geminga_stdx::{Diagnostic, Random};
 use serde_json::json;
@@ -87,6 +87,7 @@ async fn serve(mut args: DevArgs, source: Source, global: &Global, copies: &Path
         data: args.data.clone(),
         worker: true,
         token: None,
+        secrets: SecretRules::everything(),
     };
     let on_log = Arc::new(|_: &ComponentId, _: u32, line: &LogLine| {
         output::note(&format!("{} {}", line.level.as_str(), line.text));

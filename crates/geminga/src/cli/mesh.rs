@@ -3,6 +3,7 @@
 //! `plan` touches nothing. `apply` is idempotent: what is as wanted stays as it is. A component
 //! carries its mesh's name in its configuration, so `apply` deletes what left the file and nothing
 //! else. Plain configurations carry one only where they, or `--name`, say it.
+//! A server shows no secret: `apply` sends those that stand in the file, and the server says whether they are others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use geminga_admin::client::{AdminClient, Code, Component as Kind};
 use geminga_mesh::check::FileKind;
 use geminga_mesh::graph::draw::draw;
 use geminga_mesh::load::{Component, Config};
-use geminga_mesh::plan::diff::{Action, State, Step, diff};
+use geminga_mesh::plan::diff::{Action, Change, State, Step, diff};
 use geminga_mesh::plan::{Plan, plan};
 use geminga_stdx::Diagnostic;
 use serde_json::{Value, json};
@@ -21,6 +22,9 @@ use super::component::{FullName, code, failed, settle};
 use super::{Global, block_on};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::output::{self, Format, Table};
+
+/// What a server says of an update that changes nothing.
+const NO_CHANGE: &str = "Update contains no change";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
@@ -106,8 +110,8 @@ pub(crate) fn run(args: MeshArgs, global: &Global) -> Outcome {
             let plan = files.plan()?;
             let format = global.format();
             with_client(global, |client| async move {
-                let steps = steps(&client, &plan).await?;
-                apply(&client, &plan, &steps).await?;
+                let mut steps = steps(&client, &plan).await?;
+                apply(&client, &plan, &mut steps).await?;
                 print_steps(&steps, format)
             })
         }
@@ -232,9 +236,14 @@ fn print_steps(steps: &[Step], format: Format) -> Outcome {
         let (action, changes) = match &step.action {
             Action::Create => ("create", String::new()),
             Action::Delete => ("delete", String::new()),
-            Action::Unchanged => ("unchanged", String::new()),
+            Action::Unchanged if step.not_compared.is_empty() => ("unchanged", String::new()),
+            Action::Unchanged => {
+                let names = step.not_compared.join(", ");
+                let why = format!("secrets not compared, `apply` does: {names}");
+                ("unchanged", why)
+            }
             Action::Update(changes) => {
-                let show = |change: &geminga_mesh::plan::diff::Change| {
+                let show = |change: &Change| {
                     format!("{}: {} -> {}", change.field, change.from, change.to)
                 };
                 (
@@ -391,12 +400,12 @@ async fn steps(client: &AdminClient, plan: &Plan) -> Outcome<Vec<Step>> {
 }
 
 /// Readers first, so that nothing that is written is missed; deletions last.
-async fn apply(client: &AdminClient, plan: &Plan, steps: &[Step]) -> Outcome {
+async fn apply(client: &AdminClient, plan: &Plan, steps: &mut [Step]) -> Outcome {
     let mut started = Vec::new();
     for node in plan.graph.start_order() {
         let component = &plan.components[node];
         let Some(step) = steps
-            .iter()
+            .iter_mut()
             .find(|step| step.name == component.fqfn() && step.kind == component.kind())
         else {
             continue;
@@ -404,6 +413,12 @@ async fn apply(client: &AdminClient, plan: &Plan, steps: &[Step]) -> Outcome {
         let is_update = match step.action {
             Action::Create => false,
             Action::Update(_) => true,
+            Action::Unchanged if !step.not_compared.is_empty() => {
+                if send_secrets(client, component, step).await? {
+                    started.push((kind_of(component.kind()), name_of(&component.fqfn())));
+                }
+                continue;
+            }
             Action::Delete | Action::Unchanged => continue,
         };
         send(client, component, is_update).await?;
@@ -442,6 +457,33 @@ async fn send(client: &AdminClient, component: &Component, is_update: bool) -> O
         .send_component(kind, is_update, name.fqfn(), &config, code)
         .await
         .map_err(|error| failed(kind, error))
+}
+
+/// Sends the secrets of a component that is as wanted otherwise; whether they changed.
+async fn send_secrets(client: &AdminClient, component: &Component, step: &mut Step) -> Outcome<bool> {
+    let kind = kind_of(component.kind());
+    let name = name_of(&component.fqfn());
+    let whole = component.config.to_json();
+    let change = json!({
+        "tenant": name.tenant, "namespace": name.namespace, "name": name.name, "secrets": whole["secrets"],
+    });
+    step.not_compared.clear();
+    let sent = client.send_component(kind, true, name.fqfn(), &change, Code::None);
+    match sent.await {
+        Err(error) if error.status() == Some(400) && error.to_string().contains(NO_CHANGE) => {
+            Ok(false)
+        }
+        Err(error) => Err(failed(kind, error)),
+        Ok(()) => {
+            let shown = component.config.shown()["secrets"].clone();
+            step.action = Action::Update(vec![Change {
+                field: "secrets".to_owned(),
+                from: shown.clone(),
+                to: shown,
+            }]);
+            Ok(true)
+        }
+    }
 }
 
 fn builtin(name: Option<&str>) -> Code {

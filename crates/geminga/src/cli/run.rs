@@ -11,7 +11,7 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use geminga_functions::{Worker, WorkerConfig};
+use geminga_functions::{SecretRules, Worker, WorkerConfig};
 use geminga_mesh::load::{Component, Config};
 use geminga_mesh::plan::Plan;
 use geminga_stdx::{Diagnostic, Random};
@@ -111,6 +111,7 @@ impl Broker {
             data,
             worker: false,
             token: None,
+            secrets: SecretRules::default(),
         })
         .await?;
         Ok(Self {
@@ -159,6 +160,8 @@ async fn run_on(plan: &Plan, broker: &Broker, global: &Global) -> Outcome {
     let worker_config = WorkerConfig {
         reach: Some(super::client::own_reach(&global)?),
         wasm: crate::serve::wasm(),
+        // Whoever wrote the files runs them.
+        secrets: SecretRules::everything(),
         ..WorkerConfig::ephemeral(client.clone(), &scratch)
     };
     let worker = Worker::start(worker_config)

@@ -53,6 +53,7 @@ pub(crate) fn run(args: StandaloneArgs, global: &Global) -> Outcome {
             data: args.data,
             worker: true,
             token: super::client::compat_token(),
+            secrets: conf.secrets,
         };
         let durability = options.data.durability;
         let mut interrupt = signal(SignalKind::interrupt())?;

@@ -10,6 +10,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Global, block_on, client};
+use crate::config::SecretFlags;
 use crate::failure::{Exit, Failure, Outcome, with_sources};
 use crate::output::{self, Format};
 
@@ -58,6 +59,8 @@ pub(crate) struct WorkerArgs {
         value_parser = clap::builder::NonEmptyStringValueParser::new()
     )]
     api_token: Option<String>,
+    #[command(flatten)]
+    secrets: SecretFlags,
 }
 
 pub(crate) fn run(args: WorkerArgs, global: &Global) -> Outcome {
@@ -75,6 +78,7 @@ pub(crate) fn run(args: WorkerArgs, global: &Global) -> Outcome {
                 .help("give --api-token, or listen on 127.0.0.1"),
             ));
         }
+        let secrets = args.secrets.rules().map_err(super::admin::usage)?;
         std::fs::create_dir_all(&args.data)?;
         let _lock = lock(&args)?;
         let server = geminga_admin::Server::bind(SocketAddr::new(bind, args.http_port)).await;
@@ -103,6 +107,7 @@ pub(crate) fn run(args: WorkerArgs, global: &Global) -> Outcome {
         let config = WorkerConfig {
             reach: Some(client::reach(global)),
             wasm: crate::serve::wasm(),
+            secrets,
             cluster: args.cluster.clone(),
             worker_id: worker_id.unwrap_or_else(|| format!("c-{}-fw-{host}-{port}", args.cluster)),
             url: format!("http://{host}:{port}"),

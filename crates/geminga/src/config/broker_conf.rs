@@ -1,14 +1,17 @@
-//! Pulsar's `broker.conf`: `name=value` lines. What is not honoured is refused by name.
+//! Pulsar's `broker.conf`: `name=value` lines, and beside them those of the worker inside. What is not honoured
+//! is refused by name.
 
 use std::path::Path;
 
 use geminga_broker::BrokerConfig;
 use geminga_broker::auth::SecurityConfig;
+use geminga_functions::SecretRules;
 use geminga_stdx::Diagnostic;
 use geminga_stdx::nearest::nearest;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::secrets;
 use crate::failure::{Exit, Failure, Outcome};
 
 /// What a file says.
@@ -19,6 +22,8 @@ pub(crate) struct BrokerConf {
     pub(crate) bind: Option<std::net::IpAddr>,
     pub(crate) port: Option<u16>,
     pub(crate) http_port: Option<u16>,
+    /// What secrets of functions may name.
+    pub(crate) secrets: SecretRules,
 }
 
 /// Names that belong to the process and not to the broker.
@@ -38,12 +43,13 @@ impl BrokerConf {
         })
     }
 
-    /// The error has its line. It never quotes a value: that may be a secret.
+    /// The error has its line. It never quotes a value: that may be a secret. What secrets may name is none.
     fn parse(text: &str) -> Result<BrokerConf, (usize, String)> {
         let broker_names = names_of(&BrokerConfig::default());
         let security_names = names_of(&SecurityConfig::default());
         let (mut broker, mut security) = (Map::new(), Map::new());
         let mut conf = BrokerConf::default();
+        let mut lists = secrets::Lists::default();
         for (at, line) in text.lines().enumerate() {
             let at = at + 1;
             let line = line.trim();
@@ -75,6 +81,10 @@ impl BrokerConf {
                 }
                 continue;
             }
+            if secrets::NAMES.contains(&name) {
+                lists.take(name, value).map_err(|why| (at, why))?;
+                continue;
+            }
             let is_broker = broker_names.contains_key(name);
             let (known, into) = if is_broker {
                 (&broker_names, &mut broker)
@@ -82,7 +92,7 @@ impl BrokerConf {
                 (&security_names, &mut security)
             } else {
                 let all = broker_names.keys().chain(security_names.keys());
-                let all = all.map(String::as_str).chain(OURS);
+                let all = all.map(String::as_str).chain(OURS).chain(secrets::NAMES);
                 let hint = match nearest(name, all) {
                     Some(near) => format!("; did you mean `{near}`?"),
                     None => String::new(),
@@ -114,6 +124,7 @@ impl BrokerConf {
         let whole = |what: &str| (0, format!("the {what} settings do not fit together"));
         conf.broker = from_map(broker).ok_or_else(|| whole("broker's"))?;
         conf.broker.security = from_map(security).ok_or_else(|| whole("security"))?;
+        conf.secrets = lists.rules().map_err(|why| (0, why))?;
         Ok(conf)
     }
 }
@@ -187,7 +198,10 @@ mod tests {
              superUserRoles=a,b\n\
              tokenSecretKey=data:;base64,aGk=\n\
              brokerServicePortTls=6651\n\
-             brokerServicePort=6700\n",
+             brokerServicePort=6700\n\
+             gemingaSecretsFromEnvironment=DB_*\n\
+             gemingaSecretsFromFolders = /run/secrets, /etc/db\n\
+             gemingaSecretsFromCommands=[[\"vault\",\"get\"]]\n",
         )
         .unwrap();
         assert_eq!(conf.broker.cluster_name, "c");
@@ -201,6 +215,10 @@ mod tests {
             Some("data:;base64,aGk=")
         );
         assert_eq!(conf.port, Some(6700));
+        let secrets = format!("{:?}", conf.secrets);
+        for part in ["DB_*", "/run/secrets", "/etc/db", "vault"] {
+            assert!(secrets.contains(part), "{secrets}");
+        }
     }
 
     #[test]
@@ -218,6 +236,21 @@ mod tests {
             ("hunter2", 1, "without `=`"),
             ("brokerServicePort=", 1, "`brokerServicePort`"),
             ("webServicePort=", 1, "`bindAddresses`"),
+            (
+                "\ngemingaSecretsFromFolder=/a",
+                2,
+                "did you mean `gemingaSecretsFromFolders`?",
+            ),
+            (
+                "\ngemingaSecretsFromFolders=a",
+                2,
+                "`gemingaSecretsFromFolders`",
+            ),
+            (
+                "gemingaSecretsFromCommands=vault hunter2",
+                1,
+                "a JSON list of commands",
+            ),
         ] {
             let (at, message) = BrokerConf::parse(text).unwrap_err();
             assert_eq!(at, line, "{message}");

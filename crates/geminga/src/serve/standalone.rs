@@ -10,7 +10,7 @@ use std::time::Duration;
 use geminga_broker::{Broker, BrokerConfig, BrokerError, Scheme};
 use geminga_client::{Client, Connector};
 use geminga_functions::worker::OnLog;
-use geminga_functions::{Reach, Worker, WorkerConfig};
+use geminga_functions::{Reach, SecretRules, Worker, WorkerConfig};
 use geminga_stdx::{Clock, Diagnostic, Tasks};
 use geminga_storage::{EmbeddedConfig, ManagedConfig, ManagedError, Storage, StoreError};
 
@@ -36,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) worker: bool,
     /// What processes of functions show that bring a client of their own, where the broker asks who they are.
     pub(crate) token: Option<String>,
+    /// What secrets of functions may name.
+    pub(crate) secrets: SecretRules,
 }
 
 /// A running server.
@@ -147,6 +149,7 @@ impl Standalone {
                 }),
                 wasm: crate::serve::wasm(),
                 rights: Some(geminga_admin::function_rights(&broker)),
+                secrets: options.secrets.clone(),
                 ..WorkerConfig::new(in_process(&broker), data.path.join("functions"))
             };
             let worker = Worker::start(config).await.map_err(|error| {

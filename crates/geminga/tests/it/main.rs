@@ -6,6 +6,7 @@ mod localrun;
 mod mesh;
 mod objects;
 mod run;
+mod secrets;
 mod server;
 mod storage;
 mod workers;

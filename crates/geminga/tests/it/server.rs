@@ -23,7 +23,7 @@ impl Server {
         Self::start(&["--data", &data.display().to_string()])
     }
 
-    fn start(data: &[&str]) -> Self {
+    pub(crate) fn start(data: &[&str]) -> Self {
         let mut process = geminga()
             .args([
                 "standalone",

@@ -168,7 +168,8 @@ fn what_is_wrong_and_where() {
             "className: second",
             "secretsMap: {A: {path: p, key: k}}",
             "error[G0308]: `secretsMap` of `second` cannot be honoured here\n  \
-             --> dir/m.yaml:22:7\n  = cause: it names Secrets of Kubernetes, which are not here",
+             --> dir/m.yaml:22:7\n  = cause: it names Secrets of Kubernetes, which are not here: a plain configuration \
+             has `secrets`, each {\"file\": \"/where/it/is/mounted\"}, {\"env\": \"NAME\"} or {\"command\": [..]}",
         ),
         (
             "className: second",

@@ -61,7 +61,9 @@ macro_rules! refused {
         if $spec.secrets_map.is_some() {
             list.push((
                 "secretsMap",
-                "it names Secrets of Kubernetes, which are not here".into(),
+                "it names Secrets of Kubernetes, which are not here: a plain configuration has `secrets`, each \
+                 {\"file\": \"/where/it/is/mounted\"}, {\"env\": \"NAME\"} or {\"command\": [..]}"
+                    .into(),
             ));
         }
         if let Some(java) = &$spec.java {

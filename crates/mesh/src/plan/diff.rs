@@ -1,7 +1,8 @@
 //! The difference of what is wanted and what is there, field by field.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use geminga_model::secret::{self, MASK, Secret};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -23,7 +24,7 @@ pub enum Action {
     Unchanged,
 }
 
-/// A field that changes; `null` is absent.
+/// A field that changes; `null` is absent. Of secrets it has what may be shown.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
     pub field: String,
@@ -33,10 +34,14 @@ pub struct Change {
 
 /// A component and what shall happen to it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Step {
     pub kind: &'static str,
     pub name: String,
     pub action: Action,
+    /// Secrets of what is unchanged that the server does not show: it alone can tell whether they changed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_compared: Vec<String>,
 }
 
 /// Steps in the order of `wanted`; then what is there and not wanted, which is deleted.
@@ -48,10 +53,14 @@ pub fn diff(wanted: &[State], actual: &[State]) -> Vec<Step> {
     let mut steps: Vec<Step> = wanted
         .iter()
         .map(|state| {
+            let mut not_compared = Vec::new();
             let action = match there.get(&(state.kind, state.fqfn.as_str())) {
                 None => Action::Create,
                 Some(before) => match changes(&before.config, &state.config) {
-                    changes if changes.is_empty() => Action::Unchanged,
+                    changes if changes.is_empty() => {
+                        not_compared = hidden(&before.config, &state.config);
+                        Action::Unchanged
+                    }
                     changes => Action::Update(changes),
                 },
             };
@@ -59,6 +68,7 @@ pub fn diff(wanted: &[State], actual: &[State]) -> Vec<Step> {
                 kind: state.kind,
                 name: state.fqfn.clone(),
                 action,
+                not_compared,
             }
         })
         .collect();
@@ -75,6 +85,7 @@ pub fn diff(wanted: &[State], actual: &[State]) -> Vec<Step> {
                 kind: state.kind,
                 name: state.fqfn.clone(),
                 action: Action::Delete,
+                not_compared: Vec::new(),
             }),
     );
     steps
@@ -90,12 +101,77 @@ fn changes(from: &Value, to: &Value) -> Vec<Change> {
         .into_iter()
         .filter_map(|field| {
             let (before, after) = (from.get(field), to.get(field));
+            if field == "secrets" {
+                return secrets_change(before, after);
+            }
             (!same(before, after)).then(|| Change {
                 field: field.clone(),
                 from: before.cloned().unwrap_or_default(),
                 to: after.cloned().unwrap_or_default(),
             })
         })
+        .collect()
+}
+
+/// What is known of a secret on both sides.
+enum Compared {
+    Same,
+    Differs,
+    /// It is clear text, which the server does not show.
+    Hidden,
+}
+
+fn compared(before: Option<&Value>, after: Option<&Value>) -> Compared {
+    match (before, after) {
+        // What is stored is to stay.
+        (Some(_), Some(after)) if after == MASK => Compared::Same,
+        (Some(before), Some(after)) if before == MASK => match Secret::parse(after) {
+            Ok(Secret::Clear(_)) => Compared::Hidden,
+            _ => Compared::Differs,
+        },
+        (before, after) if same(before, after) => Compared::Same,
+        _ => Compared::Differs,
+    }
+}
+
+/// Each secret of either side, compared.
+fn each_secret<'a>(
+    before: Option<&'a Value>,
+    after: Option<&'a Value>,
+) -> impl Iterator<Item = (&'a str, Compared)> {
+    let of = |side: Option<&'a Value>| side.and_then(Value::as_object);
+    let (before, after) = (of(before), of(after));
+    let names = before.into_iter().chain(after).flat_map(Map::keys);
+    let names: BTreeSet<&str> = names.map(String::as_str).collect();
+    let get = |side: Option<&'a Map<String, Value>>, name: &str| side.and_then(|it| it.get(name));
+    let compare = move |name| (name, compared(get(before, name), get(after, name)));
+    names.into_iter().map(compare)
+}
+
+fn secrets_change(before: Option<&Value>, after: Option<&Value>) -> Option<Change> {
+    let mut all = each_secret(before, after);
+    all.any(|(_, it)| matches!(it, Compared::Differs))
+        .then(|| Change {
+            field: "secrets".to_owned(),
+            from: shown(before),
+            to: shown(after),
+        })
+}
+
+/// Secrets as they may be shown.
+fn shown(secrets: Option<&Value>) -> Value {
+    let each = |(name, value): (&String, &Value)| (name.clone(), secret::masked(value));
+    secrets
+        .and_then(Value::as_object)
+        .map(|secrets| Value::Object(secrets.iter().map(each).collect()))
+        .unwrap_or_default()
+}
+
+/// The names of the secrets of which only the server can tell whether they changed.
+fn hidden(from: &Value, to: &Value) -> Vec<String> {
+    each_secret(from.get("secrets"), to.get("secrets"))
+        .filter(|(_, it)| matches!(it, Compared::Hidden))
+        .map(|(name, _)| name.to_owned())
         .collect()
 }
 
@@ -257,5 +333,61 @@ mod tests {
                 ("sink", "public/default/more", Action::Delete),
             ]
         );
+    }
+
+    /// Each row: what the server shows of the secrets, what is wanted, and the change or what is not compared.
+    #[test]
+    fn secrets_are_compared_as_far_as_they_are_shown() {
+        let change = |from: Value, to: Value| {
+            let field = "secrets".to_owned();
+            (Action::Update(vec![Change { field, from, to }]), vec![])
+        };
+        let unchanged = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            (Action::Unchanged, names)
+        };
+        for (there, wanted, want) in [
+            (json!({}), json!(null), unchanged(&[])),
+            (json!({"a": MASK}), json!({"a": "hunter2"}), unchanged(&["a"])),
+            (json!({"a": MASK}), json!({"a": MASK}), unchanged(&[])),
+            (json!({"a": {"env": "A"}}), json!({"a": {"env": "A"}}), unchanged(&[])),
+            (json!({"a": {"env": "A"}}), json!({"a": MASK}), unchanged(&[])),
+            // Another server shows them.
+            (json!({"a": "hunter2"}), json!({"a": "hunter2"}), unchanged(&[])),
+            (
+                json!({"a": "hunter1"}),
+                json!({"a": "hunter2"}),
+                change(json!({"a": MASK}), json!({"a": MASK})),
+            ),
+            (
+                json!({"a": MASK, "b": MASK}),
+                json!({"a": "hunter2"}),
+                change(json!({"a": MASK, "b": MASK}), json!({"a": MASK})),
+            ),
+            (
+                json!(null),
+                json!({"a": "hunter2", "b": {"file": "/b"}}),
+                change(json!(null), json!({"a": MASK, "b": {"file": "/b"}})),
+            ),
+            (
+                json!({"a": {"env": "A"}}),
+                json!({"a": "hunter2"}),
+                change(json!({"a": {"env": "A"}}), json!({"a": MASK})),
+            ),
+            (
+                json!({"a": MASK}),
+                json!({"a": {"env": "A"}}),
+                change(json!({"a": MASK}), json!({"a": {"env": "A"}})),
+            ),
+        ] {
+            let (actual, target) = (json!({"secrets": there}), json!({"secrets": wanted}));
+            let steps = diff(
+                &[state("function", "f", target)],
+                &[state("function", "f", actual)],
+            );
+            let (action, not_compared) = (steps[0].action.clone(), steps[0].not_compared.clone());
+            assert_eq!((action, not_compared), want, "{there} {wanted}");
+            assert!(!json!(steps).to_string().contains("hunter"), "{steps:?}");
+        }
     }
 }

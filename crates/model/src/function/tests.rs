@@ -29,6 +29,18 @@ fn unknown_fields_and_enums_are_errors() {
 }
 
 #[test]
+fn a_configuration_tells_no_secret_by_accident() {
+    let text = r#"{"secrets":{"a":"hunter2","b":{"env":"B"}}}"#;
+    let config = read(text);
+    let debug = format!("{config:?}");
+    assert!(debug.contains("env") && !debug.contains("hunter2"), "{debug}");
+    assert_eq!(serde_json::to_string(&config).expect("writes"), text);
+    let error = serde_json::from_str::<FunctionConfig>(r#"{"secrets":"hunter2"}"#);
+    let said = error.expect_err("no map").to_string();
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
 fn both_spellings_of_the_pattern_flag_are_read_and_one_is_written() {
     for text in [
         r#"{"inputSpecs":{"a":{"isRegexPattern":true}}}"#,

@@ -70,6 +70,11 @@ fn each_rule_for_functions() {
         ("", r#""jar":"a.jar""#, "`jar` and `py` exclude each other"),
         (
             "",
+            r#""secrets":{"a":"b","token":{"evn":"X"}}"#,
+            "`secrets.token`: `evn` is none of `env`, `file` and `command`",
+        ),
+        (
+            "",
             r#""runtime":"GO""#,
             "`runtime` is go, but `py` is given",
         ),

@@ -50,7 +50,7 @@ pub(super) fn furnish(
     if !spec.secrets.is_empty() {
         let folder = directory.join(SECRETS);
         make_private(&folder)?;
-        for (name, value) in &spec.secrets {
+        for (name, value) in spec.secrets.iter() {
             let path = folder.join(variable(name));
             let mut options = std::fs::OpenOptions::new();
             options.write(true).create(true).truncate(true).mode(0o600);

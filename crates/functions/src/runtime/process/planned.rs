@@ -23,8 +23,9 @@ type Shell = (&'static str, &'static [&'static str]);
 
 const SHELL: Shell = ("/bin/sh", &["-c"]);
 /// It hands on variables whose names no shell can use, where a smaller one drops them. With a socket as its standard
-/// input it takes itself for a remote login, unless it is told not to.
-const WHOLE_SHELL: Shell = ("/bin/bash", &["--norc", "--posix", "-c"]);
+/// input it takes itself for a remote login, unless it is told not to. And it would take functions out of its
+/// environment, one by the name of what stands at the gate too, unless it is privileged.
+const WHOLE_SHELL: Shell = ("/bin/bash", &["--norc", "--posix", "-p", "-c"]);
 /// What lets one through.
 const LINE: &[u8] = b"\n";
 
@@ -307,6 +308,27 @@ mod tests {
         let mut text = String::new();
         stdout.read_to_string(&mut text).await.expect("read");
         assert_eq!(text, "began\ninput", "its input is its own");
+    }
+
+    #[tokio::test]
+    async fn no_function_of_the_environment_opens_the_gate() {
+        let function = "() { echo slipped; }";
+        let mut planned = planned("env", true);
+        planned.env("BASH_FUNC_read%%", function).pipe();
+        let mut child = planned
+            .command()
+            .and_then(|mut command| command.spawn())
+            .expect("starts");
+        // It never is let through: there is nothing to read any more.
+        drop(child.stdin.take());
+        let ended = child.wait_with_output().await.expect("ends");
+        assert_eq!(String::from_utf8_lossy(&ended.stdout), "");
+        assert!(!ended.status.success());
+        // Behind the gate it is the program's, as any variable.
+        let child = planned.command().and_then(|mut command| command.spawn());
+        let said = output(&planned, child).await;
+        assert!(said.contains(&format!("BASH_FUNC_read%%={function}\n")), "{said}");
+        assert!(!said.contains("slipped\n"), "{said}");
     }
 
     #[tokio::test]

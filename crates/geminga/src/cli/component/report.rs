@@ -1,6 +1,7 @@
 //! Status, statistics and configuration of components as tables for people. `-o json` has the server's own words.
 
 use geminga_admin::client::Component;
+use geminga_model::secret::masked;
 use serde_json::Value;
 
 use crate::cli::admin::cell;
@@ -183,14 +184,18 @@ fn time(value: &Value) -> String {
         .map_or("-".to_owned(), |time| time.to_string())
 }
 
-/// A configuration, a field a line. Secrets are named and not shown.
+/// A configuration, a field a line. Secrets are named and not shown, but for where they are.
 pub(super) fn config_table(config: &Value) -> Table {
     let mut table = Table::new(&["field", "value"]);
     for (field, value) in config.as_object().into_iter().flatten() {
         let text = match value {
             Value::Object(secrets) if field == "secrets" => {
-                let names: Vec<&str> = secrets.keys().map(String::as_str).collect();
-                format!("{} (not shown)", names.join(", "))
+                // Other servers answer with the secret itself.
+                let each = secrets.iter().map(|(name, value)| match masked(value) {
+                    Value::Object(place) => format!("{name} {}", Value::Object(place)),
+                    _ => format!("{name} (not shown)"),
+                });
+                each.collect::<Vec<_>>().join(", ")
             }
             Value::Array(all) if all.iter().all(Value::is_string) => {
                 let all: Vec<String> = all.iter().map(cell).collect();
@@ -288,11 +293,11 @@ mod tests {
     #[test]
     fn secrets_are_named_and_not_shown() {
         let table = config_table(
-            &json!({"inputs": ["a", "b"], "secrets": {"token": "s3cr3t"}, "parallelism": 2}),
+            &json!({"inputs": ["a", "b"], "secrets": {"db": {"env": "DB"}, "token": "s3cr3t"}, "parallelism": 2}),
         );
         let rows: Vec<String> = table.rows.iter().map(|row| row.join(": ")).collect();
         assert!(
-            rows.contains(&"secrets: token (not shown)".to_owned()),
+            rows.contains(&r#"secrets: db {"env":"DB"}, token (not shown)"#.to_owned()),
             "{rows:?}"
         );
         assert!(

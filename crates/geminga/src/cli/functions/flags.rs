@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::cli::component::{
     GUARANTEES, ResourceFlags, capitals, given, json_flag, lay_name, nest, overlay, position_flag,
+    secrets_flag,
 };
 use crate::failure::Outcome;
 
@@ -174,8 +175,8 @@ pub(crate) struct FunctionFlags {
     #[arg(long, alias = "userConfig", help_heading = "Running", value_name = "JSON",
           value_parser = json_flag)]
     user_config: Option<Value>,
-    /// Secrets by name
-    #[arg(long, help_heading = "Running", value_name = "JSON", value_parser = json_flag)]
+    /// Secrets by name: each itself, or {"env": NAME}, {"file": PATH}, {"command": [PROGRAM, ..]}
+    #[arg(long, help_heading = "Running", value_name = "JSON", value_parser = secrets_flag)]
     secrets: Option<Value>,
     #[command(flatten)]
     #[serde(skip)]

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use geminga_client::Client;
-use geminga_functions::{Component, Worker, WorkerConfig, WorkerError};
+use geminga_functions::{Component, SecretRules, Worker, WorkerConfig, WorkerError};
 use geminga_model::FunctionConfig;
 use geminga_stdx::Diagnostic;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::flags::FunctionFlags;
@@ -44,8 +44,43 @@ pub(super) struct LocalrunArgs {
     /// is taken when none is named and none answers at pulsar://127.0.0.1:6650
     #[arg(long, alias = "brokerServiceUrl", value_name = "URL")]
     broker_service_url: Option<String>,
+    /// How secrets are meant, by Pulsar's class: ClearTextSecretsProvider, as they stand, or
+    /// EnvironmentBasedSecretsProvider, each the environment variable of its name
+    #[arg(long, value_name = "CLASS", value_parser = SecretsProvider::parse)]
+    secrets_provider_classname: Option<SecretsProvider>,
     #[command(flatten)]
     refused: Refused,
+}
+
+/// Where the secrets of a function are, as Pulsar names it.
+#[derive(Debug, Clone, Copy)]
+enum SecretsProvider {
+    ClearText,
+    Environment,
+}
+
+impl SecretsProvider {
+    /// By Pulsar's class, with or without its package.
+    fn parse(class: &str) -> Result<Self, String> {
+        const PACKAGE: &str = "org.apache.pulsar.functions.secretsprovider.";
+        match class.strip_prefix(PACKAGE).unwrap_or(class) {
+            "ClearTextSecretsProvider" => Ok(Self::ClearText),
+            "EnvironmentBasedSecretsProvider" => Ok(Self::Environment),
+            _ => Err(format!(
+                "there are {PACKAGE}ClearTextSecretsProvider and {PACKAGE}EnvironmentBasedSecretsProvider; a \
+                 secret can be read elsewhere by `{{\"command\": [..]}}` as its value"
+            )),
+        }
+    }
+
+    /// Puts into a configuration what the class would do.
+    fn apply(self, config: &mut FunctionConfig) {
+        if let (Self::Environment, Some(secrets)) = (self, &mut config.secrets) {
+            for (name, value) in secrets.iter_mut() {
+                *value = json!({ "env": name });
+            }
+        }
+    }
 }
 
 /// Options of Pulsar's localrun that cannot be honoured: each is refused by its name.
@@ -66,8 +101,6 @@ struct Refused {
     metrics_port_start: Option<String>,
     #[arg(long, hide = true)]
     runtime: Option<String>,
-    #[arg(long, hide = true)]
-    secrets_provider_classname: Option<String>,
     #[arg(long, hide = true)]
     secrets_provider_config: Option<String>,
     #[arg(long, hide = true, alias = "stateStorageServiceUrl")]
@@ -104,10 +137,6 @@ impl Refused {
                     .is_some_and(|runtime| !runtime.eq_ignore_ascii_case("process")),
             ),
             (
-                "--secrets-provider-classname",
-                self.secrets_provider_classname.is_some(),
-            ),
-            (
                 "--secrets-provider-config",
                 self.secrets_provider_config.is_some(),
             ),
@@ -142,8 +171,11 @@ pub(super) fn run(args: &LocalrunArgs, global: &Global) -> Outcome {
         typed.name().map(str::to_owned),
     )?;
     component::set_name(&mut config, &name);
-    let typed: FunctionConfig =
+    let mut typed: FunctionConfig =
         serde_json::from_value(Value::Object(config)).map_err(|error| usage(error.to_string()))?;
+    if let Some(provider) = args.secrets_provider_classname {
+        provider.apply(&mut typed);
+    }
     let named = args.broker_service_url.clone();
     let named = named.or_else(|| global.service_url.clone());
     block_on(serve(typed, named, global, name.to_string()))
@@ -183,6 +215,7 @@ async fn broker(named: Option<String>, global: &Global) -> Outcome<(String, Opti
         },
         worker: false,
         token: None,
+        secrets: SecretRules::default(),
     })
     .await?;
     Ok((server.service_url(), Some(server)))
@@ -255,6 +288,8 @@ async fn work(
         })),
         reach: Some(client::own_reach(global)?),
         wasm: crate::serve::wasm(),
+        // Whoever gives the configuration runs it.
+        secrets: SecretRules::everything(),
         ..WorkerConfig::ephemeral(client, directory)
     };
     let worker = Worker::start(worker_config)
@@ -331,5 +366,32 @@ fn failed(error: &WorkerError) -> Failure {
             Failure::new(Exit::TimedOut, Diagnostic::error("G0503", text))
         }
         _ => Failure::new(Exit::Failed, Diagnostic::error("G0412", text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pulsars_providers_are_known_by_their_classes() {
+        let with = |class: &str| {
+            let config = json!({"name": "f", "secrets": {"token": "a", "other": {"file": "/b"}}});
+            let mut config: FunctionConfig = serde_json::from_value(config).unwrap();
+            SecretsProvider::parse(class).map(|provider| {
+                provider.apply(&mut config);
+                json!(config.secrets)
+            })
+        };
+        let package = "org.apache.pulsar.functions.secretsprovider";
+        let clear = json!({"token": "a", "other": {"file": "/b"}});
+        let environment = json!({"token": {"env": "token"}, "other": {"env": "other"}});
+        assert_eq!(with(&format!("{package}.ClearTextSecretsProvider")), Ok(clear));
+        assert_eq!(
+            with(&format!("{package}.EnvironmentBasedSecretsProvider")),
+            Ok(environment)
+        );
+        let said = with("my.own.Provider").unwrap_err();
+        assert!(said.contains("EnvironmentBasedSecretsProvider"), "{said}");
     }
 }
