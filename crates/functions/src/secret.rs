@@ -118,7 +118,9 @@ impl SecretRules {
             }
         }
         if commands.iter().any(Vec::is_empty) {
-            return Err(format!("`{SECRETS_FROM_COMMANDS}`: a command without a program"));
+            return Err(format!(
+                "`{SECRETS_FROM_COMMANDS}`: a command without a program"
+            ));
         }
         Ok(Self(Rules::Listed(Arc::new(Listed {
             environment,
@@ -190,7 +192,10 @@ impl SecretRules {
             Rules::Everything => Ok(()),
             Rules::Listed(listed) if listed.has_real_file(real) => Ok(()),
             // Where the link leads to is nobody's business.
-            Rules::Listed(_) => Err(format!("{}; a link leads out of the one it is in", not_below(path))),
+            Rules::Listed(_) => Err(format!(
+                "{}; a link leads out of the one it is in",
+                not_below(path)
+            )),
         }
     }
 
@@ -210,7 +215,9 @@ impl SecretRules {
                 }
                 (Ok(()), Secret::Env(variable)) => read::variable(variable),
                 (Ok(()), Secret::File(path)) => read::file(path, self).await,
-                (Ok(()), Secret::Command(words)) => read::command(words, read::COMMAND_WITHIN).await,
+                (Ok(()), Secret::Command(words)) => {
+                    read::command(words, read::COMMAND_WITHIN).await
+                }
             };
             let value = value.map_err(|why| format!("the secret `{name}` can't be read: {why}"))?;
             bytes += value.len();

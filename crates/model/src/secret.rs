@@ -27,7 +27,10 @@ impl Secrets {
     /// As they may be shown: references, and the mask for all else.
     #[must_use]
     pub fn masked(&self) -> Self {
-        let shown = self.0.iter().map(|(name, value)| (name.clone(), masked(value)));
+        let shown = self
+            .0
+            .iter()
+            .map(|(name, value)| (name.clone(), masked(value)));
         Self(shown.collect())
     }
 
@@ -137,7 +140,10 @@ impl Secret {
                 let others = object.keys().filter(|name| *name != kind);
                 let others: Vec<String> = others.map(|name| format!("`{name}`")).collect();
                 Err(wrong(
-                    format!("`{kind}` says where it is, and {} stands beside it", others.join(", ")),
+                    format!(
+                        "`{kind}` says where it is, and {} stands beside it",
+                        others.join(", ")
+                    ),
                     format!("give one of `env`, `file` and `command` alone; {AS_TEXT}"),
                 ))
             }
@@ -277,10 +283,16 @@ mod tests {
             (json!([1, "a"]), clear(r#"[1,"a"]"#)),
             (json!({}), clear("{}")),
             // Objects of Pulsar's clear text provider, and text that looks like a reference.
-            (json!({"user": "a", "password": "b"}), clear(r#"{"user":"a","password":"b"}"#)),
+            (
+                json!({"user": "a", "password": "b"}),
+                clear(r#"{"user":"a","password":"b"}"#),
+            ),
             (json!({"password": "b"}), clear(r#"{"password":"b"}"#)),
             (json!({"path": "p"}), clear(r#"{"path":"p"}"#)),
-            (json!({"path": "p", "key": 1}), clear(r#"{"path":"p","key":1}"#)),
+            (
+                json!({"path": "p", "key": 1}),
+                clear(r#"{"path":"p","key":1}"#),
+            ),
             (json!({"evn": 1}), clear(r#"{"evn":1}"#)),
             (json!(r#"{"env":"A"}"#), clear(r#"{"env":"A"}"#)),
             (json!({"env": "A"}), Ok(Secret::Env("A".into()))),
@@ -297,26 +309,82 @@ mod tests {
     #[test]
     fn a_reference_that_means_nothing_is_refused_without_its_value() {
         for (value, message, help) in [
-            (json!({"evn": "hunter2"}), "`evn` is none", "did you mean `env`?"),
-            (json!({"ENV": "hunter2"}), "`ENV` is none", "did you mean `env`?"),
-            (json!({"fil": "hunter2"}), "`fil` is none", "did you mean `file`?"),
-            (json!({"comand": ["hunter2"]}), "`comand` is none", "did you mean `command`?"),
-            (json!({"env": ""}), "`env` is not the name", "write {\"env\""),
-            (json!({"env": "hunter2=x"}), "`env` is not the name", "write {\"env\""),
-            (json!({"env": ["hunter2"]}), "`env` is not the name", "as text"),
+            (
+                json!({"evn": "hunter2"}),
+                "`evn` is none",
+                "did you mean `env`?",
+            ),
+            (
+                json!({"ENV": "hunter2"}),
+                "`ENV` is none",
+                "did you mean `env`?",
+            ),
+            (
+                json!({"fil": "hunter2"}),
+                "`fil` is none",
+                "did you mean `file`?",
+            ),
+            (
+                json!({"comand": ["hunter2"]}),
+                "`comand` is none",
+                "did you mean `command`?",
+            ),
+            (
+                json!({"env": ""}),
+                "`env` is not the name",
+                "write {\"env\"",
+            ),
+            (
+                json!({"env": "hunter2=x"}),
+                "`env` is not the name",
+                "write {\"env\"",
+            ),
+            (
+                json!({"env": ["hunter2"]}),
+                "`env` is not the name",
+                "as text",
+            ),
             (json!({"file": "hunter2"}), "whole path", "write {\"file\""),
-            (json!({"file": "/hunter2\0"}), "whole path", "write {\"file\""),
-            (json!({"command": "hunter2"}), "a program and", "write {\"command\""),
-            (json!({"command": []}), "a program and", "write {\"command\""),
-            (json!({"command": ["", "hunter2"]}), "a program and", "write {\"command\""),
-            (json!({"command": ["hunter2", 1]}), "a program and", "write {\"command\""),
+            (
+                json!({"file": "/hunter2\0"}),
+                "whole path",
+                "write {\"file\"",
+            ),
+            (
+                json!({"command": "hunter2"}),
+                "a program and",
+                "write {\"command\"",
+            ),
+            (
+                json!({"command": []}),
+                "a program and",
+                "write {\"command\"",
+            ),
+            (
+                json!({"command": ["", "hunter2"]}),
+                "a program and",
+                "write {\"command\"",
+            ),
+            (
+                json!({"command": ["hunter2", 1]}),
+                "a program and",
+                "write {\"command\"",
+            ),
             (
                 json!({"env": "hunter2", "file": "/a"}),
                 "`env` says where it is, and `file` stands beside it",
                 "alone",
             ),
-            (json!({"env": "hunter2", "default": 1}), "`default` stands", "as text"),
-            (json!({"path": "hunter2", "key": "k"}), "Secret of Kubernetes", "{\"file\""),
+            (
+                json!({"env": "hunter2", "default": 1}),
+                "`default` stands",
+                "as text",
+            ),
+            (
+                json!({"path": "hunter2", "key": "k"}),
+                "Secret of Kubernetes",
+                "{\"file\"",
+            ),
         ] {
             let wrong = Secret::parse(&value).expect_err(message);
             assert!(wrong.message.contains(message), "{value}: {wrong:?}");
@@ -341,14 +409,23 @@ mod tests {
         });
         assert_eq!(json!(all.masked()), shown);
         let debug = format!("{all:?} {:?}", Secret::Clear("hunter2".into()));
-        assert!(!debug.contains("hunter2") && debug.contains("/d"), "{debug}");
+        assert!(
+            !debug.contains("hunter2") && debug.contains("/d"),
+            "{debug}"
+        );
         let mut config = json!({"name": "f", "secrets": all, "userConfig": {"a": "b"}});
         mask_in(&mut config);
-        assert_eq!(config, json!({"name": "f", "secrets": shown, "userConfig": {"a": "b"}}));
+        assert_eq!(
+            config,
+            json!({"name": "f", "secrets": shown, "userConfig": {"a": "b"}})
+        );
         for other in [json!("hunter2"), json!(["hunter2"]), json!(17.25)] {
             let error = serde_json::from_value::<Secrets>(other).expect_err("no map");
             let said = error.to_string();
-            assert!(said.starts_with("expected a map of secrets by name"), "{said}");
+            assert!(
+                said.starts_with("expected a map of secrets by name"),
+                "{said}"
+            );
             assert!(!said.contains("hunter2") && !said.contains("17"), "{said}");
         }
     }

@@ -97,16 +97,8 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
                 file.num_workers.is_some_and(|n| n > 1),
                 "one reader keeps the lines in order: remove it",
             ),
-            (
-                "configs.pathFilter",
-                file.path_filter.is_some(),
-                NO_PATTERN,
-            ),
-            (
-                "configs.fileFilter",
-                file.file_filter.is_some(),
-                NO_PATTERN,
-            ),
+            ("configs.pathFilter", file.path_filter.is_some(), NO_PATTERN),
+            ("configs.fileFilter", file.file_filter.is_some(), NO_PATTERN),
         ],
     );
     Some(Plan {

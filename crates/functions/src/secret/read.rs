@@ -33,7 +33,10 @@ const AGAIN: &str = "it is tried again";
 
 pub(super) fn variable(name: &str) -> Result<String, String> {
     match std::env::var(name) {
-        Ok(value) => text(value.into_bytes(), &format!("the environment variable `{name}`")),
+        Ok(value) => text(
+            value.into_bytes(),
+            &format!("the environment variable `{name}`"),
+        ),
         Err(std::env::VarError::NotPresent) => Err(format!(
             "the environment variable `{name}` of this worker is not set: set it where the worker is started, and \
              start it again"
@@ -137,7 +140,9 @@ pub(super) async fn command(words: &[String], limit: Duration) -> Result<String,
     };
     match status {
         Ok(status) if status.success() => without_newline(bytes, &format!("what {what} printed")),
-        Ok(status) => Err(format!("{what} ended with {status}: mend it, {AGAIN}{said}")),
+        Ok(status) => Err(format!(
+            "{what} ended with {status}: mend it, {AGAIN}{said}"
+        )),
         Err(error) => Err(format!("{what} is lost: {error}; {AGAIN}")),
     }
 }
@@ -171,7 +176,10 @@ async fn head(from: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Some(from) = from {
         // What came before an error counts.
-        let _ = from.take(BYTES_MAX as u64 + 2).read_to_end(&mut bytes).await;
+        let _ = from
+            .take(BYTES_MAX as u64 + 2)
+            .read_to_end(&mut bytes)
+            .await;
     }
     bytes
 }

@@ -47,9 +47,15 @@ async fn each_kind_is_read() {
         (file("windows", b"a\r\n"), "a\r"),
         (file("full", format!("{full}\n").as_bytes()), &full),
         (json!({"command": ["printf", "%s\n", "a b", "c"]}), "a b\nc"),
-        (json!({"command": ["sh", "-c", "cat; echo said >&2; echo done"]}), "done"),
+        (
+            json!({"command": ["sh", "-c", "cat; echo said >&2; echo done"]}),
+            "done",
+        ),
         // What it leaves behind holds nobody up.
-        (json!({"command": ["sh", "-c", "sleep 60 & echo done"]}), "done"),
+        (
+            json!({"command": ["sh", "-c", "sleep 60 & echo done"]}),
+            "done",
+        ),
     ] {
         assert_eq!(value(secret.clone()).await.as_deref(), Ok(want), "{secret}");
     }
@@ -73,20 +79,38 @@ async fn what_can_not_be_read_says_what_was_tried_and_why() {
     let leak = "echo hunter2; echo was hunter2 >&2; exit 3";
     let flood = "while :; do echo hunter2hunter2hunter2; done";
     for (secret, want) in [
-        (json!({"env": "GEMINGA_NO_SUCH"}), "`GEMINGA_NO_SUCH` of this worker is not set: set it"),
+        (
+            json!({"env": "GEMINGA_NO_SUCH"}),
+            "`GEMINGA_NO_SUCH` of this worker is not set: set it",
+        ),
         (json!({"file": path("absent")}), "No such file"),
         (json!({"file": folder.path()}), "is not a file"),
         (json!({"file": path("pipe")}), "is not a file"),
         (json!({"file": path("large")}), "larger than 64 KiB"),
         (json!({"file": path("zero")}), "a zero byte"),
         (json!({"file": path("binary")}), "is not UTF-8"),
-        (json!({"command": ["/no/such"]}), "`[\"/no/such\"]` was not run: No such file"),
-        (json!({"command": ["sh", "-c", leak]}), "exit status: 3: mend it, it is tried again\nwas ******"),
-        (json!({"command": ["sh", "-c", flood]}), "larger than 64 KiB"),
-        (json!({"command": ["printf", "hunter\\0002"]}), "a zero byte"),
+        (
+            json!({"command": ["/no/such"]}),
+            "`[\"/no/such\"]` was not run: No such file",
+        ),
+        (
+            json!({"command": ["sh", "-c", leak]}),
+            "exit status: 3: mend it, it is tried again\nwas ******",
+        ),
+        (
+            json!({"command": ["sh", "-c", flood]}),
+            "larger than 64 KiB",
+        ),
+        (
+            json!({"command": ["printf", "hunter\\0002"]}),
+            "a zero byte",
+        ),
     ] {
         let said = value(secret.clone()).await.expect_err(want);
-        assert!(said.starts_with("the secret `token` can't be read: "), "{said}");
+        assert!(
+            said.starts_with("the secret `token` can't be read: "),
+            "{said}"
+        );
         assert!(said.contains(want), "{secret}: {said}");
         let without_the_command = said.replace(leak, "").replace(flood, "");
         assert!(!without_the_command.contains("hunter2"), "{said}");
@@ -97,7 +121,10 @@ async fn what_can_not_be_read_says_what_was_tried_and_why() {
 async fn a_command_that_hangs_ends_with_all_that_it_started() {
     let folder = tempfile::tempdir().expect("a folder");
     let pid = folder.path().join("pid");
-    let script = format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", pid.display());
+    let script = format!(
+        "sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait",
+        pid.display()
+    );
     let words: Vec<String> = ["sh", "-c", &script].map(str::to_owned).into();
     let lives = || {
         let pid = std::fs::read_to_string(&pid).expect("it began");
@@ -137,7 +164,11 @@ async fn nothing_is_read_that_is_not_listed() {
     link("allowed-not", "allowed/outside");
     link("allowed/deep/f", "allowed/in");
     link("allowed", "other-way");
-    let rules = listed(&["CARGO_PKG_*", "HOME"], &[&at("other-way"), &at("allowed")], &[&["printf", "a"]]);
+    let rules = listed(
+        &["CARGO_PKG_*", "HOME"],
+        &[&at("other-way"), &at("allowed")],
+        &[&["printf", "a"]],
+    );
     let file = |name: &str| json!({ "file": at(name) });
     for (secret, allowed) in [
         (json!("clear"), true),
@@ -209,7 +240,12 @@ async fn a_refusal_names_the_setting_and_what_to_add() {
 
 #[test]
 fn lists_that_mean_nothing_are_refused_by_their_names() {
-    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    let words = |words: &[&str]| {
+        words
+            .iter()
+            .map(|&word| word.to_owned())
+            .collect::<Vec<_>>()
+    };
     for name in ["", "A*B", "A=b", "**"] {
         let said = SecretRules::listed(words(&[name]), vec![], vec![]).expect_err(name);
         assert!(said.contains("gemingaSecretsFromEnvironment"), "{said}");
@@ -235,7 +271,10 @@ async fn all_secrets_together_are_bounded() {
     let rules = SecretRules::everything();
     assert_eq!(rules.read(&many(16)).await.expect("read").len(), 16);
     let said = rules.read(&many(17)).await.expect_err("too much");
-    assert!(said.contains("`s16`") && said.contains("1048576 bytes"), "{said}");
+    assert!(
+        said.contains("`s16`") && said.contains("1048576 bytes"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -247,5 +286,8 @@ fn values_are_not_shown() {
         ..HostSpec::default()
     };
     let debug = format!("{spec:?}");
-    assert!(debug.contains("\"token\"") && !debug.contains("hunter2"), "{debug}");
+    assert!(
+        debug.contains("\"token\"") && !debug.contains("hunter2"),
+        "{debug}"
+    );
 }

@@ -56,8 +56,12 @@ async fn each_form_reaches_the_code() {
     let bash = "process() { local all= one; for one in a b c d e; do all+=\"$(secret $one),\"; done; emit \"$all\"; }";
     let python = "class F:\n    def process(self, input, context):\n        \
                   return ''.join(context.get_secret(n) + ',' for n in 'abcde')\n";
-    let spawned = "#!/bin/sh\nfor one in a b c d e; do printf '%s,' \"$(cat \"$GMG_SECRETS/$one\")\"; done\n";
-    let want = format!("clear,{},of a file,printed,{{\"x\":1}},", env!("CARGO_PKG_NAME"));
+    let spawned =
+        "#!/bin/sh\nfor one in a b c d e; do printf '%s,' \"$(cat \"$GMG_SECRETS/$one\")\"; done\n";
+    let want = format!(
+        "clear,{},of a file,printed,{{\"x\":1}},",
+        env!("CARGO_PKG_NAME")
+    );
     for (name, code) in [
         ("warm", json!({"sh": bash})),
         ("module", json!({"py": python, "className": "module.F"})),
@@ -80,7 +84,8 @@ async fn each_form_reaches_the_code() {
     }
     // Without a server, whoever wrote the configuration runs it.
     let code = stage.file("alone.sh", TELLS);
-    let config = json!({"name": "alone", "sh": code, "secrets": {"token": {"command": ["echo", "mine"]}}});
+    let config =
+        json!({"name": "alone", "sh": code, "secrets": {"token": {"command": ["echo", "mine"]}}});
     let config: FunctionConfig = serde_json::from_value(config).expect("a config");
     let (output, mut printed) = tokio::io::duplex(1024);
     let report = run_pipe(config, &b"x"[..], output, None, None).await;
@@ -115,33 +120,56 @@ async fn a_masked_secret_is_kept_and_a_new_one_is_read_at_the_next_start() {
     };
     // What was shown, with one field changed, as `get`, an editor and `update` make it.
     let mut shown = json!(masked)["config"].clone();
-    assert_eq!(shown["secrets"], json!({"token": "******", "other": {"file": &file}}));
+    assert_eq!(
+        shown["secrets"],
+        json!({"token": "******", "other": {"file": &file}})
+    );
     let same = update(&stage, shown.clone()).await;
     assert_eq!(same, Err("Update contains no change".to_owned()));
     shown["parallelism"] = json!(2);
     update(&stage, shown).await.expect("updated");
-    assert_eq!(json!(stage.worker.get(&id).expect("there"))["config"]["secrets"]["token"], "clear");
+    assert_eq!(
+        json!(stage.worker.get(&id).expect("there"))["config"]["secrets"]["token"],
+        "clear"
+    );
     let answer = async |stage: &Stage, consumer: &mut geminga_client::Consumer| {
         stage.send(&input, ["x"]).await;
         texts(&receive(consumer, 1).await).remove(0)
     };
     assert_eq!(answer(&stage, &mut consumer).await, "clear");
     // Nothing is kept under that name.
-    let said = update(&stage, json!({"secrets": {"token": "******", "new": "******"}})).await;
+    let said = update(
+        &stage,
+        json!({"secrets": {"token": "******", "new": "******"}}),
+    )
+    .await;
     let said = said.expect_err("refused");
-    assert!(said.contains("`secrets.new`: `******` stands for a secret that is stored"), "{said}");
+    assert!(
+        said.contains("`secrets.new`: `******` stands for a secret that is stored"),
+        "{said}"
+    );
     // Over a restart of the worker.
     let rules = stage.secrets.clone();
     restart(&mut stage, rules).await;
     assert_eq!(answer(&stage, &mut consumer).await, "clear");
     // A file is read at each start.
-    update(&stage, json!({"secrets": {"token": {"file": &file}}})).await.expect("updated");
+    update(&stage, json!({"secrets": {"token": {"file": &file}}}))
+        .await
+        .expect("updated");
     assert_eq!(answer(&stage, &mut consumer).await, "first");
     std::fs::write(&file, "second").expect("written");
-    stage.worker.restart_instances(&id, None).await.expect("restarted");
+    stage
+        .worker
+        .restart_instances(&id, None)
+        .await
+        .expect("restarted");
     assert_eq!(answer(&stage, &mut consumer).await, "second");
     // Back to the version with clear text.
-    stage.worker.roll_back(&id, None).await.expect("rolled back");
+    stage
+        .worker
+        .roll_back(&id, None)
+        .await
+        .expect("rolled back");
     assert_eq!(answer(&stage, &mut consumer).await, "clear");
     let fresh = json!({"sh": TELLS, "inputs": [&input], "secrets": {"token": "******"}});
     let said = stage.try_function("g", fresh).await.expect_err("refused");
@@ -155,27 +183,38 @@ async fn what_can_not_be_read_is_said_and_tried_again() {
     let (input, output) = (stage.topic("in"), stage.topic("out"));
     let mut consumer = stage.consumer(&output).await;
     let file = place(&stage, "late");
-    let with = |secret: Value| {
-        json!({"sh": TELLS, "inputs": [&input], "output": &output, "secrets": {"token": secret}})
-    };
+    let with = |secret: Value| json!({"sh": TELLS, "inputs": [&input], "output": &output, "secrets": {"token": secret}});
     for (secret, want) in [
         (json!({"env": "HOME"}), "gemingaSecretsFromEnvironment"),
         (json!({"file": "/etc/passwd"}), "gemingaSecretsFromFolders"),
-        (json!({"command": ["printf", "x"]}), "gemingaSecretsFromCommands"),
+        (
+            json!({"command": ["printf", "x"]}),
+            "gemingaSecretsFromCommands",
+        ),
         (json!({"evn": "HOME"}), "did you mean `env`?"),
         (json!({"path": "a", "key": "b"}), "Secret of Kubernetes"),
     ] {
         let said = stage.try_function("f", with(secret)).await;
         let said = said.expect_err(want).to_string();
-        assert!(said.contains("`secrets.token`") && said.contains(want), "{said}");
+        assert!(
+            said.contains("`secrets.token`") && said.contains(want),
+            "{said}"
+        );
     }
-    assert!(stage.worker.list(Kind::Function, "public", "default").is_empty());
+    assert!(
+        stage
+            .worker
+            .list(Kind::Function, "public", "default")
+            .is_empty()
+    );
     // It may be on another worker, and it may come later.
     let id = stage.function("f", with(json!({"file": &file}))).await;
     stage.send(&input, ["x"]).await;
     let why = format!("the secret `token` can't be read: `{file}`: No such file");
     stage
-        .until("status says why", |worker| error_of(worker, &id).starts_with(&why))
+        .until("status says why", |worker| {
+            error_of(worker, &id).starts_with(&why)
+        })
         .await;
     std::fs::write(&file, "hunter2\0").expect("written");
     stage
@@ -193,7 +232,8 @@ async fn what_can_not_be_read_is_said_and_tried_again() {
             error_of(worker, &id).contains("`gemingaSecretsFromFolders`")
         })
         .await;
-    let change: FunctionConfig = serde_json::from_value(json!({"parallelism": 2})).expect("a config");
+    let change: FunctionConfig =
+        serde_json::from_value(json!({"parallelism": 2})).expect("a config");
     let said = stage.worker.update(&id, change.into(), None).await;
     let said = said.expect_err("refused").to_string();
     assert!(said.contains("gemingaSecretsFromFolders"), "{said}");

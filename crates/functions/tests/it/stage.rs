@@ -8,9 +8,7 @@ use std::time::Duration;
 use geminga_broker::{Broker, BrokerConfig};
 use geminga_client::transport::{Connecting, Io};
 use geminga_client::{Batching, Client, Consumer, InitialPosition, Message, ReceivedMessage};
-use geminga_functions::{
-    Component, ComponentId, MakeRuntime, SecretRules, Worker, WorkerConfig,
-};
+use geminga_functions::{Component, ComponentId, MakeRuntime, SecretRules, Worker, WorkerConfig};
 use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
 use geminga_stdx::{Clock, Random, Tasks};
 use geminga_storage::{ManagedConfig, Storage};

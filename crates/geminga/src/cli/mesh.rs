@@ -243,9 +243,8 @@ fn print_steps(steps: &[Step], format: Format) -> Outcome {
                 ("unchanged", why)
             }
             Action::Update(changes) => {
-                let show = |change: &Change| {
-                    format!("{}: {} -> {}", change.field, change.from, change.to)
-                };
+                let show =
+                    |change: &Change| format!("{}: {} -> {}", change.field, change.from, change.to);
                 (
                     "update",
                     changes.iter().map(show).collect::<Vec<_>>().join(", "),
@@ -460,7 +459,11 @@ async fn send(client: &AdminClient, component: &Component, is_update: bool) -> O
 }
 
 /// Sends the secrets of a component that is as wanted otherwise; whether they changed.
-async fn send_secrets(client: &AdminClient, component: &Component, step: &mut Step) -> Outcome<bool> {
+async fn send_secrets(
+    client: &AdminClient,
+    component: &Component,
+    step: &mut Step,
+) -> Outcome<bool> {
     let kind = kind_of(component.kind());
     let name = name_of(&component.fqfn());
     let whole = component.config.to_json();

@@ -95,10 +95,17 @@ mod tests {
             flags.rules().map(|rules| format!("{rules:?}"))
         };
         let rules = flags("A, B_*,", "/a,/b/c", r#"[["x","y z"],["w"]]"#).expect("lists");
-        for part in [r#"["A", "B_*"]"#, r#"["/a", "/b/c"]"#, r#"[["x", "y z"], ["w"]]"#] {
+        for part in [
+            r#"["A", "B_*"]"#,
+            r#"["/a", "/b/c"]"#,
+            r#"[["x", "y z"], ["w"]]"#,
+        ] {
             assert!(rules.contains(part), "{rules}");
         }
-        assert_eq!(flags("", "", "").expect("none"), format!("{:?}", SecretRules::default()));
+        assert_eq!(
+            flags("", "", "").expect("none"),
+            format!("{:?}", SecretRules::default())
+        );
         for (environment, folders, commands, want) in [
             ("A=B", "", "", "gemingaSecretsFromEnvironment"),
             ("", "a", "", "gemingaSecretsFromFolders"),

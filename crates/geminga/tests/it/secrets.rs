@@ -1,9 +1,7 @@
 //! Secrets of functions as people meet them: a server's lists, `get` and `update`, meshes, `localrun`.
 
-use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -45,14 +43,33 @@ fn a_server_reads_what_it_lists_and_an_edited_configuration_keeps_what_it_masks(
         let secrets = secrets.to_string();
         server.ask(
             directory.path(),
-            &["functions", "create", name, "--sh", "f.sh", "--inputs", "in", "--secrets", &secrets],
+            &[
+                "functions",
+                "create",
+                name,
+                "--sh",
+                "f.sh",
+                "--inputs",
+                "in",
+                "--secrets",
+                &secrets,
+            ],
         )
     };
     for (secrets, want) in [
-        (json!({"token": {"file": "/etc/passwd"}}), "gemingaSecretsFromFolders"),
-        (json!({"token": {"env": "PATH"}}), "gemingaSecretsFromEnvironment"),
+        (
+            json!({"token": {"file": "/etc/passwd"}}),
+            "gemingaSecretsFromFolders",
+        ),
+        (
+            json!({"token": {"env": "PATH"}}),
+            "gemingaSecretsFromEnvironment",
+        ),
         (json!("hunter2"), "expected a map of secrets by name"),
-        (json!({"token": {"fiel": "hunter2"}}), "did you mean `file`?"),
+        (
+            json!({"token": {"fiel": "hunter2"}}),
+            "did you mean `file`?",
+        ),
     ] {
         let refused = create("f", &secrets);
         let said = text(&refused.stderr);
@@ -60,9 +77,22 @@ fn a_server_reads_what_it_lists_and_an_edited_configuration_keeps_what_it_masks(
         assert!(!said.contains("hunter2"), "{said}");
     }
     // What is no JSON is not quoted either.
-    let args = ["functions", "create", "f", "--sh", "f.sh", "--inputs", "in", "--secrets", "{hunter2"];
+    let args = [
+        "functions",
+        "create",
+        "f",
+        "--sh",
+        "f.sh",
+        "--inputs",
+        "in",
+        "--secrets",
+        "{hunter2",
+    ];
     let said = text(&server.ask(directory.path(), &args).stderr);
-    assert!(said.contains("map of secrets") && !said.contains("hunter2"), "{said}");
+    assert!(
+        said.contains("map of secrets") && !said.contains("hunter2"),
+        "{said}"
+    );
 
     let file = json!({"file": shown("secrets/token")});
     let made = create("f", &json!({"token": "hunter2", "other": file}));
@@ -76,14 +106,28 @@ fn a_server_reads_what_it_lists_and_an_edited_configuration_keeps_what_it_masks(
     let masked = json!({"token": "******", "other": file});
     assert_eq!(secrets_of(&server, directory.path(), "f"), masked);
     let table = ran(&server, directory.path(), &["functions", "get", "f"]);
-    assert!(table.contains("token (not shown)") && table.contains("other {\"file\""), "{table}");
+    assert!(
+        table.contains("token (not shown)") && table.contains("other {\"file\""),
+        "{table}"
+    );
     // As people edit: get, change, update.
-    let mut config: Value =
-        serde_json::from_str(&ran(&server, directory.path(), &["functions", "get", "f", "-o", "json"]))
-            .expect("JSON");
+    let mut config: Value = serde_json::from_str(&ran(
+        &server,
+        directory.path(),
+        &["functions", "get", "f", "-o", "json"],
+    ))
+    .expect("JSON");
     config["parallelism"] = json!(2);
     write("f.json", &config.to_string());
-    let update = ["functions", "update", "f", "--function-config-file", "f.json", "--sh", "f.sh"];
+    let update = [
+        "functions",
+        "update",
+        "f",
+        "--function-config-file",
+        "f.json",
+        "--sh",
+        "f.sh",
+    ];
     ran(&server, directory.path(), &update);
     tells(&server, "it is hunter2");
     server.kill();
@@ -91,14 +135,23 @@ fn a_server_reads_what_it_lists_and_an_edited_configuration_keeps_what_it_masks(
     tells(&server, "it is hunter2");
     assert_eq!(secrets_of(&server, directory.path(), "f"), masked);
     let swap = json!({"token": file}).to_string();
-    ran(&server, directory.path(), &["functions", "update", "f", "--secrets", &swap]);
+    ran(
+        &server,
+        directory.path(),
+        &["functions", "update", "f", "--secrets", &swap],
+    );
     tells(&server, "it is of a file");
     let conf = "gemingaSecretsFromFolders=relative\n";
     write("wrong.conf", conf);
     let wrong = shown("wrong.conf");
-    let refused = geminga().args(["standalone", "--ephemeral", "--config", &wrong]).output();
+    let refused = geminga()
+        .args(["standalone", "--ephemeral", "--config", &wrong])
+        .output();
     let said = text(&refused.expect("runs").stderr);
-    assert!(said.contains("wrong.conf:1") && said.contains("gemingaSecretsFromFolders"), "{said}");
+    assert!(
+        said.contains("wrong.conf:1") && said.contains("gemingaSecretsFromFolders"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -138,14 +191,20 @@ fn a_mesh_sees_a_changed_secret_and_shows_none() {
     // Neither a difference for ever nor a new version for nothing.
     let before = restarts();
     let planned = run("plan");
-    assert!(planned.contains("secrets not compared, `apply` does: token"), "{planned}");
+    assert!(
+        planned.contains("secrets not compared, `apply` does: token"),
+        "{planned}"
+    );
     assert_eq!(action(&planned), "unchanged");
     assert_eq!(action(&run("apply")), "unchanged");
     assert_eq!(restarts(), before);
     mesh("{token: hunter3}", "");
     let applied = run("apply");
     assert_eq!(action(&applied), "update");
-    assert!(applied.contains("secrets: {\"token\":\"******\"}"), "{applied}");
+    assert!(
+        applied.contains("secrets: {\"token\":\"******\"}"),
+        "{applied}"
+    );
     tells("it is hunter3");
     assert_eq!(action(&run("apply")), "unchanged");
     // Together with another change it is sent with the whole.
@@ -155,9 +214,20 @@ fn a_mesh_sees_a_changed_secret_and_shows_none() {
     let json = ran(
         &server,
         directory.path(),
-        &["mesh", "--admin-url", &server.admin_url, "plan", "f.yaml", "-o", "json"],
+        &[
+            "mesh",
+            "--admin-url",
+            &server.admin_url,
+            "plan",
+            "f.yaml",
+            "-o",
+            "json",
+        ],
     );
-    assert!(json.contains("\"notCompared\"") && !json.contains("hunter"), "{json}");
+    assert!(
+        json.contains("\"notCompared\"") && !json.contains("hunter"),
+        "{json}"
+    );
 }
 
 /// A process that is killed with this value.
@@ -176,40 +246,45 @@ fn localrun_knows_pulsars_secrets_providers() {
     let directory = tempfile::tempdir().expect("a directory");
     std::fs::write(directory.path().join("f.sh"), CODE).expect("writes");
     let package = "org.apache.pulsar.functions.secretsprovider";
-    let local = |provider: &str| {
+    let local = |class: &str| {
+        let provider = format!("{package}.{class}");
+        let (input, output) = (format!("{class}-in"), format!("{class}-out"));
         let mut command = geminga();
         command
             .current_dir(directory.path())
             .env("token", "of the environment")
             .args(["functions", "localrun", "--sh", "f.sh", "--name", "f"])
             .args(["--broker-service-url", &server.service_url])
-            .args(["--inputs", "in", "--output-topic", "out", "--subs-position", "Earliest"])
-            .args(["--secrets", r#"{"token":"clear"}"#])
-            .args(["--secrets-provider-classname", provider]);
+            .args(["--inputs", &input, "--output-topic", &output])
+            .args([
+                "--subs-position",
+                "Earliest",
+                "--secrets",
+                r#"{"token":"clear"}"#,
+            ])
+            .args(["--secrets-provider-classname", &provider]);
         command
     };
     for (class, want) in [
-        ("ClearTextSecretsProvider", "clear"),
-        ("EnvironmentBasedSecretsProvider", "of the environment"),
+        ("ClearTextSecretsProvider", "it is clear\n"),
+        (
+            "EnvironmentBasedSecretsProvider",
+            "it is of the environment\n",
+        ),
     ] {
-        let mut running = local(&format!("{package}.{class}"));
+        let mut running = local(class);
         let running = running.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let _running = Running(running.expect("starts"));
-        let input = format!("{class} is");
-        ran(&server, directory.path(), &["produce", "in", "-m", &input]);
-        let want = format!("{input} {want}");
-        let until = Instant::now() + Duration::from_secs(30);
-        loop {
-            let args = ["consume", "out", "--subscription", class, "--from", "earliest", "--no-wait"];
-            let said = text(&server.ask(directory.path(), &args).stdout);
-            if said.contains(&want) {
-                break;
-            }
-            assert!(Instant::now() < until, "{said}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        let (input, output) = (format!("{class}-in"), format!("{class}-out"));
+        ran(
+            &server,
+            directory.path(),
+            &["produce", &input, "-m", "it is"],
+        );
+        let args = ["consume", &output, "--from", "earliest", "-n", "1"];
+        assert_eq!(ran(&server, directory.path(), &args), want, "{class}");
     }
-    let refused = local("my.own.Provider").output().expect("runs");
+    let refused = local("OwnProvider").output().expect("runs");
     let said = text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains("EnvironmentBasedSecretsProvider"), "{said}");

@@ -348,12 +348,28 @@ mod tests {
         };
         for (there, wanted, want) in [
             (json!({}), json!(null), unchanged(&[])),
-            (json!({"a": MASK}), json!({"a": "hunter2"}), unchanged(&["a"])),
+            (
+                json!({"a": MASK}),
+                json!({"a": "hunter2"}),
+                unchanged(&["a"]),
+            ),
             (json!({"a": MASK}), json!({"a": MASK}), unchanged(&[])),
-            (json!({"a": {"env": "A"}}), json!({"a": {"env": "A"}}), unchanged(&[])),
-            (json!({"a": {"env": "A"}}), json!({"a": MASK}), unchanged(&[])),
+            (
+                json!({"a": {"env": "A"}}),
+                json!({"a": {"env": "A"}}),
+                unchanged(&[]),
+            ),
+            (
+                json!({"a": {"env": "A"}}),
+                json!({"a": MASK}),
+                unchanged(&[]),
+            ),
             // Another server shows them.
-            (json!({"a": "hunter2"}), json!({"a": "hunter2"}), unchanged(&[])),
+            (
+                json!({"a": "hunter2"}),
+                json!({"a": "hunter2"}),
+                unchanged(&[]),
+            ),
             (
                 json!({"a": "hunter1"}),
                 json!({"a": "hunter2"}),

@@ -150,12 +150,18 @@ fn a_plan_shows_no_secret() {
     let secrets = &plan.to_json()["components"][0]["config"]["secrets"];
     assert_eq!(secrets, &json!({"a": "******", "b": {"env": "B"}}));
     // What is run and sent is whole.
-    assert_eq!(plan.components[0].config.to_json()["secrets"]["a"], "hunter2");
+    assert_eq!(
+        plan.components[0].config.to_json()["secrets"]["a"],
+        "hunter2"
+    );
     let wrong = text.replace("{a: hunter2, b: {env: B}}", "hunter2");
     let look = |_: &Path| FileKind::File;
     for text in [wrong, text.replace("env: B", "evn: hunter2")] {
         let found = super::plan([(Path::new("dir/f.yaml"), text.as_str())], &look);
         let said = found.expect_err("refused")[0].to_string();
-        assert!(said.contains("secrets") && !said.contains("hunter2"), "{said}");
+        assert!(
+            said.contains("secrets") && !said.contains("hunter2"),
+            "{said}"
+        );
     }
 }

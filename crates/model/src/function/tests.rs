@@ -33,7 +33,10 @@ fn a_configuration_tells_no_secret_by_accident() {
     let text = r#"{"secrets":{"a":"hunter2","b":{"env":"B"}}}"#;
     let config = read(text);
     let debug = format!("{config:?}");
-    assert!(debug.contains("env") && !debug.contains("hunter2"), "{debug}");
+    assert!(
+        debug.contains("env") && !debug.contains("hunter2"),
+        "{debug}"
+    );
     assert_eq!(serde_json::to_string(&config).expect("writes"), text);
     let error = serde_json::from_str::<FunctionConfig>(r#"{"secrets":"hunter2"}"#);
     let said = error.expect_err("no map").to_string();

@@ -44,7 +44,10 @@ async fn secrets_are_masked_and_kept() {
     assert_eq!(told().await, (200, "it is hunter2".to_owned()));
     assert_eq!(get().await["secrets"], masked);
     let again = server.form("PUT", PATH, change(&shown)).await;
-    assert!(again.0 == 400 && again.1.contains("Update contains no change"), "{again:?}");
+    assert!(
+        again.0 == 400 && again.1.contains("Update contains no change"),
+        "{again:?}"
+    );
     let part = json!({"secrets": {"token": "******"}});
     assert_eq!(server.form("PUT", PATH, change(&part)).await.0, 204);
     assert_eq!(get().await["secrets"], json!({"token": "******"}));
@@ -63,7 +66,10 @@ async fn secrets_that_can_not_be_honoured_are_refused_by_their_names() {
     let directory = tempfile::tempdir().unwrap();
     let server = Server::with_functions(directory.path()).await;
     for (secrets, words) in [
-        (json!({"token": "******"}), "`secrets.token`: `******` stands for a secret"),
+        (
+            json!({"token": "******"}),
+            "`secrets.token`: `******` stands for a secret",
+        ),
         (json!({"token": {"evn": "A"}}), "did you mean `env`?"),
         (
             json!({"token": {"env": "PATH"}}),

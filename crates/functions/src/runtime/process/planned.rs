@@ -327,7 +327,10 @@ mod tests {
         // Behind the gate it is the program's, as any variable.
         let child = planned.command().and_then(|mut command| command.spawn());
         let said = output(&planned, child).await;
-        assert!(said.contains(&format!("BASH_FUNC_read%%={function}\n")), "{said}");
+        assert!(
+            said.contains(&format!("BASH_FUNC_read%%={function}\n")),
+            "{said}"
+        );
         assert!(!said.contains("slipped\n"), "{said}");
     }
 

@@ -386,7 +386,10 @@ mod tests {
         let package = "org.apache.pulsar.functions.secretsprovider";
         let clear = json!({"token": "a", "other": {"file": "/b"}});
         let environment = json!({"token": {"env": "token"}, "other": {"env": "other"}});
-        assert_eq!(with(&format!("{package}.ClearTextSecretsProvider")), Ok(clear));
+        assert_eq!(
+            with(&format!("{package}.ClearTextSecretsProvider")),
+            Ok(clear)
+        );
         assert_eq!(
             with(&format!("{package}.EnvironmentBasedSecretsProvider")),
             Ok(environment)
