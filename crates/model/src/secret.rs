@@ -149,7 +149,7 @@ impl Secret {
             }
             (Some((name, target)), None) if object.len() == 1 => {
                 let fits = |kind: &&str| is_near(name, kind) && has_shape(kind, target);
-                match KINDS.iter().find(fits) {
+                match KINDS.into_iter().find(fits) {
                     Some(kind) => Err(wrong(
                         format!("`{name}` is none of `env`, `file` and `command`"),
                         format!("did you mean `{kind}`? And {AS_TEXT}"),

@@ -1,5 +1,6 @@
 //! Secrets of functions as people meet them: a server's lists, `get` and `update`, meshes, `localrun`.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -288,4 +289,57 @@ fn localrun_knows_pulsars_secrets_providers() {
     let said = text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains("EnvironmentBasedSecretsProvider"), "{said}");
+}
+
+#[test]
+fn a_worker_by_itself_reads_what_its_flags_list() {
+    let server = Server::ephemeral();
+    let directory = tempfile::tempdir().expect("a directory");
+    std::fs::write(directory.path().join("f.sh"), CODE).expect("writes");
+    let worker = |flag: &str, value: &str| {
+        let mut command = geminga();
+        command
+            .env("SHOP_TOKEN", "of the worker")
+            .args(["worker", "--http-port", "0", "-o", "json"])
+            .args(["--functions-namespace", "public/default"])
+            .args(["--service-url", &server.service_url, flag, value])
+            .arg("--data")
+            .arg(directory.path().join("worker"));
+        command
+    };
+    let refused = worker("--secrets-from-folders", "relative").output();
+    let refused = refused.expect("runs");
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("gemingaSecretsFromFolders"), "{said}");
+
+    let mut running = worker("--secrets-from-environment", "SHOP_*");
+    let running = running.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut running = Running(running.expect("starts"));
+    let mut line = String::new();
+    let stdout = running.0.stdout.take().expect("a pipe");
+    BufReader::new(stdout).read_line(&mut line).expect("reads");
+    let ready: Value = serde_json::from_str(&line).expect("JSON");
+    let url = ready["adminUrl"].as_str().expect("an address");
+    let asked = |args: &[&str]| {
+        let all: Vec<&str> = ["--admin-url", url]
+            .into_iter()
+            .chain(args.iter().copied())
+            .collect();
+        ran(&server, directory.path(), &all)
+    };
+    let secrets = r#"{"token":{"env":"SHOP_TOKEN"}}"#;
+    asked(&[
+        "functions",
+        "create",
+        "f",
+        "--sh",
+        "f.sh",
+        "--inputs",
+        "in",
+        "--secrets",
+        secrets,
+    ]);
+    let said = asked(&["functions", "trigger", "f", "--trigger-value", "it is"]);
+    assert_eq!(said.trim_end(), "it is of the worker");
 }
