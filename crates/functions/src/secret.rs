@@ -150,14 +150,17 @@ impl SecretRules {
             }
             wrong
         });
-        match checked.await {
-            Ok(wrong) if wrong.is_empty() => Ok(()),
-            Ok(wrong) => Err(wrong),
-            Err(_) => Err(vec!["`secrets` could not be checked".to_owned()]),
+        match tokio::time::timeout(read::FILE_WITHIN, checked).await {
+            Ok(Ok(wrong)) if wrong.is_empty() => Ok(()),
+            Ok(Ok(wrong)) => Err(wrong),
+            _ => Err(vec![
+                "`secrets` could not be checked: a folder of the list does not answer".to_owned(),
+            ]),
         }
     }
 
-    /// Whether a secret may be read, by what it says itself.
+    /// Whether a secret may be read, by what it says itself. Of a file the links of the list are followed: not for a
+    /// thread that others need.
     fn may(&self, secret: &Secret) -> Result<(), String> {
         let Rules::Listed(listed) = &self.0 else {
             return Ok(());
@@ -207,17 +210,17 @@ impl SecretRules {
         let mut values = SecretValues::default();
         let mut bytes = 0;
         for (name, secret) in secrets {
-            let value = match (self.may(secret), secret) {
-                (Err(why), _) => Err(why),
-                (Ok(()), Secret::Clear(value)) => {
+            let value = match secret {
+                Secret::Clear(value) => {
                     values.insert(name.clone(), value.clone());
                     continue;
                 }
-                (Ok(()), Secret::Env(variable)) => read::variable(variable),
-                (Ok(()), Secret::File(path)) => read::file(path, self).await,
-                (Ok(()), Secret::Command(words)) => {
-                    read::command(words, read::COMMAND_WITHIN).await
-                }
+                Secret::Env(variable) => self.may(secret).and_then(|()| read::variable(variable)),
+                Secret::File(path) => read::file(path, self).await,
+                Secret::Command(words) => match self.may(secret) {
+                    Ok(()) => read::command(words, read::COMMAND_WITHIN).await,
+                    Err(why) => Err(why),
+                },
             };
             let value = value.map_err(|why| format!("the secret `{name}` can't be read: {why}"))?;
             bytes += value.len();

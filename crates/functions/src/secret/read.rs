@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
+use geminga_model::Secret;
 use geminga_model::secret::MASK;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal};
@@ -21,7 +22,7 @@ const BYTES_MAX: usize = 64 << 10;
 /// What a command may take. It stands between a function and its start.
 pub(super) const COMMAND_WITHIN: Duration = Duration::from_secs(10);
 /// The same for a file, which may be on another machine.
-const FILE_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const FILE_WITHIN: Duration = Duration::from_secs(10);
 /// Commands that run at once: a thousand instances may start together.
 static TURNS: Semaphore = Semaphore::const_new(8);
 /// How much of what a command that failed said last is told.
@@ -47,10 +48,13 @@ pub(super) fn variable(name: &str) -> Result<String, String> {
     }
 }
 
-/// The content of a file, of which all links were followed and found to be allowed.
+/// The content of a file, if its path is allowed and what its links lead to.
 pub(super) async fn file(path: &str, rules: &SecretRules) -> Result<String, String> {
     let (given, rules) = (path.to_owned(), rules.clone());
-    let reading = tokio::task::spawn_blocking(move || read_file(&given, &rules));
+    let reading = tokio::task::spawn_blocking(move || {
+        rules.may(&Secret::File(given.clone()))?;
+        read_file(&given, &rules)
+    });
     let bytes = match tokio::time::timeout(FILE_WITHIN, reading).await {
         Ok(Ok(read)) => read?,
         Ok(Err(_)) => return Err(format!("`{path}` was not read; {AGAIN}")),
