@@ -21,7 +21,7 @@ pub use crate::secret::SecretValues;
 pub mod bash;
 pub mod body;
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 pub mod exec;
 pub mod go;
 pub(crate) mod guard;
@@ -42,6 +42,7 @@ pub(crate) mod wire;
 pub use body::{Body, Exit, Launched, Launcher, Streams};
 pub use options::{Choice, OnFailedUpdate, Options};
 pub use process::Processes;
+pub(crate) use process::plain;
 pub(crate) use warm::incremented;
 pub(crate) use wire::shell as wire_base64;
 
