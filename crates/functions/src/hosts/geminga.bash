@@ -13,13 +13,14 @@
 #   ack [id], nack [reason], dlq [reason], drop
 #   log LEVEL text...                 metric NAME VALUE
 #   state get KEY | put KEY VALUE | del KEY | incr KEY [N]
-# Names that begin with _gmg_ are ours. The protocol: docs/host-protocol.md, the shell binding.
+# Names that begin with _gmg_ are ours, and so is $GMG_TMP/.geminga-later. The protocol: docs/host-protocol.md, the shell binding.
 
 exec {_gmg_in}<&0 {_gmg_to}>&1 </dev/null
 _gmg_mark=$GMG_HOST_TOKEN
 unset GMG_HOST_TOKEN GMG_HOST_BINDING GMG_HOST_FD
 _gmg_id='' _gmg_headers='' _gmg_depth=0 _gmg_manual=0 _gmg_bytes=0 _gmg_call=process
 _gmg_later=() _gmg_fields=() _gmg_held=0 _gmg_kept=''
+_gmg_left=$GMG_TMP/.geminga-later
 declare -A _gmg_conf=() _gmg_secret=()
 MSG='' MSG_ENCODING='' REPLY=''
 
@@ -49,6 +50,28 @@ _gmg_split() {
   set -f
   # shellcheck disable=SC2206
   _gmg_fields=($1)
+}
+
+# A batch that came while an answer was waited for is kept in _gmg_later; but what a subshell keeps is
+# gone with it, so that it leaves the batch in a file, which is taken before anything is read. Whatever
+# is in the file came after what is in _gmg_later.
+_gmg_keep() {
+  if ((BASH_SUBSHELL == 0)); then
+    [[ ! -s $_gmg_left ]] || _gmg_take
+    _gmg_later+=("$_gmg_body")
+  else
+    local LC_ALL=C
+    printf 'B %09d\n%s' "${#_gmg_body}" "$_gmg_body" >>"$_gmg_left" ||
+      _gmg_fatal "\`$_gmg_left\` can not be written: messages that came during \`state get\` would be lost"
+  fi
+}
+
+_gmg_take() {
+  local _gmg_in _gmg_kind _gmg_body
+  exec {_gmg_in}<"$_gmg_left" || exit 1
+  while _gmg_frame; do _gmg_later+=("$_gmg_body"); done
+  exec {_gmg_in}<&-
+  : >|"$_gmg_left"
 }
 
 # Gives $REPLY to the caller: as it is, or printed when the caller is a command substitution.
@@ -161,7 +184,7 @@ state() {
         _gmg_frame || exit 1
         case $_gmg_kind in
           A) break ;;
-          B) _gmg_later+=("$_gmg_body") ;;
+          B) _gmg_keep ;;
         esac
       done
       REPLY=${_gmg_body:1}
@@ -297,6 +320,8 @@ _gmg_fatal() {
   exit 1
 }
 
+# What a shell before this one left is sent again.
+[[ ! -s $_gmg_left ]] || : >|"$_gmg_left"
 _gmg_frame || exit 1
 _gmg_hello
 [[ -e $_gmg_code ]] || _gmg_fatal "\`$_gmg_code\` does not exist"
@@ -321,6 +346,7 @@ trap _gmg_exit EXIT
 _gmg_say 'R 0 2' 1 "bash $BASH_VERSION"
 
 while :; do
+  [[ ${_gmg_later+set} || ! -s $_gmg_left ]] || _gmg_take
   if [[ ${_gmg_later+set} ]]; then
     _gmg_kind=B
     _gmg_split "${_gmg_later[0]}"

@@ -430,6 +430,51 @@ async fn stream_and_batch_tools_get_and_give_records() {
     }
 }
 
+/// Frames that arrive while a subshell waits for an answer were gone with the subshell.
+#[tokio::test]
+async fn a_subshell_that_asks_for_state_loses_no_message() {
+    for (kind, code) in [
+        (
+            Kind::BashPlain,
+            "m=$(cat); state get k >/dev/null; echo \"$m $REPLY\"",
+        ),
+        (Kind::BashPlain, "m=$(cat); echo \"$m $(state get k)\""),
+        (Kind::Bash, "process() { emit \"$MSG $(state get k)\"; }"),
+        // Both ways of keeping a frame, mixed.
+        (
+            Kind::Bash,
+            "process() { local v; if ((MSG % 2)); then state get k; v=$REPLY; else v=$(state get k); fi; emit \"$MSG $v\"; }",
+        ),
+    ] {
+        let (directory, mut spec) = function(code, "f.sh");
+        spec.options.timeout_ms = 5_000;
+        // Small frames, so that many are under way.
+        spec.options.batch = Some(4);
+        let mut f = start_spec(kind, directory, spec).await.expect("starts");
+        f.seen.state.lock().insert("k".into(), "é\n1".into());
+        let batch = (0..200)
+            .map(|number: u64| Delivery {
+                ticket: number,
+                message: Arc::new(text(number.to_string().as_bytes())),
+            })
+            .collect();
+        f.host.deliver(batch).await.expect("delivered");
+        let mut all = Vec::new();
+        while all.len() < 200 {
+            let some = tokio::time::timeout(Duration::from_secs(20), f.host.outcomes()).await;
+            all.extend(some.expect("in time").expect("not broken"));
+        }
+        for (number, outcome) in all.iter().enumerate() {
+            // In order too.
+            assert_eq!(outcome.ticket, number as u64, "{code}");
+            let expected = format!("{number} é\n1");
+            assert_eq!(payloads(outcome), [expected.as_bytes()], "{code}");
+        }
+        assert_eq!(f.seen.restarts.lock().len(), 0, "{code}");
+        f.stop().await;
+    }
+}
+
 /// `docs/bash-flaws.md` names a test for each flaw, and the tests are there.
 #[test]
 fn every_flaw_has_its_test() {
