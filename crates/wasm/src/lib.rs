@@ -95,11 +95,7 @@ struct Guests {
 }
 
 impl Launcher for Guests {
-    fn launch<'a>(
-        &'a self,
-        _spec: &'a HostSpec,
-        _next: u64,
-    ) -> BoxFuture<'a, Result<Launched, Broken>> {
+    fn launch<'a>(&'a self, _spec: &'a HostSpec) -> BoxFuture<'a, Result<Launched, Broken>> {
         let launched = guest::launch(&self.engine, &self.code, &self.spec);
         Box::pin(std::future::ready(Ok(launched)))
     }

@@ -70,12 +70,7 @@ fn other_interpreter(path: &Path) -> bool {
 struct Shells;
 
 impl Launch for Shells {
-    fn plan(
-        &self,
-        scope: &Scope,
-        spec: &HostSpec,
-        _next: u64,
-    ) -> Result<(Planned, Speech), Broken> {
+    fn plan(&self, scope: &Scope, spec: &HostSpec) -> Result<(Planned, Speech), Broken> {
         let host = scope.file("geminga.bash", HOST);
         let token = geminga_stdx::Random::from_entropy().name(24);
         let mut planned = scope.plan(Path::new(BASH), spec);

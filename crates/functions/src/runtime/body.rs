@@ -77,15 +77,11 @@ fn with_cause(exit: Exit, process: &Process) -> Exit {
 
 /// How a kind of warm code is started.
 pub trait Launcher: Send + Sync + 'static {
-    /// Starts code that will first see message `next`.
+    /// Starts code.
     ///
     /// # Errors
     /// When it does not start.
-    fn launch<'a>(
-        &'a self,
-        spec: &'a HostSpec,
-        next: u64,
-    ) -> BoxFuture<'a, Result<Launched, Broken>>;
+    fn launch<'a>(&'a self, spec: &'a HostSpec) -> BoxFuture<'a, Result<Launched, Broken>>;
 
     /// Messages in flight, when the options do not say.
     fn window(&self) -> usize;
@@ -101,11 +97,11 @@ pub trait Launcher: Send + Sync + 'static {
 
 /// What is different from one kind of warm process to the next.
 pub(crate) trait Launch: Send + Sync + 'static {
-    /// What is started, for a process that will first see message `next`, and how it is spoken with.
+    /// What is started, and how it is spoken with.
     ///
     /// # Errors
     /// When what it needs is not there.
-    fn plan(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<(Planned, Speech), Broken>;
+    fn plan(&self, scope: &Scope, spec: &HostSpec) -> Result<(Planned, Speech), Broken>;
 
     /// Messages in flight, when the options do not say.
     fn window(&self) -> usize {
@@ -145,15 +141,11 @@ pub(super) struct Scoped {
 }
 
 impl Launcher for Scoped {
-    fn launch<'a>(
-        &'a self,
-        spec: &'a HostSpec,
-        next: u64,
-    ) -> BoxFuture<'a, Result<Launched, Broken>> {
+    fn launch<'a>(&'a self, spec: &'a HostSpec) -> BoxFuture<'a, Result<Launched, Broken>> {
         Box::pin(async move {
             let room = self.scope.make_room(spec).await;
             let _room = room.map_err(super::private_directory)?;
-            let (planned, speech) = self.launch.plan(&self.scope, spec, next)?;
+            let (planned, speech) = self.launch.plan(&self.scope, spec)?;
             match speech {
                 Speech::Socket => on_socket(planned, &self.scope, spec).await,
                 Speech::Pipes { codec, patient } => {

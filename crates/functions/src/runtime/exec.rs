@@ -248,11 +248,11 @@ struct Tool {
 }
 
 impl Launch for Tool {
-    fn plan(&self, scope: &Scope, spec: &HostSpec, next: u64) -> Result<(Planned, Speech), Broken> {
+    fn plan(&self, scope: &Scope, spec: &HostSpec) -> Result<(Planned, Speech), Broken> {
         let speech = match spec.options.framing {
             Framing::Host => Speech::Socket,
             _ => Speech::Pipes {
-                codec: Box::new(Plain::new(&spec.options, next)),
+                codec: Box::new(Plain::new(&spec.options)),
                 patient: false,
             },
         };

@@ -285,12 +285,7 @@ struct Programs {
 }
 
 impl Launch for Programs {
-    fn plan(
-        &self,
-        scope: &Scope,
-        spec: &HostSpec,
-        _next: u64,
-    ) -> Result<(Planned, Speech), Broken> {
+    fn plan(&self, scope: &Scope, spec: &HostSpec) -> Result<(Planned, Speech), Broken> {
         let mut planned = scope.plan(&self.program, spec);
         planned.args(&spec.runtime_flags).args(&spec.options.args);
         if let Some(bytes) = spec.options.limits.data_bytes {

@@ -334,12 +334,7 @@ struct Machines {
 }
 
 impl Launch for Machines {
-    fn plan(
-        &self,
-        scope: &Scope,
-        spec: &HostSpec,
-        _next: u64,
-    ) -> Result<(Planned, Speech), Broken> {
+    fn plan(&self, scope: &Scope, spec: &HostSpec) -> Result<(Planned, Speech), Broken> {
         let mut planned = scope.plan(&self.java, spec);
         planned.args([
             "-Xshare:auto",

@@ -200,12 +200,7 @@ struct Interpreters {
 }
 
 impl Launch for Interpreters {
-    fn plan(
-        &self,
-        scope: &Scope,
-        spec: &HostSpec,
-        _next: u64,
-    ) -> Result<(Planned, Speech), Broken> {
+    fn plan(&self, scope: &Scope, spec: &HostSpec) -> Result<(Planned, Speech), Broken> {
         let host = scope.file("python_host.py", HOST);
         let mut planned = scope.plan(&self.interpreter, spec);
         planned

@@ -210,7 +210,7 @@ impl Warm {
     }
 
     async fn launch_ready(&mut self) -> Result<Running, Broken> {
-        let launched = self.launch.launch(&self.spec, self.base).await?;
+        let launched = self.launch.launch(&self.spec).await?;
         let mut running = Running {
             process: launched.process,
             reader: launched.reader,

@@ -426,6 +426,10 @@ async fn stream_and_batch_tools_get_and_give_records() {
             b"a\0b"
         };
         assert_eq!(failure(&f.ask(bad).await).kind, FailureKind::Data);
+        // The one behind it gets its own reply.
+        let behind = f.ask(b"d").await;
+        assert_eq!(payloads(&behind), [b"d!"], "{mode:?} {framing:?}");
+        assert_eq!(f.seen.restarts.lock().len(), 0, "{mode:?} {framing:?}");
         f.stop().await;
     }
 }

@@ -101,7 +101,7 @@ impl Batches {
     async fn one(&mut self, batch: &[Delivery]) -> Result<Result<Vec<Outcome>, TooMuch>, Broken> {
         let started = Instant::now();
         let options = &self.spec.options;
-        let plain = Plain::new(options, 0);
+        let plain = Plain::new(options);
         let mut input = Vec::new();
         let mut refused = HashMap::new();
         let mut sent = Vec::with_capacity(batch.len());
@@ -251,7 +251,7 @@ fn records(printed: Vec<u8>, options: &Options) -> Result<Vec<bytes::Bytes>, Wir
         printed.push(b'\n');
     }
     let mut input = BytesMut::from(&printed[..]);
-    let mut plain = Plain::new(options, 0);
+    let mut plain = Plain::new(options);
     let mut all = Vec::new();
     while let Some(record) = plain.cut(&mut input)? {
         all.push(record);

@@ -1,6 +1,8 @@
 //! Framings for tools that know nothing of Geminga: a record in, a record out, in order.
 //! `line`, `nul`, `len`, and `json` with an object a line that may say more.
 
+use std::collections::VecDeque;
+
 use bytes::{Buf, Bytes, BytesMut};
 use serde_json::{Map, Value, json};
 
@@ -9,22 +11,23 @@ use super::{Codec, FromHost, WireError};
 use crate::runtime::options::{Framing, Options};
 use crate::runtime::{Failure, FailureKind, HostSpec, Message, Output, Verdict};
 
-/// State of the conversation: the number of the next reply where replies have none.
+/// State of the conversation.
 #[derive(Debug)]
 pub(crate) struct Plain {
     framing: Framing,
     max: usize,
-    next: u64,
+    /// The messages that were written and have no reply yet, where replies have no numbers. As many as
+    /// the window is wide.
+    expected: VecDeque<u64>,
     scanned: usize,
 }
 
 impl Plain {
-    /// A process that is about to see message `next`.
-    pub(crate) fn new(options: &Options, next: u64) -> Self {
+    pub(crate) fn new(options: &Options) -> Self {
         Self {
             framing: options.framing,
             max: usize::try_from(options.max_output_bytes).unwrap_or(usize::MAX),
-            next,
+            expected: VecDeque::new(),
             scanned: 0,
         }
     }
@@ -128,6 +131,9 @@ impl Codec for Plain {
     ) {
         for (id, message) in (first..).zip(messages) {
             self.write(id, message, out);
+            if self.framing != Framing::Json {
+                self.expected.push_back(id);
+            }
         }
     }
 
@@ -142,8 +148,12 @@ impl Codec for Plain {
         if self.framing == Framing::Json {
             return from_json(&record).map(Some);
         }
-        let id = self.next;
-        self.next += 1;
+        let Some(id) = self.expected.pop_front() else {
+            return Err(WireError::Protocol(format!(
+                "a reply to no message: {}",
+                excerpt(&record)
+            )));
+        };
         Ok(Some(FromHost::Outcome {
             id,
             verdict: Verdict::Done,
@@ -274,14 +284,11 @@ mod tests {
     use super::*;
 
     fn codec(framing: Framing) -> Plain {
-        Plain::new(
-            &Options {
-                framing,
-                max_output_bytes: 50,
-                ..Options::default()
-            },
-            0,
-        )
+        Plain::new(&Options {
+            framing,
+            max_output_bytes: 50,
+            ..Options::default()
+        })
     }
 
     #[test]
@@ -309,6 +316,27 @@ mod tests {
             ..Message::default()
         };
         assert!(codec(Framing::Line).refuses(&message).is_some());
+    }
+
+    #[test]
+    fn replies_are_of_the_messages_that_were_written() {
+        let mut plain = codec(Framing::Line);
+        let (message, mut out) = (Message::default(), Vec::new());
+        for first in [3, 5] {
+            // Message 4 was refused and keeps its number.
+            plain.encode(first, &mut [&message].into_iter(), &mut out);
+        }
+        let mut input = BytesMut::from("x\ny\nz\n");
+        for expected in [3, 5] {
+            let Ok(Some(FromHost::Outcome { id, .. })) = plain.decode(&mut input) else {
+                panic!("no outcome")
+            };
+            assert_eq!(id, expected);
+        }
+        assert!(matches!(
+            plain.decode(&mut input),
+            Err(WireError::Protocol(_))
+        ));
     }
 
     #[test]
