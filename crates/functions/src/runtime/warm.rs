@@ -255,7 +255,15 @@ impl Warm {
                     });
                 }
                 Ok(Err(Greeting::Ended)) => {
-                    let exit = running.process.wait().await.unwrap_or_default();
+                    // It is ending, or lives on without its end.
+                    let grace = self.spec.options.kill_grace();
+                    let waited = tokio::time::timeout(grace, running.process.wait()).await;
+                    let lives_on = waited.is_err();
+                    let exit = match waited {
+                        Ok(exit) => exit,
+                        Err(_) => running.process.kill(grace).await,
+                    };
+                    let exit = exit.unwrap_or_default();
                     let stderr_tail = last_words(&mut running).await;
                     self.launch.sweep().await;
                     if let Some((_, reason)) = exit.cause {
@@ -284,6 +292,7 @@ impl Warm {
                         reason,
                         stderr_tail,
                     });
+                        _ if lives_on => "the code closed its end before it was ready".to_owned(),
                 }
             }
         }

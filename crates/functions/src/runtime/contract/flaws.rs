@@ -479,6 +479,20 @@ async fn a_subshell_that_asks_for_state_loses_no_message() {
     }
 }
 
+/// The end of code that closes its socket and lives on was waited for without end.
+#[tokio::test]
+async fn code_that_closes_its_end_before_it_is_ready_is_not_waited_for() {
+    let (directory, mut spec) = function("exec 0<&- 1>&-; sleep 60", "f.sh");
+    spec.options.mode = Some(Mode::Stream);
+    spec.options.framing = Framing::Host;
+    let started = start_spec(Kind::Spawn, directory, spec);
+    let started = tokio::time::timeout(Duration::from_secs(10), started).await;
+    let Err(Broken::Start { reason, .. }) = started.expect("given up in time") else {
+        panic!("it is not ready")
+    };
+    assert_eq!(reason, "the code closed its end before it was ready");
+}
+
 /// `docs/bash-flaws.md` names a test for each flaw, and the tests are there.
 #[test]
 fn every_flaw_has_its_test() {
