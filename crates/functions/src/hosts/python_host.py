@@ -87,6 +87,12 @@ class Wire:
         self.stash = deque()
         self.outcomes = deque()
         self.lock = _thread.allocate_lock()
+        # Of reading: one thread reads at a time, for all of them.
+        self.turn = _thread.allocate_lock()
+        self.reading = False
+        self.sleepers = []
+        self.asks = 0
+        self.answers = {}
 
     def write_all(self, data):
         view = memoryview(data)
@@ -128,24 +134,74 @@ class Wire:
         return kind, body
 
     def next(self):
-        return self.stash.popleft() if self.stash else self.read()
+        """The next frame that is not an answer."""
+        return self.await_frame(None)
+
+    def await_frame(self, number):
+        """The answer to a question, or without a number the next frame of another kind. The function may
+        ask from several threads, also while the loop waits for its next batch: whoever comes first reads,
+        hands the others what is theirs, and leaves the turn to one of them when it has its own."""
+        while True:
+            bell = None
+            with self.turn:
+                if number is None:
+                    found = self.stash.popleft() if self.stash else None
+                else:
+                    found = self.answers[number]
+                if found is not None:
+                    if number is not None:
+                        del self.answers[number]
+                    if not self.reading:
+                        self.wake()
+                    return found
+                if self.reading:
+                    bell = _thread.allocate_lock()
+                    bell.acquire()
+                    self.sleepers.append(bell)
+                else:
+                    self.reading = True
+            if bell is not None:
+                bell.acquire()
+                continue
+            frame = None
+            try:
+                frame = self.read()
+            finally:
+                with self.turn:
+                    self.reading = False
+                    if frame is not None:
+                        self.sort(*frame)
+                    self.wake()
+
+    def wake(self):
+        for bell in self.sleepers:
+            bell.release()
+        self.sleepers.clear()
+
+    def sort(self, kind, body):
+        """Puts a frame where whoever waits for it looks."""
+        if kind != ord("A"):
+            self.stash.append((kind, body))
+            return
+        (size,) = unpack_from("<I", body)
+        block = dict(parse_block(body[4 : 4 + size]))
+        number = int(block.get("ask", 0))
+        if number in self.answers:
+            self.answers[number] = (block.get("found") == "1", body[4 + size :])
 
     def request(self, pairs, payload=b""):
         block = make_block(pairs)
         self.send(ord("Q"), pack("<I", len(block)) + block + payload)
 
-    def ask(self, number, pairs):
+    def ask(self, pairs):
         """A question, and its answer; batches that arrive meanwhile wait."""
+        with self.turn:
+            self.asks += 1
+            number = self.asks
+            self.answers[number] = None
         self.request([("ask", number)] + pairs)
-        while True:
-            kind, body = self.read()
-            if kind != ord("A"):
-                self.stash.append((kind, body))
-                continue
-            (size,) = unpack_from("<I", body)
-            block = dict(parse_block(body[4 : 4 + size]))
-            if block.get("ask") == str(number):
-                return body[4 + size :] if block.get("found") == "1" else None
+        found, value = self.await_frame(number)
+        return value if found else None
 
 
 # ---- values --------------------------------------------------------------------------------------
@@ -279,7 +335,6 @@ class Context:
         self._headers = None
         self._outputs = []
         self._active = False
-        self._asks = 0
         self._serdes = {}
         self._logger = None
         self._pending = {}
@@ -450,8 +505,7 @@ class Context:
 
     # state
     def get_state(self, key):
-        self._asks += 1
-        return self._wire.ask(self._asks, [("op", "state.get"), ("key", key)])
+        return self._wire.ask([("op", "state.get"), ("key", key)])
 
     def put_state(self, key, value):
         data = value.encode() if isinstance(value, str) else bytes(value)

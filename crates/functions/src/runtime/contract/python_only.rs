@@ -297,3 +297,51 @@ async fn serde_classes_of_the_package_read_and_write() {
     assert_eq!(payloads(&f.ask(b"x,y").await), [b"y,x"]);
     f.stop().await;
 }
+
+/// Answers for one thread's question were thrown away by another's, which then waited for ever.
+#[tokio::test]
+async fn threads_may_ask_for_state() {
+    let (directory, mut spec) = function(
+        "import threading, time\n\
+         from concurrent.futures import ThreadPoolExecutor\n\
+         beside = []\n\
+         def background(context):\n\
+         \x20   for _ in range(200):\n\
+         \x20       beside.append(context.get_state('k7'))\n\
+         \x20       time.sleep(0.001)\n\
+         def process(input, context):\n\
+         \x20   if input == 'begin':\n\
+         \x20       threading.Thread(target=background, args=(context,)).start()\n\
+         \x20       return 'begun'\n\
+         \x20   if input == 'end':\n\
+         \x20       while len(beside) < 200: time.sleep(0.001)\n\
+         \x20       return ' '.join(sorted({v.decode() for v in beside}))\n\
+         \x20   with ThreadPoolExecutor(4) as pool:\n\
+         \x20       values = pool.map(context.get_state, ['k%d' % i for i in range(40)])\n\
+         \x20   return ' '.join(v.decode() if v else '-' for v in values)\n",
+        "f.py",
+    );
+    spec.options.timeout_ms = 10_000;
+    let mut f = start_spec(Kind::Python, directory, spec)
+        .await
+        .expect("starts");
+    let expected: Vec<String> = (0..40)
+        .map(|key| {
+            if key % 3 == 0 {
+                return "-".to_owned();
+            }
+            let mut state = f.seen.state.lock();
+            state.insert(format!("k{key}"), format!("v{key}").into());
+            format!("v{key}")
+        })
+        .collect();
+    let expected = expected.join(" ");
+    assert_eq!(payloads(&f.ask(b"begin").await), [b"begun"]);
+    for _ in 0..20 {
+        assert_eq!(payloads(&f.ask(b"pool").await), [expected.as_bytes()]);
+    }
+    // While a thread asks, the loop waits for messages.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(payloads(&f.ask(b"end").await), [b"v7"]);
+    f.stop().await;
+}
