@@ -125,6 +125,22 @@ pub struct Output {
     pub sequence: Option<u64>,
 }
 
+impl Output {
+    /// What it takes in memory, about.
+    pub(crate) fn bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let properties = self.properties.iter();
+        let properties: usize = properties
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        self.payload.len()
+            + properties
+            + text(&self.topic)
+            + text(&self.key)
+            + text(&self.ordering_key)
+    }
+}
+
 /// A change of the function's state. It becomes part of its message's commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StateChange {

@@ -13,6 +13,7 @@ use super::options::{Framing, Mode};
 use super::python::Python;
 use super::*;
 
+mod bounds;
 mod cases;
 mod flaws;
 mod harness;
@@ -117,28 +118,52 @@ pub(crate) async fn start_spec(
     start_among(processes, kind, directory, spec).await
 }
 
+/// The same of one that ends when nothing comes for so long.
+pub(crate) async fn start_resting(
+    kind: Kind,
+    directory: tempfile::TempDir,
+    spec: HostSpec,
+    idle: Option<std::time::Duration>,
+) -> Result<Started, Broken> {
+    let processes = Processes::start(Some(directory.path())).expect("guard");
+    start_any(processes, kind, directory, spec, idle).await
+}
+
 /// The same, held by what these processes are held by.
 pub(crate) async fn start_among(
     processes: Processes,
     kind: Kind,
     directory: tempfile::TempDir,
+    spec: HostSpec,
+) -> Result<Started, Broken> {
+    start_any(processes, kind, directory, spec, None).await
+}
+
+async fn start_any(
+    processes: Processes,
+    kind: Kind,
+    directory: tempfile::TempDir,
     mut spec: HostSpec,
+    idle: Option<std::time::Duration>,
 ) -> Result<Started, Broken> {
     let tasks = Tasks::new();
     let seen = Arc::new(Seen::default());
-    let runtime: Box<dyn Runtime> = match kind {
-        Kind::Bash | Kind::BashPlain => Box::new(Bash::new(processes, tasks.clone())),
-        Kind::Python => Box::new(Python::new(processes, tasks.clone())),
-        Kind::Spawn | Kind::Json => Box::new(Exec::new(processes, tasks.clone())),
-        Kind::Go => Box::new(Go::new(processes, tasks.clone())),
-        Kind::Java => Box::new(Java::new(processes, tasks.clone())),
+    let runtime: Arc<dyn Runtime> = match kind {
+        Kind::Bash | Kind::BashPlain => Arc::new(Bash::new(processes, tasks.clone())),
+        Kind::Python => Arc::new(Python::new(processes, tasks.clone())),
+        Kind::Spawn | Kind::Json => Arc::new(Exec::new(processes, tasks.clone())),
+        Kind::Go => Arc::new(Go::new(processes, tasks.clone())),
+        Kind::Java => Arc::new(Java::new(processes, tasks.clone())),
         Kind::Wasm | Kind::Component => unreachable!("not in ALL"),
     };
     if kind == Kind::Json {
         spec.options.mode = Some(Mode::Stream);
         spec.options.framing = Framing::Json;
     }
-    let host = runtime.start(Arc::new(spec), seen.clone()).await?;
+    let host = match idle {
+        Some(idle) => sleeper::start(runtime, idle, Arc::new(spec), seen.clone(), &tasks).await?,
+        None => runtime.start(Arc::new(spec), seen.clone()).await?,
+    };
     Ok(Started {
         host,
         seen,

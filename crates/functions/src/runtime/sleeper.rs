@@ -14,7 +14,7 @@ use geminga_stdx::tasks::OnError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::handle::{Ends, Handle};
+use super::handle::{Ends, Handle, Waiting};
 use super::{Broken, Delivery, Host, Outcome, Runtime, Services};
 use crate::secret::Unread;
 
@@ -36,6 +36,7 @@ pub(crate) async fn start(
     let Ends {
         deliveries,
         outcomes,
+        waiting,
         stop,
         ended,
     } = ends;
@@ -49,6 +50,7 @@ pub(crate) async fn start(
         rested_since: Instant::now(),
         deliveries,
         outcomes,
+        waiting,
     };
     tasks.spawn("function host that sleeps", OnError::Log, async move {
         let _ = ended.send(keeper.run(stop).await);
@@ -69,6 +71,7 @@ struct Keeper {
     rested_since: Instant,
     deliveries: mpsc::Receiver<Vec<Delivery>>,
     outcomes: mpsc::Sender<Vec<Outcome>>,
+    waiting: Waiting,
 }
 
 impl Keeper {
@@ -93,7 +96,8 @@ impl Keeper {
                         return Broken::Stopped;
                     }
                 },
-                outcomes = next(&mut self.host), if self.in_hand > 0 => match outcomes {
+                // What nobody takes stays with the host, which knows when to wait.
+                outcomes = roomy_next(&self.waiting, &mut self.host), if self.in_hand > 0 => match outcomes {
                     Ok(outcomes) => self.hand_on(outcomes),
                     Err(broken) => return broken,
                 },
@@ -138,6 +142,7 @@ impl Keeper {
     fn hand_on(&mut self, outcomes: Vec<Outcome>) {
         self.in_hand = self.in_hand.saturating_sub(outcomes.len());
         self.rested_since = Instant::now();
+        self.waiting.add(&outcomes);
         // It fits (see `start`); when the handle is gone nobody wants it.
         let _ = self.outcomes.try_send(outcomes);
     }
@@ -156,7 +161,11 @@ impl Keeper {
     }
 }
 
-async fn next(host: &mut Option<Box<dyn Host>>) -> Result<Vec<Outcome>, Broken> {
+async fn roomy_next(
+    waiting: &Waiting,
+    host: &mut Option<Box<dyn Host>>,
+) -> Result<Vec<Outcome>, Broken> {
+    waiting.room().await;
     match host {
         Some(host) => host.outcomes().await,
         None => std::future::pending().await,

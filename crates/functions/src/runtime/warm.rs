@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::body::{Body, Exit, Launch, Launcher, Scoped, describe_death};
-use super::handle::{Ends, Handle};
+use super::handle::{Ends, Handle, Waiting};
 use super::process::Scope;
 use super::sandbox::not_done;
 use super::stderr::{Rate, Tail, pump};
@@ -34,6 +34,11 @@ const READ_MIN: usize = 4 * 1024;
 const READ_MAX: usize = 64 * 1024;
 /// Bytes waiting to be written to a process before no further frame is made.
 const WRITE_AHEAD_BYTES: usize = 256 * 1024;
+/// Answers waiting to be written to a process before it is heard no further: a question costs it forty
+/// bytes, and an answer is as large as a value may be.
+const ANSWERS_MAX_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of changes to state by all messages that a process works on.
+const STATE_IN_HAND_MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// How long the last words on standard error are waited for.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The same for the words of a failure, when the process lives on.
@@ -72,6 +77,7 @@ pub async fn start_any(
     let Ends {
         deliveries,
         outcomes,
+        waiting,
         stop,
         ended,
     } = ends;
@@ -89,9 +95,11 @@ pub async fn start_any(
         head_since: Instant::now(),
         pending_state: Vec::new(),
         pending_bytes: BTreeMap::new(),
+        pending_in_all: 0,
         ready_outcomes: Vec::new(),
         deliveries,
         outcomes,
+        waiting,
         stop: Some(stop),
         stop_at: None,
         ever_done: false,
@@ -132,9 +140,11 @@ struct Warm {
     pending_state: Vec<(Option<u64>, StateChange)>,
     /// Bytes of changes, by the message they are of.
     pending_bytes: BTreeMap<Option<u64>, u64>,
+    pending_in_all: u64,
     ready_outcomes: Vec<Outcome>,
     deliveries: mpsc::Receiver<Vec<Delivery>>,
     outcomes: mpsc::Sender<Vec<Outcome>>,
+    waiting: Waiting,
     stop: Option<oneshot::Receiver<Duration>>,
     stop_at: Option<Instant>,
     ever_done: bool,
@@ -157,6 +167,14 @@ struct Running {
     heard: Arc<Notify>,
     log_ends: Vec<oneshot::Receiver<()>>,
     leaving: bool,
+    /// What it said was not heard to the end, since it has answers to read first.
+    behind: bool,
+}
+
+impl Running {
+    fn may_ask(&self) -> bool {
+        self.out.len() < ANSWERS_MAX_BYTES
+    }
 }
 
 /// Why a conversation ended.
@@ -223,6 +241,7 @@ impl Warm {
             heard: Arc::new(Notify::new()),
             log_ends: Vec::new(),
             leaving: false,
+            behind: false,
         };
         for pipe in launched.logs {
             let (end, ended) = oneshot::channel();
@@ -273,6 +292,7 @@ impl Warm {
                         });
                     }
                     let reason = match exit.code {
+                        _ if lives_on => "the code closed its end before it was ready".to_owned(),
                         Some(code) => {
                             format!("the code ended with status {code} before it was ready")
                         }
@@ -292,7 +312,6 @@ impl Warm {
                         reason,
                         stderr_tail,
                     });
-                        _ if lives_on => "the code closed its end before it was ready".to_owned(),
                 }
             }
         }
@@ -305,13 +324,25 @@ impl Warm {
             if self.stop_at.is_some() && self.queue.is_empty() {
                 return End::Drained;
             }
-            let limit = self.spec.options.timeout().filter(|_| self.sent > 0);
+            if running.behind && running.may_ask() {
+                if let Err(error) = self.hear(running).await {
+                    return End::Misbehaved(error);
+                }
+                continue;
+            }
+            // Also of one that is sent nothing because it does not read its answers.
+            let limit = self.spec.options.timeout();
+            // While nobody takes its outcomes the process waits for the worker, and not the other way round.
+            let waiting = self.waiting.clone();
+            let is_full = self.stop_at.is_none() && !waiting.has_room();
+            let limit = limit.filter(|_| !self.queue.is_empty() && !is_full);
             let time_out_at = limit.map(|limit| self.head_since + limit);
             let wake_at = [time_out_at, self.stop_at].into_iter().flatten().min();
             let stopping = self.stop_at.is_some();
             let mut event = Event::None;
+            let is_heard = running.may_ask() && !is_full;
             tokio::select! {
-                read = async { running.input.reserve(running.piece); running.reader.read_buf(&mut running.input).await } => {
+                read = async { running.input.reserve(running.piece); running.reader.read_buf(&mut running.input).await }, if is_heard => {
                     event = match read {
                         Ok(count @ 1..) => {
                             if count >= running.piece {
@@ -334,6 +365,7 @@ impl Warm {
                     // The handle is gone: nobody wants the outcomes.
                     None => return End::Drained,
                 },
+                () = waiting.room(), if is_full => self.head_since = Instant::now(),
                 () = sleep_until(wake_at), if wake_at.is_some() => {
                     let now = Instant::now();
                     if time_out_at.is_some_and(|at| at <= now) {
@@ -425,7 +457,15 @@ impl Warm {
     }
 
     async fn hear(&mut self, running: &mut Running) -> Result<(), WireError> {
-        while let Some(said) = running.codec.decode(&mut running.input)? {
+        running.behind = false;
+        loop {
+            if !running.may_ask() {
+                running.behind = true;
+                break;
+            }
+            let Some(said) = running.codec.decode(&mut running.input)? else {
+                break;
+            };
             match said {
                 FromHost::Outcome {
                     id,
@@ -449,6 +489,11 @@ impl Warm {
                     *bytes += change_bytes(&change);
                     if *bytes > limit {
                         return Err(WireError::TooMuchState(limit));
+                    }
+                    self.pending_in_all += change_bytes(&change);
+                    let limit = limit.max(STATE_IN_HAND_MAX_BYTES);
+                    if self.pending_in_all > limit {
+                        return Err(WireError::TooMuchStateInHand(limit));
                     }
                     self.pending_state.push((message, change));
                 }
@@ -503,8 +548,9 @@ impl Warm {
                 }
             }
             self.pending_state = others;
-            self.pending_bytes.remove(&None);
-            self.pending_bytes.remove(&Some(id));
+            for of in [None, Some(id)] {
+                self.pending_in_all -= self.pending_bytes.remove(&of).unwrap_or(0);
+            }
         }
         if !matches!(verdict, Verdict::Failed(_))
             && let Some(failure) = super::unkept(&state)
@@ -558,6 +604,7 @@ impl Warm {
     fn hand_on(&mut self) {
         if !self.ready_outcomes.is_empty() {
             let outcomes = std::mem::take(&mut self.ready_outcomes);
+            self.waiting.add(&outcomes);
             // It fits (see `start`); when the handle is gone nobody wants it.
             let _ = self.outcomes.try_send(outcomes);
         }
@@ -593,6 +640,7 @@ impl Warm {
         let stderr_tail = last_words(&mut running).await;
         self.pending_state.clear();
         self.pending_bytes.clear();
+        self.pending_in_all = 0;
         let leaving = running.leaving && matches!(end, End::Closed);
         let precise = running.codec.precise();
         let dropped_in_all = self.rate.lock().dropped_in_all();
@@ -783,9 +831,11 @@ fn death(
             ),
             None,
         ),
-        End::Misbehaved(error @ (WireError::TooLarge(_) | WireError::TooMuchState(_))) => {
-            (FailureKind::Output, error.to_string(), None)
-        }
+        End::Misbehaved(
+            error @ (WireError::TooLarge(_)
+            | WireError::TooMuchState(_)
+            | WireError::TooMuchStateInHand(_)),
+        ) => (FailureKind::Output, error.to_string(), None),
         End::Misbehaved(error) => (FailureKind::Crash, error.to_string(), None),
         End::Closed | End::Drained => match exit.cause {
             Some((kind, reason)) => (kind, reason, exit.code),

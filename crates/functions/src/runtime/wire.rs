@@ -65,6 +65,8 @@ pub(crate) enum WireError {
     TooLarge(u64),
     #[error("more than {0} bytes of changes to state by one message")]
     TooMuchState(u64),
+    #[error("more than {0} bytes of changes to state by the messages in hand")]
+    TooMuchStateInHand(u64),
     #[error("the host broke the protocol: {0}")]
     Protocol(String),
 }

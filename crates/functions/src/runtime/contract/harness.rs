@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +20,8 @@ pub(crate) struct Seen {
     pub(crate) logs: Mutex<Vec<LogLine>>,
     pub(crate) metrics: Mutex<Vec<(String, f64)>>,
     pub(crate) state: Mutex<BTreeMap<String, Bytes>>,
+    /// How often a value was asked for.
+    pub(crate) asked: AtomicU64,
     pub(crate) acks: Mutex<Vec<String>>,
     pub(crate) restarts: Mutex<Vec<String>>,
 }
@@ -31,6 +34,7 @@ impl Services for Seen {
         self.metrics.lock().push((name.to_owned(), value));
     }
     fn state_get(&self, key: &str) -> Option<Bytes> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
         self.state.lock().get(key).cloned()
     }
     fn state_apply(&self, changes: &[StateChange]) {

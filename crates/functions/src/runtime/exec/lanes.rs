@@ -13,6 +13,7 @@ use geminga_stdx::tasks::OnError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::runtime::handle::Waiting;
 use crate::runtime::process::Scope;
 use crate::runtime::{BoxFuture, Broken, Delivery, Host, Outcome};
 
@@ -37,6 +38,7 @@ pub(super) struct Lanes {
     /// Outcomes read while waiting for room.
     held: Vec<Outcome>,
     outcomes: mpsc::Receiver<Said>,
+    waiting: Waiting,
     stop: watch::Sender<bool>,
     broken: Option<Broken>,
     // Kept until the host is dropped: its end sweeps what processes left.
@@ -54,11 +56,13 @@ impl Lanes {
     ) -> Box<dyn Host> {
         let (outcomes_in, outcomes) = mpsc::channel(window + 1);
         let (stop, stopped) = watch::channel(false);
+        let waiting = Waiting::none();
         let start = |(number, lane)| {
             let (sender, deliveries) = mpsc::channel(window);
             let (outcomes, stopped) = (outcomes_in.clone(), stopped.clone());
+            let out = (outcomes, waiting.clone());
             tasks.spawn(name, OnError::Log, async move {
-                serve(number, lane, deliveries, outcomes, stopped).await;
+                serve(number, lane, deliveries, out, stopped).await;
                 Ok::<(), std::convert::Infallible>(())
             });
             (sender, 0)
@@ -69,6 +73,7 @@ impl Lanes {
             lanes: lanes.into_iter().enumerate().map(start).collect(),
             held: Vec::new(),
             outcomes,
+            waiting,
             stop,
             broken: None,
             scope,
@@ -83,6 +88,7 @@ impl Lanes {
     fn hear(&mut self, said: Option<Said>) -> bool {
         match said {
             Some(Ok((lane, outcomes))) => {
+                self.waiting.take(&outcomes);
                 self.in_flight -= outcomes.len();
                 self.lanes[lane].1 -= outcomes.len();
                 self.held.extend(outcomes);
@@ -180,16 +186,22 @@ async fn serve(
     number: usize,
     mut lane: impl Lane,
     mut deliveries: mpsc::Receiver<Delivery>,
-    outcomes: mpsc::Sender<Said>,
+    (outcomes, waiting): (mpsc::Sender<Said>, Waiting),
     mut stopped: watch::Receiver<bool>,
 ) {
     loop {
         let said = tokio::select! {
             // An error means that the host was dropped.
             _ = stopped.wait_for(|stop| *stop) => return,
-            said = lane.turn(&mut deliveries) => said,
+            said = async {
+                waiting.room().await;
+                lane.turn(&mut deliveries).await
+            } => said,
         };
         let Some(said) = said else { return };
+        if let Ok(outcomes) = &said {
+            waiting.add(outcomes);
+        }
         let broken = said.is_err();
         let said = said.map(|outcomes| (number, outcomes));
         if outcomes.send(said).await.is_err() || broken {
