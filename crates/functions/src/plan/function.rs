@@ -16,6 +16,7 @@ use super::{
     Input, Language, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused,
     Subscription, full_name,
 };
+use crate::runtime::options::Way;
 use crate::runtime::sandbox::{self, Abilities};
 use crate::runtime::{Code, HostSpec, Options};
 use crate::secret::{Declared, declared};
@@ -124,6 +125,24 @@ pub(super) fn function(
         && matches!(language, Language::Python | Language::Java)
     {
         refused.push("`args` of `customRuntimeOptions`: use `runtimeFlags`".to_owned());
+    }
+    if let Language::Bash | Language::Exec = language {
+        let way = Way::of(&options, language == Language::Bash, &path);
+        refused.extend(way.refuses(&options));
+        if language == Language::Bash && way != Way::Shell && config.runtime_flags.is_some() {
+            refused.push(format!(
+                "`runtimeFlags` have no effect in {}: give them in the script's first line, or use `args` of \
+                 `customRuntimeOptions`",
+                way.text()
+            ));
+        }
+        if guarantee == ProcessingGuarantees::Manual && !way.acknowledges() {
+            refused.push(format!(
+                "`processingGuarantees: MANUAL` (`autoAck: false`) is not possible in {}: its code can not say \
+                 which message it acknowledges. Use `mode: spawn`, or `mode: stream` with `framing: host`",
+                way.text()
+            ));
+        }
     }
     if language == Language::Exec && config.runtime_flags.is_some() {
         refused.push(

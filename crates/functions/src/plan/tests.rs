@@ -106,6 +106,77 @@ fn what_is_refused_says_where_why_and_what_to_type() {
 }
 
 #[test]
+fn settings_that_a_mode_would_pass_over_are_refused_by_their_name() {
+    for (code, options, fields, name) in [
+        (
+            "exec",
+            r#"{"mode":"stream"}"#,
+            r#""autoAck":false"#,
+            "autoAck",
+        ),
+        (
+            "exec",
+            r#"{"mode":"stream","framing":"json"}"#,
+            r#""processingGuarantees":"MANUAL""#,
+            "processingGuarantees",
+        ),
+        (
+            "exec",
+            r#"{"mode":"batch"}"#,
+            r#""autoAck":false"#,
+            "autoAck",
+        ),
+        ("sh", r#"{"mode":"batch"}"#, r#""autoAck":false"#, "autoAck"),
+        (
+            "sh",
+            r#"{"mode":"spawn"}"#,
+            r#""runtimeFlags":"-x""#,
+            "runtimeFlags",
+        ),
+        (
+            "sh",
+            r#"{"args":["a"]}"#,
+            r#""maxMessageRetries":3"#,
+            "args",
+        ),
+        (
+            "exec",
+            r#"{"nul":"base64"}"#,
+            r#""maxMessageRetries":3"#,
+            "nul",
+        ),
+        (
+            "wasm",
+            r#"{"killGraceMs":9}"#,
+            r#""maxMessageRetries":3"#,
+            "killGraceMs",
+        ),
+    ] {
+        let options = serde_json::Value::from(options);
+        let text = format!(
+            r#"{{"name":"f","{code}":"/no/such","inputs":["in"],"customRuntimeOptions":{options},{fields}}}"#
+        );
+        let refused = planned(&text).expect_err(&text);
+        let [one] = &refused[..] else {
+            panic!("{text}: {refused:?}")
+        };
+        assert!(one.contains(&format!("`{name}")), "{text}: {one}");
+    }
+    for (code, options) in [
+        ("sh", "{}"),
+        ("sh", r#"{"mode":"spawn"}"#),
+        ("exec", "{}"),
+        ("exec", r#"{"mode":"stream","framing":"host"}"#),
+    ] {
+        let options = serde_json::Value::from(options);
+        let text = format!(
+            r#"{{"name":"f","{code}":"/no/such","inputs":["in"],"customRuntimeOptions":{options},"autoAck":false}}"#
+        );
+        planned(&text).expect(&text);
+    }
+}
+
+#[test]
 fn settings_of_another_runtime_are_refused_by_their_name() {
     let code = r#""go":"f","inputs":["in"]"#;
     for (fields, name) in [

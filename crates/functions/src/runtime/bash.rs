@@ -10,7 +10,7 @@ use std::sync::Arc;
 use geminga_stdx::Tasks;
 
 use super::body::{Launch, Speech};
-use super::options::Mode;
+use super::options::{Mode, Options};
 use super::process::{Planned, Processes, Scope};
 use super::warm;
 use super::wire::shell::Shell;
@@ -44,8 +44,7 @@ impl Runtime for Bash {
         services: Arc<dyn Services>,
     ) -> BoxFuture<'_, Result<Box<dyn Host>, Broken>> {
         Box::pin(async move {
-            let warm = matches!(spec.options.mode, None | Some(Mode::Stream));
-            if !warm || other_interpreter(&spec.code.path) {
+            if !is_warm(&spec.options, &spec.code.path) {
                 return super::exec::Exec::new(self.processes.clone(), self.tasks.clone())
                     .start(spec, services)
                     .await;
@@ -54,6 +53,11 @@ impl Runtime for Bash {
             warm::start(Arc::new(Shells), scope, spec, services, &self.tasks).await
         })
     }
+}
+
+/// Whether a script is loaded into a warm shell, and is no business of `exec`.
+pub(crate) fn is_warm(options: &Options, path: &Path) -> bool {
+    matches!(options.mode, None | Some(Mode::Stream)) && !other_interpreter(path)
 }
 
 /// Whether a script's first line names something that is not a Bourne shell.

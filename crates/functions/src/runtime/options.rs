@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::sandbox::Walls;
 
+mod way;
+
+pub(crate) use way::Way;
+
 /// How processes and messages meet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -233,7 +237,10 @@ impl Options {
     /// The fields that were given and that only a process of its own can be held to.
     pub(crate) fn of_processes(&self) -> Vec<&'static str> {
         let limits = &self.limits;
+        let grace = Self::default().kill_grace_ms;
         let given = [
+            // There is no signal that a guest could heed.
+            ("killGraceMs", self.kill_grace_ms != grace),
             ("runAs", self.run_as.is_some()),
             ("sandbox", self.sandbox != Walls::default()),
             ("limits.cpuSeconds", limits.cpu_seconds.is_some()),
