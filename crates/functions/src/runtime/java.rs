@@ -14,9 +14,13 @@ use tokio::sync::OnceCell;
 
 use super::body::{Launch, Speech};
 use super::process::{Planned, Processes, Scope};
-use super::toolchain::{cache, content_key, deployment, files, once, run, sources, write};
+use super::toolchain::{
+    cache, content_key, deployment, file_key, files, once, run, sources, write,
+};
 use super::warm;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
+
+mod archive;
 
 const HOST: &[(&str, &str)] = files![
     "../hosts/java/":
@@ -25,12 +29,16 @@ const HOST: &[(&str, &str)] = files![
     "Host.java",
     "Json.java",
     "Types.java",
+    "Unpack.java",
     "Values.java",
     "Wire.java",
     "Worker.java",
 ];
 /// The entry of a jar that brings the functions API itself.
 const API_CLASS: &[u8] = b"org/apache/pulsar/functions/api/Context.class";
+/// What a NAR may unpack to: a bound against archives that are made to fill the disk.
+const FILES_MAX: u64 = 50_000;
+const BYTES_MAX: u64 = 1 << 30;
 /// What Maven is asked for: group, artifact, version.
 const API: &[(&str, &str, &str)] = &[
     ("org.apache.pulsar", "pulsar-functions-api", "4.0.8"),
@@ -53,20 +61,18 @@ impl Java {
     }
 
     async fn prepare(jar: &Path) -> Result<Machines, Broken> {
-        let bytes = std::fs::read(jar)
+        let jar = std::fs::canonicalize(jar)
             .map_err(|_| deployment(format!("`{}` does not exist", jar.display()), ""))?;
-        let jar = std::fs::canonicalize(jar).unwrap_or_else(|_| jar.to_path_buf());
         let mut class_path = vec![host().await?];
-        let mut has_api = contains(&bytes, API_CLASS);
+        let mut has_api = brings_api(&jar).await?;
         if jar.extension().is_some_and(|ending| ending == "nar") {
-            let folder = unpacked(&jar, &bytes).await?;
+            let folder = unpacked(&jar, FILES_MAX, BYTES_MAX).await?;
             let bundled = folder.join("META-INF/bundled-dependencies");
             class_path.push(folder);
             if bundled.is_dir() {
                 class_path.push(bundled.clone());
                 for jar in jars(&bundled)? {
-                    let bytes = std::fs::read(&jar).unwrap_or_default();
-                    has_api |= contains(&bytes, API_CLASS);
+                    has_api = has_api || brings_api(&jar).await?;
                     class_path.push(jar);
                 }
             }
@@ -246,23 +252,37 @@ async fn host() -> Result<PathBuf, Broken> {
     Ok(place)
 }
 
+/// Reads a jar on a thread of its own: it may be large.
+async fn reading<T: Send + 'static>(
+    jar: &Path,
+    read: impl FnOnce(&Path) -> std::io::Result<T> + Send + 'static,
+) -> Result<T, Broken> {
+    let of_jar = jar.to_owned();
+    let read = tokio::task::spawn_blocking(move || read(&of_jar)).await;
+    read.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+        .map_err(|error| deployment(format!("`{}` can not be read: {error}", jar.display()), ""))
+}
+
+async fn brings_api(jar: &Path) -> Result<bool, Broken> {
+    reading(jar, |jar| archive::holds(jar, API_CLASS)).await
+}
+
 /// The folder of a NAR's files: the JDK does not read jars inside of one.
-async fn unpacked(nar: &Path, bytes: &[u8]) -> Result<PathBuf, Broken> {
-    let place = cache().join(format!("java-nar-{:032x}", content_key([bytes])));
+pub(super) async fn unpacked(nar: &Path, files: u64, bytes: u64) -> Result<PathBuf, Broken> {
+    let key = reading(nar, file_key).await?;
+    let place = cache().join(format!("java-nar-{key:032x}"));
+    let host = host().await?;
     once(&place, |into| async move {
-        let mut jar = Command::new(tool("jar"));
-        // It leaves out names that lead elsewhere.
-        jar.arg("xf").arg(nar).current_dir(&into);
-        run(&mut jar, "install a JDK of version 11 or later").await
+        let mut java = Command::new(tool("java"));
+        java.args(["-Xshare:auto", "-XX:+UseSerialGC", "-cp"])
+            .arg(host)
+            .arg("geminga.Unpack")
+            .args([nar, &into])
+            .args([files.to_string(), bytes.to_string()]);
+        run(&mut java, "install a JDK of version 11 or later").await
     })
     .await?;
     Ok(place)
-}
-
-fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
-    bytes
-        .windows(wanted.len())
-        .any(|window| window[0] == wanted[0] && window == wanted)
 }
 
 /// The jars of the functions API; none when nobody has them and the jar may do without.

@@ -128,9 +128,38 @@ pub(crate) fn content_key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u128
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
+    half(hash)
+}
+
+fn half(hash: Sha256) -> u128 {
     let digest = hash.finalize();
     let half = digest.iter().take(16);
     half.fold(0, |key, byte| key << 8 | u128::from(*byte))
+}
+
+/// [`content_key`] of a file as the only part, which is read piece by piece.
+///
+/// # Errors
+/// When it can not be read, or changes meanwhile.
+pub(crate) fn file_key(path: &Path) -> io::Result<u128> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut hash = Sha256::new();
+    hash.update(length.to_le_bytes());
+    let mut piece = vec![0; 256 * 1024];
+    let mut left = length;
+    loop {
+        match io::Read::read(&mut file, &mut piece) {
+            Ok(0) if left == 0 => return Ok(half(hash)),
+            Ok(count) if count > 0 && count as u64 <= left => {
+                hash.update(&piece[..count]);
+                left -= count as u64;
+            }
+            Ok(_) => return Err(io::Error::other("it changed while it was read")),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 pub(crate) fn deployment(reason: impl Into<String>, said: impl Into<String>) -> Broken {

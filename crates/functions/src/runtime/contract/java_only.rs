@@ -201,3 +201,59 @@ async fn a_nar_names_its_class() {
     assert_eq!(payloads(&f.ask(b"a").await), [b"a!"]);
     f.stop().await;
 }
+
+/// A NAR of 10 MB may unpack to 10 GB, and say that it does not.
+#[tokio::test]
+async fn a_nar_does_not_fill_the_disk() {
+    let directory = tempfile::tempdir().expect("temporary");
+    let root = directory.path().join("nar");
+    std::fs::create_dir_all(&root).expect("made");
+    std::fs::write(root.join("large"), vec![b'x'; 0x0003_0d40]).expect("written");
+    // Of each run its own: what was unpacked once is kept.
+    let seed = format!("{:?}", std::time::SystemTime::now());
+    std::fs::write(root.join("small"), seed).expect("written");
+    let nar = directory.path().join("f.nar");
+    let made = std::process::Command::new(crate::runtime::java::tool("jar"))
+        .arg("cfM")
+        .arg(&nar)
+        .arg("-C")
+        .arg(&root)
+        .arg(".")
+        .status();
+    assert!(made.expect("a JDK is installed").success());
+    // The size of the large one, as the list at the end has it, and a lie.
+    let mut bytes = std::fs::read(&nar).expect("read");
+    let size = 0x0003_0d40_u32.to_le_bytes();
+    let at = bytes.windows(4).rposition(|window| window == size);
+    let at = at.expect("its size");
+    bytes[at..at + 4].copy_from_slice(&10_u32.to_le_bytes());
+    let liar = directory.path().join("liar.nar");
+    std::fs::write(&liar, &bytes).expect("written");
+    let refused = |nar: PathBuf, files: u64, bytes: u64| async move {
+        let unpacked = super::java::unpacked(&nar, files, bytes).await;
+        let Err(Broken::Deployment {
+            reason,
+            stderr_tail,
+        }) = unpacked
+        else {
+            panic!("taken: {unpacked:?}")
+        };
+        format!("{reason} {stderr_tail}")
+    };
+    for (nar, files, bytes) in [
+        (&nar, 100, 100_000),
+        (&liar, 100, 100_000),
+        (&nar, 1, 1 << 30),
+    ] {
+        let said = refused(nar.clone(), files, bytes).await;
+        let expected = format!("it unpacks to more than {files} files or {bytes} bytes");
+        assert!(said.contains(&expected), "{said}");
+    }
+    let kept = super::java::unpacked(&nar, 100, 1 << 30).await;
+    let kept = kept.expect("within the bounds");
+    assert_eq!(
+        std::fs::metadata(kept.join("large")).expect("there").len(),
+        200_000
+    );
+    std::fs::remove_dir_all(kept).expect("removed");
+}
