@@ -227,11 +227,7 @@ impl Scope {
         if made.is_err() {
             self.full.store(true, Ordering::Relaxed);
         }
-        // There may be much in it; and it is below what the guard removes.
-        let remove = std::thread::Builder::new().name("geminga-remove".to_owned());
-        if let Err(error) = remove.spawn(move || std::fs::remove_dir_all(aside)) {
-            tracing::warn!(%error, "a private directory that was full stays until the worker ends");
-        }
+        remove_later(aside);
         made
     }
 
@@ -333,10 +329,25 @@ const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// How gladly the kernel kills a process for want of memory: from -1000 to 1000.
 const OOM_SCORE: &str = "500";
 
+/// Removes a private directory on a thread of its own: there may be a million files in it. It is below what the
+/// guard removes, so that it goes with the worker at the latest.
+fn remove_later(directory: PathBuf) {
+    let remove = std::thread::Builder::new().name("geminga-remove".to_owned());
+    if let Err(error) = remove.spawn(move || std::fs::remove_dir_all(directory)) {
+        tracing::warn!(%error, "a private directory stays until the worker ends");
+    }
+}
+
 impl Drop for Scope {
     fn drop(&mut self) {
         self.sweep();
-        let _ = std::fs::remove_dir_all(&self.directory);
+        // Its name is free at once.
+        let aside = self.beside("gone");
+        match std::fs::rename(&self.directory, &aside) {
+            Ok(()) => remove_later(aside),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => remove_later(self.directory.clone()),
+        }
     }
 }
 
@@ -507,6 +518,35 @@ mod tests {
         }
         let beside = scope.directory.parent().expect("a folder");
         assert_eq!(std::fs::read_dir(beside).expect("read").count(), 1);
+    }
+
+    /// A million files in it held up one of the broker's threads for seconds.
+    #[tokio::test]
+    async fn the_end_of_a_host_does_not_wait_for_its_files() {
+        let directory = tempfile::tempdir().expect("temporary");
+        let processes = Processes::start_with(Some(directory.path()), Cgroups::default());
+        let processes = processes.expect("guard");
+        let fill = |folder: &Path| {
+            std::fs::create_dir_all(folder).expect("made");
+            for number in 0..40_000 {
+                std::fs::write(folder.join(number.to_string()), "").expect("written");
+            }
+        };
+        let other = directory.path().join("other");
+        fill(&other);
+        let begun = std::time::Instant::now();
+        std::fs::remove_dir_all(&other).expect("removed");
+        let removing = begun.elapsed();
+        let scope = processes.scope(&HostSpec::default()).expect("made");
+        let beside = scope.directory.parent().expect("a folder").to_owned();
+        fill(&scope.path("many"));
+        let begun = std::time::Instant::now();
+        drop(scope);
+        let dropping = begun.elapsed();
+        assert!(dropping < removing / 2, "{dropping:?} of {removing:?}");
+        // It is removed all the same.
+        let gone = || std::fs::read_dir(&beside).expect("read").count() == 0;
+        crate::runtime::contract::until("removed", gone).await;
     }
 
     #[test]
