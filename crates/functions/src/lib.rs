@@ -29,9 +29,9 @@ pub use worker::report::{
     ExceptionInformation, FunctionState, FunctionStats, FunctionStatus, Progress,
 };
 pub use worker::{
-    Answered, Asked, CATALOG_TOPIC, DrainStatus, MakeRuntime, MemberInfo, Owner, PACKAGE_BYTES_MAX,
-    PackageMetadata, PackageName, Reach, Registrant, Rights, Spool, Spooled, Upload, Version,
-    Worker, WorkerConfig,
+    Answered, Asked, BrokenBuiltin, CATALOG_TOPIC, DrainStatus, FunctionDefinition, MakeRuntime,
+    MemberInfo, Owner, PACKAGE_BYTES_MAX, PackageMetadata, PackageName, Reach, Registrant, Rights,
+    Spool, Spooled, Upload, Version, Worker, WorkerConfig,
 };
 
 /// What of a component's configuration a worker would refuse, each with the field that it is about.

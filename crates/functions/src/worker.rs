@@ -24,6 +24,7 @@ use crate::runtime::{Broken, LogLine, Processes, StateChange};
 use crate::secret::{SecretRules, declared};
 
 mod beside;
+mod builtins;
 pub(crate) mod catalog;
 mod change;
 pub(crate) mod cluster;
@@ -38,6 +39,7 @@ pub(crate) mod supervisor;
 mod trigger;
 mod warming;
 
+pub use self::builtins::{BrokenBuiltin, FunctionDefinition};
 pub use self::change::Version;
 pub use self::cluster::{DrainStatus, MemberInfo, Owner};
 pub use self::package::{PACKAGE_BYTES_MAX, Spool, Spooled, Upload};
@@ -100,6 +102,8 @@ pub struct WorkerConfig {
     /// Records that the catalogue, or the state of a function, may gather on its topic before the
     /// living ones are written anew: it bounds the topic and the time of a start.
     pub changelog_records_max: u64,
+    /// The folder of the built-in functions; one that is not there is empty. `None` knows none at all.
+    pub functions_directory: Option<PathBuf>,
     /// Private directories of functions; the system's temporary directory when `None`.
     pub temp_dir: Option<PathBuf>,
     pub on_log: Option<OnLog>,
@@ -129,6 +133,7 @@ impl WorkerConfig {
             prove_wait: PROVE_WAIT,
             catalog_topic: Some(CATALOG_TOPIC.to_owned()),
             changelog_records_max: 10_000,
+            functions_directory: None,
             temp_dir: None,
             on_log: None,
             rights: None,
@@ -163,6 +168,8 @@ pub(crate) struct Inner {
     /// How long the start took.
     start_up_ms: std::sync::atomic::AtomicU64,
     packages: PathBuf,
+    /// What the folder of the built-in functions held when it was read.
+    builtins: Mutex<Arc<builtins::Builtins>>,
     /// What the catalogue says, with what runs of it here.
     components: Mutex<BTreeMap<ComponentId, Arc<Entry>>>,
     /// Packages that other workers can fetch.
@@ -248,6 +255,7 @@ impl Worker {
                 catalog,
                 start_up_ms: std::sync::atomic::AtomicU64::new(0),
                 packages,
+                builtins: Mutex::default(),
                 components: Mutex::default(),
                 shared: Mutex::default(),
                 warming: Mutex::default(),
@@ -257,6 +265,7 @@ impl Worker {
                 settling: tokio::sync::Mutex::new(()),
             }),
         };
+        worker.reload_builtin_functions().await?;
         if let Some(topic) = topic {
             worker.join(topic).await;
         }

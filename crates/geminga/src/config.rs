@@ -39,5 +39,8 @@ pub(crate) struct DataArgs {
     pub(crate) durability: Durability,
 }
 
+/// Where the built-in functions are when nothing else is said: Pulsar's own place.
+pub(crate) const FUNCTIONS_DIRECTORY_DEFAULT: &str = "./functions";
+
 /// The directory used when none is named.
 pub(crate) const DATA_DIR_DEFAULT: &str = "./.geminga";

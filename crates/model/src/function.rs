@@ -19,7 +19,7 @@ config_struct! {
         tenant: String,
         /// Owner namespace; `default` when absent.
         namespace: String,
-        /// Name; when absent the last segment of `className`, or the code file's stem.
+        /// Name; when absent the last segment of `className`, the code file's stem, or `functionType`.
         name: String,
         /// `tenant/namespace/name` in one.
         fqfn: String,
@@ -262,6 +262,7 @@ impl FunctionConfig {
                 let file = &path[stem(path).unwrap_or(0)..];
                 Some(file.split_once('.').map_or(file, |(stem, _)| stem))
             })
+            .or(self.function_type.as_deref())
             .filter(|name| !name.is_empty())
     }
 

@@ -175,6 +175,32 @@ impl AdminClient {
             .await
     }
 
+    /// The built-in functions: Pulsar's `FunctionDefinition`s.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there.
+    pub async fn available_functions(&self) -> Result<Vec<Value>, ClientError> {
+        self.get("/admin/v3/functions/builtins").await
+    }
+
+    /// Has the server read the folder of the built-in functions again: what of it can not be used, as `file`,
+    /// `reason` and `workerId`.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there.
+    pub async fn reload_functions(&self) -> Result<Vec<Value>, ClientError> {
+        let path = "/admin/v3/functions/builtins/reload";
+        let reply = self.send(Method::POST, path, None).await?;
+        if reply.body.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut said: Value = answer(path, &reply.body)?;
+        Ok(said["broken"]
+            .as_array_mut()
+            .map(std::mem::take)
+            .unwrap_or_default())
+    }
+
     /// A value of a function's state.
     ///
     /// # Errors

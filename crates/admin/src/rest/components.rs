@@ -102,8 +102,11 @@ pub(super) fn router(functions: &Functions) -> Router<Functions> {
         .route("/admin/v3/functions/connectors", get(connectors))
         .route("/admin/v2/functions/connectors", get(connectors))
         .route("/admin/v2/worker/connectors", get(connectors))
-        .route("/admin/v3/functions/builtins", get(no_builtins))
-        .route("/admin/v3/functions/builtins/reload", post(reload))
+        .route("/admin/v3/functions/builtins", get(builtin_functions))
+        .route(
+            "/admin/v3/functions/builtins/reload",
+            post(reload_functions),
+        )
         .route(
             "/admin/v3/functions/leader/{tenant}/{namespace}/{name}",
             put(at_leader),
@@ -261,7 +264,7 @@ async fn code_of(
     registration: Registration,
 ) -> Answer<(Component, Option<Upload>, bool)> {
     let Registration {
-        component,
+        mut component,
         upload,
         url,
         ..
@@ -270,9 +273,15 @@ async fn code_of(
     if upload.is_some() {
         return Ok((component, upload, true));
     }
-    let local = match &component {
-        Component::Function(config) => config.code().map(|(_, path)| path.to_owned()),
-        _ => None,
+    let (local, is_builtin) = match &component {
+        Component::Function(config) => {
+            let code = config.code().map(|(_, path)| path.to_owned());
+            let is_builtin = code
+                .as_deref()
+                .is_some_and(|code| code.starts_with("builtin://"));
+            (code, is_builtin || config.function_type.is_some())
+        }
+        _ => (None, false),
     };
     let Some(url) = url else {
         // A configuration that names a file of this machine by itself.
@@ -281,7 +290,7 @@ async fn code_of(
         {
             return Err(not_trusted());
         }
-        return Ok((component, None, false));
+        return Ok((component, None, is_builtin));
     };
     let worker = functions.worker()?;
     if let Some(name) = PackageName::parse(&url) {
@@ -299,10 +308,13 @@ async fn code_of(
         ));
     }
     if let Some(name) = url.strip_prefix("builtin://") {
-        if id.kind == Kind::Function {
-            return Err(ApiError::bad_request(format!(
-                "Built-in function '{name}' is not available"
-            )));
+        if let Component::Function(config) = &mut component {
+            let given = config.function_type.get_or_insert_with(|| name.to_owned());
+            if given != name {
+                return Err(ApiError::bad_request(format!(
+                    "`functionType` is '{given}', and the part `url` names the built-in function '{name}'"
+                )));
+            }
         }
         return Ok((component, None, true));
     }
@@ -642,12 +654,29 @@ async fn download_function(
     }
 }
 
-/// There are no functions in the binary itself.
-async fn no_builtins() -> Answer {
-    document(&json!([]))
+async fn builtin_functions(State(functions): State<Functions>) -> Answer {
+    document(&functions.worker()?.builtin_functions())
 }
 
-/// What is built in can not change while the program runs.
+/// Reads the folder of the built-in functions again, here and at the other workers. Where all of it can be
+/// used the answer is Pulsar's, and otherwise it says what can not.
+async fn reload_functions(State(functions): State<Functions>, headers: HeaderMap) -> Answer {
+    let worker = functions.worker()?;
+    let own = worker.reload_builtin_functions().await?;
+    let mut broken = Vec::new();
+    for found in own {
+        let mut found = to_value(&found)?;
+        found["workerId"] = json!(worker.worker_id());
+        broken.push(found);
+    }
+    broken.extend(elsewhere::reload(worker, &headers).await);
+    match broken.is_empty() {
+        true => done(),
+        false => document(&json!({ "broken": broken })),
+    }
+}
+
+/// Connectors are part of the program: they can not change while it runs.
 async fn reload(State(functions): State<Functions>) -> Answer {
     functions.worker()?;
     done()

@@ -197,6 +197,18 @@ fn word(kind: Kind, field: &str) -> &'static str {
         assert!(with(own).is_ok() && with(other).is_err());
         return "yes";
     }
+    if field == "functionType" {
+        // It is the code: a file that the worker has taken in by then.
+        let given = json!({"go": null, "jar": null, "functionType": "echo", "runtime": match kind {
+            Kind::Go => "GO",
+            Kind::Java => "JAVA",
+        }});
+        let code = PathBuf::from("packages/echo.jar");
+        let taken = plan(&config(kind, &given).into(), Some(&code)).expect("accepted");
+        let spec = taken.process.spec().expect("there is code");
+        assert_eq!(spec.code.path, code);
+        return "yes";
+    }
     for sample in samples(field) {
         match plan(&config(kind, &sample).into(), None) {
             Ok(plan) => {

@@ -32,9 +32,15 @@ pub(super) fn function(
         &[
             (
                 "functionType",
-                config.function_type.is_some(),
-                "it names a function that Pulsar's own worker has installed, and this worker has none: remove \
-                 it, and give the code, as `jar`, `py`, `go`, `sh`, `wasm` or `exec`",
+                config.function_type.is_some() && config.code().is_some(),
+                "it names a function of the server's `functionsDirectory`, and other code is given as well: \
+                 give one of the two",
+            ),
+            (
+                "functionType",
+                config.function_type.is_some() && config.code().is_none() && code.is_none(),
+                "it names a function of a server's `functionsDirectory`, and here is none: create it on a \
+                 server, or give the code, as `jar`, `py`, `go`, `sh`, `wasm` or `exec`",
             ),
             (
                 "exposePulsarAdminClientEnabled",
@@ -56,7 +62,7 @@ pub(super) fn function(
             ),
         ],
     );
-    if config.function_type.is_some() && config.code().is_none() {
+    if config.function_type.is_some() && (config.code().is_some() || code.is_none()) {
         return None;
     }
     let guarantee = config.guarantees();

@@ -87,11 +87,11 @@ fn what_is_refused_says_where_why_and_what_to_type() {
         ),
         (
             r#""functionType":"enrich""#.to_owned(),
-            ["`functionType`", "this worker has none", "give the code"],
+            ["`functionType`", "here is none", "give the code"],
         ),
         (
             r#""sh":"f.sh","functionType":"enrich""#.to_owned(),
-            ["`functionType`", "this worker has none", "give the code"],
+            ["`functionType`", "other code", "give one of the two"],
         ),
     ] {
         let text = format!(r#"{{"name":"f","inputs":["in"],{fields}}}"#);

@@ -63,8 +63,8 @@ impl Worker {
     pub async fn create_by(
         &self,
         by: Option<Registrant>,
-        component: Component,
-        code: Option<Upload>,
+        mut component: Component,
+        mut code: Option<Upload>,
     ) -> Result<ComponentId, WorkerError> {
         let _one = self.inner.changing.lock().await;
         let id = component
@@ -76,6 +76,10 @@ impl Worker {
             .read(|view| view.components.contains_key(&id))
         {
             return Err(WorkerError::Exists(id));
+        }
+        if let Some(builtin) = self.resolve(&mut component, code.is_some())? {
+            builtin.fill(&id, &mut component);
+            code = Some(builtin.code(&self.inner.packages).await?);
         }
         self.may_read(&component).await?;
         let component = package::with_absolute_code(component);
@@ -157,13 +161,17 @@ impl Worker {
         by: Option<Registrant>,
         id: &ComponentId,
         change: Component,
-        code: Option<Upload>,
+        mut code: Option<Upload>,
     ) -> Result<(), WorkerError> {
         let _one = self.inner.changing.lock().await;
         let record = self.record(id)?;
         let stored = &record.component;
-        let change = change.unmasked(stored);
-        let component = match stored.merged(&change) {
+        let mut change = change.unmasked(stored);
+        let builtin = self.resolve(&mut change, code.is_some())?;
+        if let Some(builtin) = &builtin {
+            builtin.fits(stored)?;
+        }
+        let mut component = match stored.merged(&change) {
             Ok(merged) => merged,
             // New code with the same configuration is a change too.
             Err(_) if code.is_some() && (change == *stored || is_empty(&change)) => stored.clone(),
@@ -172,6 +180,21 @@ impl Worker {
                 return Err(WorkerError::Invalid(texts.collect()));
             }
         };
+        match (builtin, &mut component) {
+            (Some(builtin), component) => {
+                builtin.fill(id, component);
+                code = Some(builtin.code(&self.inner.packages).await?);
+            }
+            // It is made of something else from now on.
+            (None, Component::Function(config)) if code.is_some() => {
+                let was_builtin = config.function_type.take().is_some();
+                // Its language was that of the built-in function, and is that of the code now.
+                if was_builtin && config.code().is_some() {
+                    config.runtime = None;
+                }
+            }
+            _ => {}
+        }
         self.change_to(id, record, by, component, code).await
     }
 

@@ -1,5 +1,6 @@
 //! The worker against a real broker: ours in this process, or the one in `GEMINGA_TEST_SERVICE_URL`.
 
+mod builtins;
 mod changelog;
 mod column;
 mod connectors;

@@ -310,6 +310,7 @@ async fn start(
     config.temp_dir = Some(directory.to_path_buf());
     config.wasm.clone_from(wasm);
     config.secrets = secrets.clone();
+    config.functions_directory = Some(directory.join("functions"));
     Worker::start(config).await.expect("worker")
 }
 

@@ -40,6 +40,7 @@ pub(crate) fn config(stage: &Stage, directory: PathBuf, name: &str) -> WorkerCon
         worker_id: name.to_owned(),
         url: format!("http://{name}"),
         lease: LEASE,
+        functions_directory: Some(directory.join("functions")),
         ..WorkerConfig::new(stage.client.clone(), directory)
     }
 }

@@ -86,6 +86,7 @@ async fn serve(mut args: DevArgs, source: Source, global: &Global, copies: &Path
         broker: geminga_broker::BrokerConfig::default(),
         data: args.data.clone(),
         worker: true,
+        functions_directory: None,
         token: None,
         secrets: SecretRules::everything(),
     };

@@ -1,5 +1,6 @@
 //! `geminga functions`: make, look at, feed, change and remove functions.
 
+mod builtins;
 mod flags;
 mod history;
 mod localrun;
@@ -37,6 +38,7 @@ enum Command {
     #[command(after_help = "Examples:\n  \
             geminga functions create --sh reverse.sh --inputs words --output-topic reversed\n  \
             geminga functions create --py count.py --classname count.Count --inputs words\n  \
+            geminga functions create --function-type exclaim --inputs words --output-topic loud\n  \
             geminga functions create --function-config-file count.yaml")]
     Create(Box<FunctionFlags>),
     /// Change a function: what is not given stays
@@ -74,6 +76,12 @@ enum Command {
     /// Print what all instances say, from the function's log topic
     #[command(after_help = "Example:\n  geminga functions logs reverse --follow --level warn")]
     Logs(history::LogsArgs),
+    /// List the built-in functions: those in the server's functionsDirectory
+    #[command(after_help = "Example:\n  geminga functions available-functions")]
+    AvailableFunctions,
+    /// Have the server read its functionsDirectory again; what runs keeps its code
+    #[command(after_help = "Example:\n  geminga functions reload")]
+    Reload,
     #[command(flatten)]
     Action(Action),
 }
@@ -137,6 +145,8 @@ pub(crate) fn run(args: FunctionsArgs, global: &Global) -> Outcome {
             Command::Versions(args) => history::versions(&client, &args, format).await,
             Command::Rollback(args) => history::roll_back(&client, &args).await,
             Command::Logs(args) => history::logs(&client, &args, global).await,
+            Command::AvailableFunctions => builtins::list(&client, format).await,
+            Command::Reload => builtins::reload(&client, format).await,
             Command::Action(action) => component::act(&client, kind, action, format).await,
         }
     })
@@ -157,7 +167,7 @@ async fn prepare(flags: &FunctionFlags, update: bool) -> Outcome<Prepared> {
         [] if update => Code::None,
         [] => {
             return Err(usage(
-                "no code: give one of --sh, --exec, --py, --go, --jar, --wasm",
+                "no code: give one of --sh, --exec, --py, --go, --jar, --wasm, --function-type",
             ));
         }
         ["functionType"] => Code::Url(format!(

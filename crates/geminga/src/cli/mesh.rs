@@ -280,6 +280,9 @@ fn name_of(fqfn: &str) -> FullName {
     }
 }
 
+/// The fields that hold code.
+const CODES: [&str; 6] = ["jar", "py", "go", "sh", "exec", "wasm"];
+
 /// A component's configuration with paths that mean the same in the server's directory, and with
 /// the digest of its code.
 fn config_of(component: &Component) -> Value {
@@ -290,6 +293,14 @@ fn config_of(component: &Component) -> Value {
         && let Ok(digest) = digest(code)
     {
         config["codeDigest"] = json!(digest);
+    }
+    // A server shows in one way what can be asked for in several.
+    for field in CODES {
+        let name = config.get(field).and_then(Value::as_str);
+        if let Some(name) = name.and_then(|code| code.strip_prefix("builtin://")) {
+            config["functionType"] = json!(name);
+            config.as_object_mut().map(|config| config.remove(field));
+        }
     }
     for key in ["path", "inputDirectory"] {
         if let Some(Value::String(path)) = config.pointer_mut(&format!("/configs/{key}"))
@@ -382,7 +393,7 @@ async fn steps(client: &AdminClient, plan: &Plan) -> Outcome<Vec<Step>> {
     for state in &mut wanted {
         // A server keeps code under a name of its own; it is sent again at each update.
         if let Some(there) = actual.iter().find(|there| there.fqfn == state.fqfn) {
-            for field in ["jar", "py", "go", "sh", "exec", "wasm"] {
+            for field in CODES {
                 if state.config.get(field).is_some() && there.config.get(field).is_some() {
                     state.config[field] = there.config[field].clone();
                 }
@@ -392,6 +403,15 @@ async fn steps(client: &AdminClient, plan: &Plan) -> Outcome<Vec<Step>> {
                 && let Some(mesh) = there.config["mesh"].as_str()
             {
                 state.config["mesh"] = json!(mesh);
+            }
+            // What a built-in function is, the server fills in.
+            let is_same = state.config.get("functionType") == there.config.get("functionType");
+            if is_same && there.config.get("functionType").is_some() {
+                for field in ["className", "runtime"] {
+                    if state.config.get(field).is_none() && there.config.get(field).is_some() {
+                        state.config[field] = there.config[field].clone();
+                    }
+                }
             }
         }
     }

@@ -110,6 +110,7 @@ impl Broker {
             advertised_address: None,
             data,
             worker: false,
+            functions_directory: None,
             token: None,
             secrets: SecretRules::default(),
         })

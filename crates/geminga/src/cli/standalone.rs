@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Global, block_on};
-use crate::config::{BrokerConf, DataArgs};
+use crate::config::{BrokerConf, DataArgs, FUNCTIONS_DIRECTORY_DEFAULT};
 use crate::failure::Outcome;
 use crate::output::{self, Format};
 use crate::serve::standalone::{Options, Standalone};
@@ -33,6 +33,9 @@ pub(crate) struct StandaloneArgs {
     /// The host name that clients are told to connect to
     #[arg(long, value_name = "HOST", env = "GEMINGA_ADVERTISED_ADDRESS")]
     advertised_address: Option<String>,
+    /// The folder of the built-in functions, functionsDirectory in the file [default: ./functions]
+    #[arg(long, value_name = "DIR", env = "GEMINGA_FUNCTIONS_DIRECTORY")]
+    functions_directory: Option<PathBuf>,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -52,6 +55,11 @@ pub(crate) fn run(args: StandaloneArgs, global: &Global) -> Outcome {
             broker: conf.broker,
             data: args.data,
             worker: true,
+            functions_directory: Some(
+                args.functions_directory
+                    .or(conf.functions_directory)
+                    .unwrap_or_else(|| FUNCTIONS_DIRECTORY_DEFAULT.into()),
+            ),
             token: super::client::compat_token(),
             secrets: conf.secrets,
         };

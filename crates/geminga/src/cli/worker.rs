@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Global, block_on, client};
-use crate::config::SecretFlags;
+use crate::config::{FUNCTIONS_DIRECTORY_DEFAULT, SecretFlags};
 use crate::failure::{Exit, Failure, Outcome, with_sources};
 use crate::output::{self, Format};
 
@@ -45,6 +45,14 @@ pub(crate) struct WorkerArgs {
         default_value = "public/functions"
     )]
     functions_namespace: String,
+    /// The folder of the built-in functions; the same on all workers, since the one that leads reads its own
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "GEMINGA_FUNCTIONS_DIRECTORY",
+        default_value = FUNCTIONS_DIRECTORY_DEFAULT
+    )]
+    functions_directory: PathBuf,
     /// The name of the cluster, as functions and metrics show it
     #[arg(long, default_value = "standalone")]
     cluster: String,
@@ -108,6 +116,7 @@ pub(crate) fn run(args: WorkerArgs, global: &Global) -> Outcome {
             reach: Some(client::reach(global)),
             wasm: crate::serve::wasm(),
             secrets,
+            functions_directory: Some(args.functions_directory.clone()),
             cluster: args.cluster.clone(),
             worker_id: worker_id.unwrap_or_else(|| format!("c-{}-fw-{host}-{port}", args.cluster)),
             url: format!("http://{host}:{port}"),

@@ -24,10 +24,17 @@ pub(crate) struct BrokerConf {
     pub(crate) http_port: Option<u16>,
     /// What secrets of functions may name.
     pub(crate) secrets: SecretRules,
+    /// `functionsDirectory`, which Pulsar has in `functions_worker.yml`.
+    pub(crate) functions_directory: Option<std::path::PathBuf>,
 }
 
 /// Names that belong to the process and not to the broker.
-const OURS: [&str; 3] = ["bindAddress", "brokerServicePort", "webServicePort"];
+const OURS: [&str; 4] = [
+    "bindAddress",
+    "brokerServicePort",
+    "webServicePort",
+    "functionsDirectory",
+];
 
 impl BrokerConf {
     pub(crate) fn read(path: &Path) -> Outcome<BrokerConf> {
@@ -62,7 +69,7 @@ impl BrokerConf {
             let (name, value) = (name.trim(), value.trim());
             let bad = || (at, format!("the value of `{name}` is not valid"));
             if OURS.contains(&name) {
-                if value.is_empty() && name == "bindAddress" {
+                if value.is_empty() && !name.ends_with("Port") {
                     continue;
                 }
                 if value.is_empty() {
@@ -76,6 +83,7 @@ impl BrokerConf {
                 }
                 match name {
                     "bindAddress" => conf.bind = Some(value.parse().map_err(|_| bad())?),
+                    "functionsDirectory" => conf.functions_directory = Some(value.into()),
                     "brokerServicePort" => conf.port = Some(value.parse().map_err(|_| bad())?),
                     _ => conf.http_port = Some(value.parse().map_err(|_| bad())?),
                 }
@@ -198,6 +206,7 @@ mod tests {
              superUserRoles=a,b\n\
              tokenSecretKey=data:;base64,aGk=\n\
              brokerServicePortTls=6651\n\
+             functionsDirectory = /srv/functions\n\
              brokerServicePort=6700\n\
              gemingaSecretsFromEnvironment=DB_*\n\
              gemingaSecretsFromFolders = /run/secrets, /etc/db\n\
@@ -219,6 +228,10 @@ mod tests {
         for part in ["DB_*", "/run/secrets", "/etc/db", "vault"] {
             assert!(secrets.contains(part), "{secrets}");
         }
+        let folder = conf.functions_directory.as_deref();
+        assert_eq!(folder, Some(std::path::Path::new("/srv/functions")));
+        let unset = BrokerConf::parse("functionsDirectory=\n").unwrap();
+        assert_eq!(unset.functions_directory, None);
     }
 
     #[test]
@@ -226,6 +239,11 @@ mod tests {
         for (text, line, part) in [
             ("clusterName=c\nzookeeperServers=x", 2, "`zookeeperServers`"),
             ("superUserRole=x", 1, "did you mean `superUserRoles`?"),
+            (
+                "functionDirectory=x",
+                1,
+                "did you mean `functionsDirectory`?",
+            ),
             ("maxMessageSize=hunter2", 1, "`maxMessageSize`"),
             (
                 "authenticationEnabled=hunter2",

@@ -34,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) data: DataArgs,
     /// Whether functions run here; `geminga run` brings a worker of its own.
     pub(crate) worker: bool,
+    /// The built-in functions of that worker; none without it.
+    pub(crate) functions_directory: Option<std::path::PathBuf>,
     /// What processes of functions show that bring a client of their own, where the broker asks who they are.
     pub(crate) token: Option<String>,
     /// What secrets of functions may name.
@@ -148,6 +150,7 @@ impl Standalone {
                     token: options.token.clone(),
                 }),
                 wasm: crate::serve::wasm(),
+                functions_directory: options.functions_directory.clone(),
                 rights: Some(geminga_admin::function_rights(&broker)),
                 secrets: options.secrets.clone(),
                 ..WorkerConfig::new(in_process(&broker), data.path.join("functions"))

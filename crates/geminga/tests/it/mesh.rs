@@ -163,3 +163,50 @@ fn plain_configurations_are_of_no_mesh_until_one_is_named() {
     assert_eq!(again.status.code(), Some(3));
     assert!(text(&again.stderr).contains("error[G0202]: there is no mesh `pair`"));
 }
+
+/// One that names it as code, and one by its type: what the server fills in is no change.
+#[test]
+fn built_in_functions_are_made_and_stay_as_they_are() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let folder = directory.path().join("functions");
+    std::fs::create_dir(&folder).expect("made");
+    let write = |name: &str, text: &str| {
+        std::fs::write(directory.path().join(name), text).expect("writes");
+    };
+    write("functions/echo.py", "def process(x):\n    return x\n");
+    write(
+        "functions/echo.yaml",
+        "functionClass: echo\nfile: echo.py\n",
+    );
+    let folder = folder.to_str().expect("text");
+    let server = Server::start(&["--ephemeral", "--functions-directory", folder]);
+    let run = |args: &[&str]| mesh(&server, directory.path(), args);
+    let function =
+        |name: &str, code: &str| format!("---\nname: {name}\ninputs: [{name}-in]\n{code}\n");
+    let both = |a: &str| function("a", a) + &function("b", "functionType: echo");
+    write("mesh.yaml", &both("py: builtin://echo"));
+    let made = run(&["apply", "mesh.yaml"]);
+    assert_eq!(steps(&made), [("create", "a"), ("create", "b")], "{made}");
+    let again = run(&["apply", "mesh.yaml"]);
+    assert_eq!(
+        steps(&again),
+        [("unchanged", "a"), ("unchanged", "b")],
+        "{again}"
+    );
+    write("own.py", "def process(x):\n    return x + x\n");
+    for code in ["py: own.py\nclassName: own", "py: builtin://echo"] {
+        write("mesh.yaml", &both(code));
+        let changed = run(&["apply", "mesh.yaml"]);
+        assert_eq!(
+            steps(&changed),
+            [("update", "a"), ("unchanged", "b")],
+            "{changed}"
+        );
+        let again = run(&["apply", "mesh.yaml"]);
+        assert_eq!(
+            steps(&again),
+            [("unchanged", "a"), ("unchanged", "b")],
+            "{again}"
+        );
+    }
+}

@@ -148,7 +148,8 @@ pub(super) async fn fill(
             }
         }
     }
-    let said = ask_each(asked.into_values(), headers, &path_of(id, report)).await;
+    let path = path_of(id, report);
+    let said = ask_each(Method::GET, asked.into_values(), headers, &path).await;
     for (instance, member) in &mut instances {
         any = true;
         let all = said.get(&member.url).map(|said| &said["instances"]);
@@ -170,6 +171,7 @@ pub(super) async fn fill(
 
 /// What each of these workers says, by its address: all are asked at once.
 async fn ask_each(
+    method: Method,
     members: impl Iterator<Item = MemberInfo>,
     headers: &HeaderMap,
     path: &str,
@@ -180,9 +182,10 @@ async fn ask_each(
         let Some(client) = client(&member.url, headers) else {
             continue;
         };
-        let (sender, path) = (sender.clone(), path.to_owned());
+        let (sender, path, method) = (sender.clone(), path.to_owned(), method.clone());
         tasks.spawn_cancellable("ask a worker", async move {
-            if let Ok(said) = client.get::<Value>(&path).await {
+            if let Ok(reply) = client.send(method, &path, None).await {
+                let said = serde_json::from_slice(&reply.body).unwrap_or_default();
                 // Nobody waits for it any more when the time is over.
                 let _ = sender.send((member.url, said)).await;
             }
@@ -198,6 +201,36 @@ async fn ask_each(
     let _ = tokio::time::timeout(ASK_LIMIT, all).await;
     tasks.cancel();
     said
+}
+
+/// Has the other workers read their folders of built-in functions again: what of those can not be used, and
+/// which worker did not answer.
+pub(super) async fn reload(worker: &Worker, headers: &HeaderMap) -> Vec<Value> {
+    if headers.contains_key(ASKED_BY_WORKER) {
+        return Vec::new();
+    }
+    let own = worker.worker_id();
+    let others = worker.members().into_iter();
+    let others: Vec<_> = others.filter(|member| member.worker_id != own).collect();
+    let path = "/admin/v3/functions/builtins/reload";
+    let mut said = ask_each(Method::POST, others.iter().cloned(), headers, path).await;
+    let mut broken = Vec::new();
+    for member in others {
+        match said.remove(&member.url) {
+            Some(mut said) => {
+                broken.extend(
+                    said["broken"]
+                        .as_array_mut()
+                        .into_iter()
+                        .flat_map(std::mem::take),
+                );
+            }
+            None => broken.push(json!({
+                "workerId": member.worker_id, "file": "", "reason": "the worker does not answer",
+            })),
+        }
+    }
+    broken
 }
 
 /// Has the instances restarted that other workers run.

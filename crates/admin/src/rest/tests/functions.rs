@@ -264,6 +264,107 @@ async fn bad_registrations_are_refused_by_name() {
     server.stop_functions().await;
 }
 
+/// Each way to ask for one, as Pulsar's clients and people with curl do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn built_in_functions_are_listed_made_and_read_again() {
+    const BUILTINS: &str = "/admin/v3/functions/builtins";
+    let directory = tempfile::tempdir().unwrap();
+    let server = house().await.and_functions(directory.path()).await;
+    let (root, coder, stranger) = (token("root"), token("coder"), token("stranger"));
+    let reload = format!("{BUILTINS}/reload");
+    let reload = async |token: &str| ask(&server, "POST", &reload, Some(token), &Value::Null).await;
+    let list = async |token: &str| ask(&server, "GET", BUILTINS, Some(token), &Value::Null).await;
+    assert_eq!(list(&stranger).await, (200, "[]".to_owned()));
+    let folder = directory.path().join("built-in");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("loud.sh"), SCRIPT).unwrap();
+    let about = "name: shout\ndescription: in capitals\nfile: loud.sh\n";
+    std::fs::write(folder.join("loud.yaml"), about).unwrap();
+    for role in [&coder, &stranger] {
+        let (status, _) = reload(role).await;
+        assert!(matches!(status, 401 | 403), "{status}");
+    }
+    assert_eq!(list(&coder).await.1, "[]", "nobody reloaded");
+    assert_eq!(reload(&root).await, (204, String::new()));
+    let (_, listed) = list(&coder).await;
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let shout = json!({"name": "shout", "description": "in capitals", "functionClass": ""});
+    assert_eq!(listed, json!([shout]));
+
+    std::fs::write(folder.join("half.nar"), "PK").unwrap();
+    let (status, said) = reload(&root).await;
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let broken = &said["broken"][0];
+    assert_eq!((status, &broken["file"]), (200, &json!("half.nar")));
+    assert_eq!(broken["workerId"], "c-standalone-fw-127.0.0.1-8080");
+    assert!(
+        broken["reason"].as_str().unwrap().contains("no zip"),
+        "{said}"
+    );
+
+    let form = async |method: &str, name: &str, form: Form| {
+        let path = format!("/admin/v3/functions/t/n/{name}");
+        server.form_as(method, &path, form, Some(&coder)).await
+    };
+    let config = |more: Value| {
+        let mut all =
+            json!({"inputs": ["persistent://t/n/words"], "output": "persistent://t/n/shouts"});
+        for (field, value) in more.as_object().unwrap() {
+            all[field] = value.clone();
+        }
+        Form::new().json("functionConfig", &all.to_string())
+    };
+    for (name, sent) in [
+        ("a", config(json!({"functionType": "shout"}))),
+        ("b", config(json!({"jar": "builtin://shout"}))),
+        ("c", config(json!({})).text("url", "builtin://shout")),
+        // As `pulsar-admin --function-type` sends it.
+        (
+            "d",
+            config(json!({"functionType": "shout", "jar": "builtin://shout", "runtime": "JAVA"}))
+                .text("url", "builtin://shout"),
+        ),
+    ] {
+        assert_eq!(
+            form("POST", name, sent).await,
+            (204, String::new()),
+            "{name}"
+        );
+        let path = format!("/admin/v3/functions/t/n/{name}");
+        let (_, shown) = ask(&server, "GET", &path, Some(&coder), &Value::Null).await;
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(
+            (&shown["functionType"], &shown["runtime"]),
+            (&json!("shout"), &json!("BASH"))
+        );
+        let path = format!("{path}/download");
+        let (_, code) = ask(&server, "GET", &path, Some(&coder), &Value::Null).await;
+        assert_eq!(code.as_bytes(), SCRIPT);
+    }
+    for (sent, part) in [
+        (
+            config(json!({})).text("url", "builtin://shuot"),
+            "Built-in function 'shuot' is not available; did you mean 'shout'?; there are: shout",
+        ),
+        (
+            config(json!({"functionType": "shout"})).text("url", "builtin://whisper"),
+            "`functionType` is 'shout', and the part `url`",
+        ),
+        (
+            config(json!({"functionType": "shout"})).file("data", "f.sh", SCRIPT),
+            "give one of the two",
+        ),
+    ] {
+        let (status, said) = form("POST", "e", sent).await;
+        assert!(status == 400 && said.contains(part), "{status} {said}");
+    }
+    let update = Form::new()
+        .json("functionConfig", r#"{"parallelism": 2}"#)
+        .text("url", "builtin://shout");
+    assert_eq!(form("PUT", "a", update).await, (204, String::new()));
+    server.stop_functions().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sources_and_sinks_have_their_own_words() {
     let directory = tempfile::tempdir().unwrap();

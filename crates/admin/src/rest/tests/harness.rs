@@ -75,6 +75,7 @@ impl Server {
             rights: Some(crate::function_rights(&server.broker)),
             worker_id: "c-standalone-fw-127.0.0.1-8080".to_owned(),
             url: "http://127.0.0.1:8080".to_owned(),
+            functions_directory: Some(directory.join("built-in")),
             ..WorkerConfig::new(server.client(), directory)
         };
         let worker = Worker::start(config).await.unwrap();
@@ -94,11 +95,25 @@ impl Server {
 
     /// Sends a form; the status and the reason.
     pub(super) async fn form(&self, method: &str, path: &str, form: Form) -> (u16, String) {
+        self.form_as(method, path, form, None).await
+    }
+
+    /// The same by somebody who shows this token.
+    pub(super) async fn form_as(
+        &self,
+        method: &str,
+        path: &str,
+        form: Form,
+        token: Option<&str>,
+    ) -> (u16, String) {
         let (kind, body_bytes) = form.finish().in_memory().expect("no file");
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header("content-type", kind);
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
         let response = self
             .send(request.body(Body::from(body_bytes)).unwrap())
             .await;

@@ -15,12 +15,38 @@ pub(super) async fn running(case: &mut Case<'_>) {
         true => guest_as_asked(case).await,
         false => process_as_asked(case).await,
     }
+    built_in(case).await;
     pending(case).await;
     time_out(case).await;
     match case.is_guest() {
         true => guest_rests(case).await,
         false => process_rests(case).await,
     }
+}
+
+/// Made by its name in the folder of the server: class and language are those that it has there.
+async fn built_in(case: &mut Case<'_>) {
+    let (input, output) = (case.topic("in"), case.topic("out"));
+    let folder = case.stage.directory.path().join("functions");
+    std::fs::create_dir_all(&folder).expect("made");
+    let file = case.code.file_name().expect("a file").to_owned();
+    std::fs::copy(&case.code, folder.join(&file)).expect("copied");
+    let mut about =
+        json!({"file": file.to_str(), "runtime": case.kind(), "description": "an echo"});
+    if matches!(case.runtime, "python" | "java") {
+        about["functionClass"] = json!(case.class());
+    }
+    // What is JSON is YAML too.
+    std::fs::write(folder.join("echo.yaml"), about.to_string()).expect("written");
+    let broken = case.stage.worker.reload_builtin_functions().await;
+    assert_eq!(broken.expect("read"), []);
+    let id = case
+        .make(json!({case.code_field(): null, "className": null, "functionType": "echo"}))
+        .await;
+    case.stage.send(&input, ["built"]).await;
+    assert_eq!(case.outputs(&output, 1).await, ["built none none"]);
+    case.stage.worker.delete(&id).await.expect("deleted");
+    case.see(&["functionType"]);
 }
 
 /// In its arguments, its environment and its limits.

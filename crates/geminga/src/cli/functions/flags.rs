@@ -59,7 +59,7 @@ pub(crate) struct FunctionFlags {
     /// A WebAssembly module
     #[arg(long, help_heading = "Code", value_name = "FILE")]
     wasm: Option<String>,
-    /// A built-in function's name
+    /// A built-in function's name: `geminga functions available-functions` lists them
     #[arg(short = 't', long, help_heading = "Code")]
     function_type: Option<String>,
     /// The class: Java, or Python as module.Class

@@ -214,6 +214,7 @@ async fn broker(named: Option<String>, global: &Global) -> Outcome<(String, Opti
             durability: Durability::default(),
         },
         worker: false,
+        functions_directory: None,
         token: None,
         secrets: SecretRules::default(),
     })
