@@ -318,7 +318,8 @@ fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_saphyr::from_str(text).map_err(|error| {
         // What follows draws the place.
         let said = error.to_string();
-        said.lines().next().unwrap_or_default().to_owned()
+        let said = said.lines().next().unwrap_or_default();
+        said.strip_prefix("error: ").unwrap_or(said).to_owned()
     })
 }
 
