@@ -27,6 +27,8 @@ impl Worker {
             .args(["--service-url", &server.service_url])
             .arg("--data")
             .arg(data)
+            .arg("--functions-directory")
+            .arg(data.with_extension("functions"))
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -190,4 +192,44 @@ fn workers_are_killed_and_frozen_and_nothing_is_lost() {
     });
     let ids: BTreeSet<&str> = workers.iter().map(|worker| worker.id.as_str()).collect();
     assert_eq!(ids.len(), 2);
+}
+
+/// Whichever worker is asked, all read their folders again, and tell what of those can not be used.
+#[test]
+fn each_worker_reads_its_built_in_functions_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name);
+    let folder = at("server.functions").display().to_string();
+    let server = Server::start(&["--ephemeral", "--functions-directory", &folder]);
+    let worker = Worker::start(&server, &at("worker"));
+    for name in ["server", "worker"] {
+        let folder = at(&format!("{name}.functions"));
+        std::fs::create_dir(&folder).expect("made");
+        std::fs::write(folder.join(format!("{name}.nar")), "PK").expect("written");
+        std::fs::write(folder.join("f.sh"), "process() { emit x; }").expect("written");
+        std::fs::write(folder.join(format!("of-{name}.yaml")), "file: f.sh").expect("written");
+    }
+    let reload = ["functions", "reload", "-o", "json"];
+    for (url, other) in [
+        (&worker.admin_url, &server.admin_url),
+        (&server.admin_url, &worker.admin_url),
+    ] {
+        until("both are told", || {
+            let said = ask(&server, url, &reload);
+            said.contains("server.nar") && said.contains("worker.nar") && said.contains(&worker.id)
+        });
+        for url in [url, other] {
+            let listed = ask(
+                &server,
+                url,
+                &["functions", "available-functions", "-o", "name"],
+            );
+            let own = if *url == worker.admin_url {
+                "of-worker"
+            } else {
+                "of-server"
+            };
+            assert_eq!(listed.trim(), own);
+        }
+    }
 }

@@ -42,9 +42,10 @@ pub(super) async fn reload(client: &AdminClient, format: Format) -> Outcome {
         return output::line(&serde_json::json!({ "broken": broken }).to_string());
     }
     for found in &broken {
-        let (file, reason) = (cell(&found["file"]), cell(&found["reason"]));
-        let worker = cell(&found["workerId"]);
-        output::note(&format!("warning: {worker}: {file}: {reason}"));
+        let parts = ["workerId", "file", "reason"].map(|field| cell(&found[field]));
+        // One that does not answer names no file.
+        let said: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        output::note(&format!("warning: {}", said.join(": ")));
     }
     output::note("functions reloaded");
     Ok(())
