@@ -309,6 +309,18 @@ async fn code_of(
     }
     if let Some(name) = url.strip_prefix("builtin://") {
         if let Component::Function(config) = &mut component {
+            let codes = [
+                &mut config.jar,
+                &mut config.py,
+                &mut config.go,
+                &mut config.sh,
+                &mut config.exec,
+                &mut config.wasm,
+            ];
+            // What is in them is what the code was called where it comes from: the URL says where it is.
+            for code in codes.into_iter().flatten() {
+                code.clone_from(&url);
+            }
             let given = config.function_type.get_or_insert_with(|| name.to_owned());
             if given != name {
                 return Err(ApiError::bad_request(format!(

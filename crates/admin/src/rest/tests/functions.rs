@@ -317,7 +317,10 @@ async fn built_in_functions_are_listed_made_and_read_again() {
     for (name, sent) in [
         ("a", config(json!({"functionType": "shout"}))),
         ("b", config(json!({"jar": "builtin://shout"}))),
-        ("c", config(json!({})).text("url", "builtin://shout")),
+        (
+            "c",
+            config(json!({"sh": "loud.sh"})).text("url", "builtin://shout"),
+        ),
         // As `pulsar-admin --function-type` sends it.
         (
             "d",
