@@ -16,7 +16,7 @@ pub use handle::{ConsumerHandle, Target};
 pub use pattern::Pattern;
 pub(crate) use pattern::Wanted;
 pub use settings::{
-    ConsumerBuilder, InitialPosition, KeyShared, SeekTo, Selection, SubType, Topics,
+    ConsumerBuilder, InitialPosition, KeyShared, SeekTo, Selection, SubType, TopicSettings, Topics,
 };
 pub(crate) use topic::Topic;
 

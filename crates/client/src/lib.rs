@@ -52,21 +52,23 @@ mod producer;
 mod raw;
 mod reader;
 mod routing;
+mod schema;
 mod transaction;
 pub mod transport;
 
 pub use client::{Client, ClientBuilder};
 pub use consumer::{
     Consumer, ConsumerBuilder, ConsumerHandle, InitialPosition, KeyShared, Pattern, SeekTo,
-    Selection, SubType, Target, Topics,
+    Selection, SubType, Target, TopicSettings, Topics,
 };
 pub use error::{Error, Result};
 pub use geminga_proto::MessageId;
 pub use geminga_proto::pb::{CompressionType as Compression, ProducerAccessMode, ServerError};
 pub use message::{Message, ReceivedMessage};
-pub use producer::{Batching, Producer, ProducerBuilder, Receipt, Schema};
+pub use producer::{Batching, Producer, ProducerBuilder, Receipt};
 pub use raw::{RawMessage, RawProducer, RawReceipt};
 pub use reader::{Reader, ReaderBuilder};
 pub use routing::{HashingScheme, Routing};
+pub use schema::{Schema, SchemaType};
 pub use transaction::{Transaction, TransactionId};
 pub use transport::{Connector, Pipe, Tcp};

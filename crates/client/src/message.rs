@@ -18,6 +18,7 @@ pub struct Message {
     pub(crate) sequence_id: Option<u64>,
     pub(crate) null_value: bool,
     pub(crate) replicate_to: Vec<String>,
+    pub(crate) schema_version: Option<Bytes>,
 }
 
 impl Message {
@@ -108,6 +109,16 @@ impl Message {
     #[must_use]
     pub fn replicate_to<S: Into<String>>(mut self, clusters: impl IntoIterator<Item = S>) -> Self {
         self.replicate_to = clusters.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The version of its schema, where it is not its producer's: what [`Client::register_schema`] gives.
+    /// Messages of different versions are in different batches.
+    ///
+    /// [`Client::register_schema`]: crate::Client::register_schema
+    #[must_use]
+    pub fn schema_version(mut self, version: Bytes) -> Self {
+        self.schema_version = Some(version);
         self
     }
 

@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use geminga_proto::MessageId;
-use geminga_proto::pb::{self, CompressionType, ProducerAccessMode};
+use geminga_proto::pb::{CompressionType, ProducerAccessMode};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::link;
 use crate::message::Message;
 use crate::routing::{HashingScheme, Router, Routing};
+use crate::schema::Schema;
 use crate::transaction::Transaction;
 pub use receipt::Receipt;
 pub(crate) use state::Core;
@@ -80,22 +81,6 @@ struct Options {
     access_mode: ProducerAccessMode,
     initial_subscription: Option<String>,
     schema: Option<Schema>,
-}
-
-/// What a topic's messages are, as its producers tell the broker.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Schema(pub(crate) pb::Schema);
-
-impl Schema {
-    /// Text.
-    #[must_use]
-    pub fn string() -> Self {
-        Self(pb::Schema {
-            name: "String".to_owned(),
-            r#type: pb::schema::Type::String as i32,
-            ..pb::Schema::default()
-        })
-    }
 }
 
 /// Settings of a [`Producer`].

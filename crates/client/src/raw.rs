@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use crate::client::{Client, Shared, topic_name};
 use crate::connection::{Connection, Producing};
 use crate::error::{Error, Result};
+use crate::schema;
 
 /// A message whose headers are made: checksum, metadata size, metadata.
 #[derive(Debug, Clone, Default)]
@@ -128,7 +129,8 @@ impl Client {
         let id = shared.next_id();
         let broker = shared.lookup(&topic).await?;
         let connection = shared.broker_connection(&broker, id).await?;
-        let schema = current_schema(&connection, &topic).await?;
+        // Some topics take producers with a schema only.
+        let schema = schema::current_schema(&connection, &topic).await?;
         let inbox = Arc::new(Inbox::default());
         connection.add_producer(id, inbox.clone())?;
         // Closes it when the next step is not reached.
@@ -178,32 +180,10 @@ impl Client {
         match connection.request("partition metadata", request).await {
             Ok(Command::PartitionedMetadataResponse(answer)) => Ok(Some(answer.partitions())),
             Ok(other) => Err(Error::UnexpectedAnswer(other.name())),
-            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) if schema::is_missing(&error) => Ok(None),
             Err(error) => Err(error),
         }
     }
-}
-
-/// What the topic has now: some topics take producers with a schema only.
-async fn current_schema(connection: &Connection, topic: &TopicName) -> Result<Option<pb::Schema>> {
-    let request = |request_id| {
-        pb::CommandGetSchema {
-            request_id,
-            topic: topic.as_str().to_owned(),
-            schema_version: None,
-        }
-        .into()
-    };
-    match connection.request("schema", request).await {
-        Ok(Command::GetSchemaResponse(answer)) => Ok(answer.schema),
-        Ok(other) => Err(Error::UnexpectedAnswer(other.name())),
-        Err(error) if is_missing(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-fn is_missing(error: &Error) -> bool {
-    error.server_error() == Some(pb::ServerError::TopicNotFound)
 }
 
 impl RawProducer {
@@ -255,21 +235,7 @@ impl RawProducer {
     /// # Errors
     /// When the topic does not take it, or the link is over.
     pub async fn register_schema(&self, schema: pb::Schema) -> Result<Bytes> {
-        let request = |request_id| {
-            pb::CommandGetOrCreateSchema {
-                request_id,
-                topic: self.topic.as_str().to_owned(),
-                schema,
-                producer_name: None,
-            }
-            .into()
-        };
-        match self.connection.request("schema", request).await? {
-            Command::GetOrCreateSchemaResponse(answer) => {
-                Ok(answer.schema_version.unwrap_or_default())
-            }
-            other => Err(Error::UnexpectedAnswer(other.name())),
-        }
+        schema::register(&self.connection, &self.topic, schema).await
     }
 }
 

@@ -117,6 +117,7 @@ async fn subscribe(topic: &Topic, connection: &Arc<Connection>) -> Result<Comman
                 options.subscription_properties.iter().cloned(),
             ),
             consumer_epoch: Some(epoch),
+            schema: options.schema.as_ref().map(|schema| schema.0.clone()),
             ..Default::default()
         };
         Command::from(subscribe)

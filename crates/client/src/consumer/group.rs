@@ -65,7 +65,7 @@ impl Group {
                 return Err(Error::Closed);
             }
             let total = (topics.len() + names.len()).max(1);
-            let queue_size = self.options.queue_size.min(QUEUE_TOTAL_MAX / total).max(1) as u32;
+            let share = QUEUE_TOTAL_MAX / total;
             for name in names {
                 if topics
                     .iter()
@@ -73,9 +73,14 @@ impl Group {
                 {
                     continue;
                 }
+                let options = match self.options.of(&name) {
+                    Some(own) => Arc::new(own),
+                    None => self.options.clone(),
+                };
+                let queue_size = options.queue_size.min(share).max(1) as u32;
                 let topic = Arc::new(Topic::new(
                     self.shared.clone(),
-                    self.options.clone(),
+                    options,
                     self.inbox.clone(),
                     self.paused.clone(),
                     name,

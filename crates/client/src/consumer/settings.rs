@@ -15,6 +15,7 @@ use super::handle::ConsumerHandle;
 use super::pattern::{self, Wanted};
 use crate::client::{Shared, topic_name};
 use crate::error::{Error, Result};
+use crate::schema::Schema;
 
 /// How consumers of a subscription share its messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -181,6 +182,37 @@ impl<S: Into<String>, const N: usize> From<[S; N]> for Topics {
     }
 }
 
+/// What the topics of one name or pattern have of their own; what is `None` is the consumer's.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TopicSettings {
+    /// What the topic's messages are. The broker refuses a consumer whose schema does not suit the topic's.
+    pub schema: Option<Schema>,
+    /// As [`ConsumerBuilder::receiver_queue_size`].
+    pub queue_size: Option<usize>,
+    /// As [`ConsumerBuilder::name`].
+    pub name: Option<String>,
+    /// As [`ConsumerBuilder::priority`].
+    pub priority: Option<i32>,
+    /// As [`ConsumerBuilder::read_compacted`].
+    pub read_compacted: Option<bool>,
+}
+
+/// Topics that have settings of their own.
+#[derive(Debug, Clone)]
+pub(super) enum Which {
+    Name(TopicName),
+    Pattern(pattern::Pattern),
+}
+
+impl Which {
+    fn has(&self, topic: &TopicName) -> bool {
+        match self {
+            Self::Name(name) => name.parent() == topic.parent(),
+            Self::Pattern(pattern) => pattern.matches(topic),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Options {
     pub(super) subscription: String,
@@ -200,6 +232,29 @@ pub(super) struct Options {
     pub(super) discovery_interval: Duration,
     pub(super) properties: Vec<(String, String)>,
     pub(super) subscription_properties: Vec<(String, String)>,
+    pub(super) schema: Option<Schema>,
+    pub(super) of_topics: Vec<(Which, TopicSettings)>,
+}
+
+impl Options {
+    /// The settings for one topic; `None` when it has none of its own. A name counts before a pattern.
+    pub(super) fn of(&self, topic: &TopicName) -> Option<Self> {
+        let has = |named: bool| {
+            let mut all = self.of_topics.iter();
+            let is = |which: &Which| matches!(which, Which::Name(_)) == named && which.has(topic);
+            all.find(|(which, _)| is(which))
+        };
+        let (_, own) = has(true).or_else(|| has(false))?.clone();
+        Some(Self {
+            schema: own.schema.or_else(|| self.schema.clone()),
+            queue_size: own.queue_size.unwrap_or(self.queue_size),
+            name: own.name.unwrap_or_else(|| self.name.clone()),
+            priority: own.priority.unwrap_or(self.priority),
+            read_compacted: own.read_compacted.unwrap_or(self.read_compacted),
+            of_topics: Vec::new(),
+            ..self.clone()
+        })
+    }
 }
 
 /// Settings of a [`Consumer`].
@@ -209,6 +264,8 @@ pub struct ConsumerBuilder {
     shared: Arc<Shared>,
     topics: Topics,
     options: Options,
+    /// By what they were called.
+    of_topics: Vec<(Topics, TopicSettings)>,
 }
 
 impl std::fmt::Debug for ConsumerBuilder {
@@ -244,7 +301,10 @@ impl ConsumerBuilder {
                 discovery_interval: Duration::from_secs(60),
                 properties: Vec::new(),
                 subscription_properties: Vec::new(),
+                schema: None,
+                of_topics: Vec::new(),
             },
+            of_topics: Vec::new(),
             shared,
         }
     }
@@ -358,16 +418,42 @@ impl ConsumerBuilder {
         self
     }
 
+    /// What the messages are. A broker refuses a consumer whose schema does not suit the topic's, and gives it
+    /// to a topic that has none and was never used. None by default: payloads are bytes.
+    pub fn schema(mut self, schema: Schema) -> Self {
+        self.options.schema = Some(schema);
+        self
+    }
+
+    /// Gives some of its topics, by name or by a pattern, settings of their own. A partition has its topic's.
+    pub fn topic_settings(mut self, topics: impl Into<Topics>, settings: TopicSettings) -> Self {
+        self.of_topics.push((topics.into(), settings));
+        self
+    }
+
     /// Subscribes to all topics.
     ///
     /// # Errors
     /// When a setting is wrong, when a broker refuses, or when none answers in time.
-    pub async fn build(self) -> Result<Consumer> {
+    pub async fn build(mut self) -> Result<Consumer> {
         if self.options.subscription.is_empty() {
             return Err(Error::Setting {
                 setting: "subscription",
                 reason: "is needed",
             });
+        }
+        for (topics, settings) in self.of_topics {
+            let which = match topics {
+                Topics::Names(names) => {
+                    for name in names {
+                        let name = Which::Name(topic_name(&name)?);
+                        self.options.of_topics.push((name, settings.clone()));
+                    }
+                    continue;
+                }
+                Topics::Pattern(text) => Which::Pattern(pattern::Pattern::parse(&text)?),
+            };
+            self.options.of_topics.push((which, settings));
         }
         let group = Arc::new(Group::new(self.shared.clone(), self.options));
         // From here on, an error drops the consumer, which closes what is open already.

@@ -60,6 +60,8 @@ pub(super) struct Unsent {
 #[derive(Debug)]
 pub(super) struct Encoder {
     pub(super) producer_id: u64,
+    /// The version of the producer's schema, of messages that name none.
+    schema_version: Option<Bytes>,
     /// Kept from message to message, so that its memory is.
     metadata: MessageMetadata,
     single: SingleMessageMetadata,
@@ -79,6 +81,8 @@ pub(super) struct Batch {
     key: Option<String>,
     key_is_base64: bool,
     ordering_key: Option<Bytes>,
+    /// All its messages name this version of a schema, or none.
+    schema_version: Option<Bytes>,
     first_sequence: u64,
     last_sequence: u64,
     cost: usize,
@@ -105,6 +109,11 @@ impl Batch {
         self.key == message.key && self.ordering_key == message.ordering_key
     }
 
+    /// Whether a message has the schema of those already in.
+    pub(super) fn same_schema(&self, message: &Message) -> bool {
+        self.schema_version == message.schema_version
+    }
+
     /// Whether a message of `txn` may join those already in.
     pub(super) fn same_transaction(&self, txn: Option<&Arc<Open>>) -> bool {
         match (&self.txn, txn) {
@@ -119,6 +128,7 @@ impl Encoder {
     pub(super) fn new(producer_id: u64, compression: CompressionType, chunking: bool) -> Self {
         Self {
             producer_id,
+            schema_version: None,
             metadata: MessageMetadata::default(),
             single: SingleMessageMetadata::default(),
             memory: BytesMut::new(),
@@ -133,9 +143,9 @@ impl Encoder {
         name.clone_into(&mut self.metadata.producer_name);
     }
 
-    /// Every message names the version of its schema.
+    /// Every message names the version of its schema; this one where it has none of its own.
     pub(super) fn set_schema_version(&mut self, version: Option<Bytes>) {
-        self.metadata.schema_version = version;
+        self.schema_version = version;
     }
 
     /// Adds a message to a batch.
@@ -144,6 +154,7 @@ impl Encoder {
             batch.key.clone_from(&message.key);
             batch.key_is_base64 = message.key_is_base64;
             batch.ordering_key.clone_from(&message.ordering_key);
+            batch.schema_version.clone_from(&message.schema_version);
             batch.first_sequence = sequence;
             batch.created = Some(Instant::now());
         }
@@ -193,6 +204,8 @@ impl Encoder {
         metadata.partition_key = batch.key.take();
         metadata.partition_key_b64_encoded = batch.key_is_base64.then_some(true);
         metadata.ordering_key = batch.ordering_key.take();
+        let own = batch.schema_version.take();
+        metadata.schema_version = own.or_else(|| self.schema_version.clone());
         (metadata.txnid_most_bits, metadata.txnid_least_bits) = bits(txn.as_ref());
         metadata.uncompressed_size = Some(raw.len() as u32);
         metadata.compression =
@@ -246,6 +259,8 @@ impl Encoder {
         metadata.event_time = message.event_time;
         metadata.deliver_at_time = message.deliver_at;
         metadata.replicate_to = message.replicate_to;
+        let own = message.schema_version;
+        metadata.schema_version = own.or_else(|| self.schema_version.clone());
         metadata.null_value = message.null_value.then_some(true);
         (metadata.txnid_most_bits, metadata.txnid_least_bits) = bits(txn);
         if self.compression != CompressionType::None {

@@ -491,8 +491,9 @@ impl State {
         if batchable && !idle {
             let full = self.batch.bytes() + cost > max_bytes;
             let other_key = batching.by_key && !self.batch.same_key(&message);
+            let other_schema = !self.batch.same_schema(&message);
             let other_txn = !self.batch.same_transaction(txn);
-            if !self.batch.is_empty() && (full || other_key || other_txn) {
+            if !self.batch.is_empty() && (full || other_key || other_schema || other_txn) {
                 self.flush_batch(now_ms);
             }
             if self.batch.is_empty() {

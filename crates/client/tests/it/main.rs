@@ -10,4 +10,5 @@ mod broker;
 mod consuming;
 mod fake;
 mod producing;
+mod schemas;
 mod transactions;
