@@ -493,6 +493,55 @@ async fn code_that_closes_its_end_before_it_is_ready_is_not_waited_for() {
     assert_eq!(reason, "the code closed its end before it was ready");
 }
 
+/// Two of eight messages end the program of a batch: they alone fail. What says that it may work later fails as a whole.
+#[tokio::test]
+async fn a_batch_fails_by_the_messages_that_end_its_program() {
+    let line = "while read -r m; do [[ $m != bad ]] || { echo no luck >&2; exit CODE; }; echo \"$m!\"; done";
+    let json = "import json, sys\nfor line in sys.stdin:\n    m = json.loads(line)\n    \
+                if m['payload'] == 'bad':\n        print('no luck', file=sys.stderr)\n        sys.exit(CODE)\n    \
+                print(json.dumps({'id': m['id'], 'out': m['payload'] + '!'}), flush=True)\n";
+    for (shebang, code, framing) in [
+        ("#!/usr/bin/env bash", line, Framing::Line),
+        ("#!/usr/bin/env python3", json, Framing::Json),
+    ] {
+        for (status, kind) in [
+            ("3", FailureKind::User),
+            ("65", FailureKind::Data),
+            ("75", FailureKind::Temporary),
+        ] {
+            let code = format!("{shebang}\n{}", code.replace("CODE", status));
+            let (directory, mut spec) = function(&code, "f.sh");
+            spec.options.mode = Some(Mode::Batch);
+            spec.options.framing = framing;
+            let mut f = start_spec(Kind::Spawn, directory, spec)
+                .await
+                .expect("starts");
+            let payloads_in = ["a", "b", "bad", "c", "d", "bad", "e", "f"];
+            let deliveries = (0..).zip(payloads_in).map(|(ticket, payload)| Delivery {
+                ticket,
+                message: Arc::new(text(payload.as_bytes())),
+            });
+            f.host.deliver(deliveries.collect()).await.expect("taken");
+            for (outcome, payload) in f.outcomes(8).await.iter().zip(payloads_in) {
+                if payload == "bad" || kind == FailureKind::Temporary && outcome.outputs.is_empty()
+                {
+                    let failed = failure(outcome);
+                    assert_eq!(failed.kind, kind, "{framing:?} {status}: {failed:?}");
+                    assert!(failed.stderr_tail.contains("no luck"), "{failed:?}");
+                } else {
+                    let wanted = format!("{payload}!");
+                    assert_eq!(
+                        payloads(outcome),
+                        [wanted.as_bytes()],
+                        "{framing:?} {status}"
+                    );
+                }
+            }
+            f.stop().await;
+        }
+    }
+}
+
 /// `docs/bash-flaws.md` names a test for each flaw, and the tests are there.
 #[test]
 fn every_flaw_has_its_test() {

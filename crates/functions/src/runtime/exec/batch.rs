@@ -2,8 +2,9 @@
 //!
 //! With `json`, replies name their message, and one that was not named is done without output.
 //! With the other framings, as many records as messages belong to them in order; any other number
-//! is the output of the whole batch, published with its last message. A process that fails fails
-//! every message it did not reply to.
+//! is the output of the whole batch, published with its last message. When a process fails, the messages
+//! it did not reply to are run again in halves, until each that fails has failed alone; unless it says
+//! that it may work later (75).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -56,8 +57,12 @@ pub(super) fn start(
     ))
 }
 
-/// The messages of a batch have too much output together.
-struct TooMuch;
+/// What a run of the program came to.
+struct Tried {
+    outcomes: Vec<Outcome>,
+    /// The run failed by some of these, and does not say by which.
+    undecided: Vec<Delivery>,
+}
 
 struct Batches {
     program: Program,
@@ -78,27 +83,29 @@ impl Lane for Batches {
         if deliveries.recv_many(&mut batch, self.size).await == 0 {
             return None;
         }
-        Some(self.all(&batch).await)
+        Some(self.all(batch).await)
     }
 }
 
 impl Batches {
-    /// A batch with too much output is run in halves, until the message is found that has it.
-    async fn all(&mut self, batch: &[Delivery]) -> Result<Vec<Outcome>, Broken> {
+    /// A batch that fails is run in halves, until the message is found that it fails by.
+    async fn all(&mut self, batch: Vec<Delivery>) -> Result<Vec<Outcome>, Broken> {
         let (mut outcomes, mut parts) = (Vec::new(), vec![batch]);
         while let Some(part) = parts.pop() {
-            match self.one(part).await? {
-                Ok(some) => outcomes.extend(some),
-                Err(TooMuch) => {
-                    let (first, second) = part.split_at(part.len() / 2);
-                    parts.extend([second, first]);
-                }
+            let Tried {
+                outcomes: some,
+                mut undecided,
+            } = self.one(&part).await?;
+            outcomes.extend(some);
+            if !undecided.is_empty() {
+                let second = undecided.split_off(undecided.len().div_ceil(2));
+                parts.extend([second, undecided].into_iter().filter(|p| !p.is_empty()));
             }
         }
         Ok(outcomes)
     }
 
-    async fn one(&mut self, batch: &[Delivery]) -> Result<Result<Vec<Outcome>, TooMuch>, Broken> {
+    async fn one(&mut self, batch: &[Delivery]) -> Result<Tried, Broken> {
         let started = Instant::now();
         let options = &self.spec.options;
         let plain = Plain::new(options);
@@ -117,6 +124,7 @@ impl Batches {
             }
         }
         let planned = self.program.plan(&self.scope, &self.spec, None);
+        let mut undecided = Vec::new();
         let mut results: HashMap<usize, (Verdict, Vec<Output>)> = refused
             .into_iter()
             .map(|(index, failure)| (index, (Verdict::Failed(failure), Vec::new())))
@@ -143,14 +151,20 @@ impl Batches {
                     stderr_tail: ran.stderr_tail,
                 });
             }
-            let too_much = ran.status.as_ref().is_err_and(Failure::is_of_output);
-            if too_much && batch.len() > 1 {
-                return Ok(Err(TooMuch));
+            let unsaid = judge(ran, options, &sent, &mut results);
+            // One alone has failed.
+            if sent.len() > 1 {
+                for index in unsaid {
+                    results.remove(&index);
+                    undecided.push(index);
+                }
             }
-            judge(ran, options, &sent, &mut results);
         }
         let took = started.elapsed() / u32::try_from(batch.len()).unwrap_or(1).max(1);
-        let outcomes = batch.iter().enumerate().map(|(index, delivery)| {
+        // They are in order.
+        let decided = |index: &usize| undecided.binary_search(index).is_err();
+        let indexes = (0..batch.len()).filter(decided);
+        let outcomes = indexes.map(|index| {
             let (verdict, outputs) = results
                 .remove(&index)
                 .unwrap_or((Verdict::Done, Vec::new()));
@@ -160,24 +174,27 @@ impl Batches {
                 other => other,
             };
             Outcome {
-                ticket: delivery.ticket,
+                ticket: batch[index].ticket,
                 verdict,
                 outputs,
                 state: Vec::new(),
                 took,
             }
         });
-        Ok(Ok(outcomes.collect()))
+        Ok(Tried {
+            outcomes: outcomes.collect(),
+            undecided: undecided.iter().map(|&at| batch[at].clone()).collect(),
+        })
     }
 }
 
-/// Gives each message that was sent its verdict and outputs.
+/// Gives each message that was sent its verdict and outputs; which of them failed only because the run did.
 fn judge(
     ran: run::Ran,
     options: &Options,
     sent: &[usize],
     results: &mut HashMap<usize, (Verdict, Vec<Output>)>,
-) {
+) -> Vec<usize> {
     let last_words = ran.last_words();
     let mut whole = match ran.status {
         Ok(status) => verdict_of_status(status, options.drop_exit_code, ""),
@@ -228,7 +245,12 @@ fn judge(
             }
         }
     }
+    let mut unsaid = Vec::new();
+    let is_of_one = matches!(&whole, Verdict::Failed(f) if f.kind != FailureKind::Temporary);
     for &index in sent {
+        if is_of_one && !said.contains_key(&index) {
+            unsaid.push(index);
+        }
         let (mut verdict, outputs) = said
             .remove(&index)
             .unwrap_or_else(|| (whole.clone(), Vec::new()));
@@ -238,6 +260,7 @@ fn judge(
         }
         results.insert(index, (verdict, outputs));
     }
+    unsaid
 }
 
 fn records(printed: Vec<u8>, options: &Options) -> Result<Vec<bytes::Bytes>, WireError> {
