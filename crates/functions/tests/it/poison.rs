@@ -8,15 +8,10 @@ use geminga_client::{Batching, Compression, Message};
 use geminga_model::TopicName;
 use serde_json::{Value, json};
 
+use crate::powers::gives_up_a_poison_alone;
 use crate::stage::{Stage, jar, nothing_more, receive, texts};
 
 async fn poisoned(code: Value, says_on_stderr: bool) {
-    let kinds = [
-        json!({}),
-        json!({"retainOrdering": true}),
-        json!({"retainKeyOrdering": true}),
-        json!({"parallelism": 3}),
-    ];
     let stage = Stage::new().await;
     let mut code = code;
     if let Some(text) = code["go"].as_str() {
@@ -25,67 +20,7 @@ async fn poisoned(code: Value, says_on_stderr: bool) {
     if let Some(text) = code["jar"].as_str() {
         code["jar"] = json!(jar(&stage.file("Poison.java", text)).await);
     }
-    for (at, kind) in kinds.iter().enumerate() {
-        let topic = |name: &str| stage.topic(&format!("{name}-{at}"));
-        let (input, output, dead) = (topic("in"), topic("out"), topic("dead"));
-        let (mut out, mut letters) = (stage.consumer(&output).await, stage.consumer(&dead).await);
-        let mut fields = json!({"inputs": [&input], "output": &output, "maxMessageRetries": 2,
-            "retryBackoffMs": 1, "deadLetterTopic": &dead});
-        for given in [&code, kind] {
-            for (field, value) in given.as_object().expect("fields") {
-                fields[field] = value.clone();
-            }
-        }
-        let id = stage.function(&format!("f{at}"), fields).await;
-        let producer = stage.client.producer(&input).batching(Batching::off());
-        let producer = producer.build().await.expect("producer");
-        let mut wanted = BTreeSet::new();
-        for n in 0..12 {
-            let text = match n {
-                5 => "bad".to_owned(),
-                n => format!("good-{n}"),
-            };
-            if n != 5 {
-                wanted.insert(text.clone());
-            }
-            let message = Message::new(text)
-                .key(format!("key-{}", n % 4))
-                .property("n", n.to_string());
-            producer.post(message).await.expect("sent");
-        }
-        producer.close().await.expect("sent");
-        let got: BTreeSet<String> = texts(&receive(&mut out, 11).await).into_iter().collect();
-        assert_eq!(got, wanted, "{kind}");
-        let letter = receive(&mut letters, 1).await.remove(0);
-        assert_eq!(
-            (&letter.payload[..], letter.key.as_deref()),
-            (&b"bad"[..], Some("key-1"))
-        );
-        assert_eq!(letter.property("geminga.attempts"), Some("3"), "{kind}");
-        assert_eq!(letter.property("n"), Some("5"));
-        assert!(
-            letter
-                .property("geminga.topic")
-                .is_some_and(|topic| topic.starts_with(&input))
-        );
-        let reason = letter.property("geminga.reason").expect("a reason");
-        let stderr = letter.property("geminga.stderr").unwrap_or_default();
-        let said = match says_on_stderr {
-            true => stderr,
-            false => reason,
-        };
-        assert!(said.contains("no luck"), "{kind}: {reason}: {stderr}");
-        stage.drained().await;
-        let status = stage.worker.status(&id).expect("there");
-        let letters: u64 = status
-            .instances
-            .iter()
-            .map(|i| i.status.num_dead_lettered)
-            .sum();
-        assert_eq!(letters, 1);
-        stage.worker.delete(&id).await.expect("deleted");
-    }
-    stage.end().await;
+    gives_up_a_poison_alone(stage, code, says_on_stderr).await;
 }
 
 #[tokio::test]
@@ -108,6 +43,43 @@ echo "$MSG"
         true,
     )
     .await;
+}
+
+/// A process that is sent one line after the other, and dies of the message.
+#[tokio::test]
+async fn of_a_tool_that_dies() {
+    let code = r#"#!/usr/bin/env bash
+while read -r MSG; do
+  [[ $MSG != bad ]] || { echo "no luck" >&2; exit 3; }
+  echo "$MSG"
+done
+"#;
+    for mode in ["stream", "batch"] {
+        poisoned(
+            json!({"sh": code, "customRuntimeOptions": json!({"mode": mode}).to_string()}),
+            true,
+        )
+        .await;
+    }
+}
+
+/// One that answers by the message's number.
+#[tokio::test]
+async fn of_a_tool_that_says_it_in_json() {
+    let code = r#"#!/usr/bin/env python3
+import json, sys
+
+for line in sys.stdin:
+    message = json.loads(line)
+    answer = {"id": message["id"], "out": message["payload"]}
+    if message["payload"] == "bad":
+        answer = {"id": message["id"], "error": "no luck"}
+    print(json.dumps(answer), flush=True)
+"#;
+    for mode in ["stream", "batch"] {
+        let options = json!({"mode": mode, "framing": "json"}).to_string();
+        poisoned(json!({"sh": code, "customRuntimeOptions": options}), false).await;
+    }
 }
 
 #[tokio::test]

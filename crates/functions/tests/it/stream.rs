@@ -5,7 +5,7 @@ use std::time::Duration;
 use geminga_client::{Batching, Message};
 use serde_json::json;
 
-use crate::stage::{Stage, nothing_more, numbers, receive, sorted, texts};
+use crate::stage::{Stage, numbers, receive, sorted, texts};
 
 #[tokio::test]
 async fn outputs_carry_key_properties_and_their_origin() {
@@ -115,63 +115,6 @@ async fn parallel_instances_share_the_work_and_keep_the_order_of_keys() {
     }
     assert!(instances.len() > 1, "{instances:?}");
     assert_eq!(stage.worker.status(&id).expect("status").num_running, 3);
-    stage.end().await;
-}
-
-#[tokio::test]
-async fn at_most_once_acknowledges_before_the_call_and_never_retries() {
-    let stage = Stage::new().await;
-    let (input, output) = (stage.topic("in"), stage.topic("out"));
-    let mut consumer = stage.consumer(&output).await;
-    let id = stage
-        .function(
-            "f",
-            json!({"sh": "process() { [[ $MSG != bad ]] && emit \"$MSG\"; }", "inputs": [&input],
-                "output": &output, "processingGuarantees": "ATMOST_ONCE"}),
-        )
-        .await;
-    stage.send(&input, ["bad", "good"]).await;
-    assert_eq!(texts(&receive(&mut consumer, 1).await), ["good"]);
-    stage
-        .until("both done", |w| {
-            w.progress()[0].failed == 1 && w.progress()[0].in_flight == 0
-        })
-        .await;
-    let progress = stage.worker.progress().remove(0);
-    assert_eq!(
-        (progress.id, progress.retried, progress.dead_lettered),
-        (id, 0, 0)
-    );
-    nothing_more(&mut consumer).await;
-    stage.end().await;
-}
-
-#[tokio::test]
-async fn a_function_with_manual_acks_gets_again_what_it_did_not_acknowledge() {
-    let mut stage = Stage::new().await;
-    let (input, output) = (stage.topic("in"), stage.topic("out"));
-    let mut consumer = stage.consumer(&output).await;
-    let code = "
-def process(input, context):
-    if input == 'yes':
-        context.ack(context.get_message_id(), context.get_current_message_topic_name())
-    return 'saw ' + input
-";
-    stage
-        .function(
-            "f",
-            json!({"py": code, "inputs": [&input], "output": &output, "processingGuarantees": "MANUAL"}),
-        )
-        .await;
-    stage.send(&input, ["yes", "no"]).await;
-    assert_eq!(
-        texts(&receive(&mut consumer, 2).await),
-        ["saw yes", "saw no"]
-    );
-    stage.worker.shutdown(Duration::from_secs(2)).await;
-    stage.another_worker().await;
-    assert_eq!(texts(&receive(&mut consumer, 1).await), ["saw no"]);
-    nothing_more(&mut consumer).await;
     stage.end().await;
 }
 

@@ -2,65 +2,29 @@
 
 use std::time::Duration;
 
-use geminga_client::Message;
+use geminga_client::{Consumer, Message};
+use geminga_functions::ComponentId;
 use serde_json::{Value, json};
 
-use crate::stage::{Stage, numbers, receive, texts};
+use crate::stage::{Stage, jar, nothing_more, numbers, receive, texts};
 
-/// Joins the messages of windows of three.
-async fn joined(code: Value, file: Option<(&str, &str)>) {
-    let stage = Stage::new().await;
-    let (input, output) = (stage.topic("in"), stage.topic("out"));
-    let mut fields = json!({"inputs": [&input], "output": &output, "retainOrdering": true,
-        "windowConfig": {"windowLengthCount": 3}});
-    for (field, value) in code.as_object().expect("fields") {
-        fields[field] = value.clone();
-    }
-    if let Some((name, text)) = file {
-        fields["go"] = json!(stage.file(name, text));
-    }
-    let mut out = stage.consumer(&output).await;
-    let id = stage.function("f", fields).await;
-    stage.send(&input, numbers(0..7)).await;
-    assert_eq!(texts(&receive(&mut out, 2).await), ["0+1+2", "3+4+5"]);
-    // The seventh is held back: it comes again, with two more it is a window.
-    stage
-        .worker
-        .restart_instances(&id, None)
-        .await
-        .expect("restarted");
-    stage.send(&input, ["7", "8"]).await;
-    assert_eq!(texts(&receive(&mut out, 1).await), ["6+7+8"]);
-    stage.end().await;
-}
-
-#[tokio::test]
-async fn bash_gets_a_line_a_message() {
-    let code =
-        r#"process() { local IFS=+ lines; mapfile -t lines <<<"$MSG"; echo "${lines[*]}"; }"#;
-    joined(json!({"sh": code}), None).await;
-}
-
-#[tokio::test]
-async fn python_gets_a_list() {
-    let code = r#"def process(values, context):
+/// Joins what is in a window, in one language.
+async fn joiner(stage: &Stage, language: &str) -> Value {
+    match language {
+        "bash" => json!({
+            "sh": r#"process() { local IFS=+ lines; mapfile -t lines <<<"$MSG"; echo "${lines[*]}"; }"#
+        }),
+        "tool" => json!({"sh": "#!/usr/bin/env bash\npaste -sd+ -\n"}),
+        "python" => json!({"py": r#"def process(values, context):
     assert [r.get_value() for r in context.get_window()] == values
     return "+".join(str(v) for v in values)
-"#;
-    joined(json!({"py": code}), None).await;
+"#}),
+        "go" => json!({"go": stage.file("main.go", GO)}),
+        _ => json!({"jar": jar(&stage.file("Join.java", JAVA)).await, "className": language}),
+    }
 }
 
-#[tokio::test]
-async fn a_tool_gets_lines_on_its_input() {
-    let code = r#"#!/usr/bin/env bash
-paste -sd+ -
-"#;
-    joined(json!({"sh": code}), None).await;
-}
-
-#[tokio::test]
-async fn go_gets_a_slice() {
-    let code = r#"package main
+const GO: &str = r#"package main
 
 import (
 	"bytes"
@@ -72,7 +36,165 @@ func process(in [][]byte) ([]byte, error) { return bytes.Join(in, []byte("+")), 
 
 func main() { pf.Start(process) }
 "#;
-    joined(json!({}), Some(("main.go", code))).await;
+
+/// Both forms: Pulsar's own interface, which gives records and a context, and a plain function of values.
+const JAVA: &str = r#"
+import org.apache.pulsar.functions.api.*;
+import java.util.*;
+
+public class Join implements WindowFunction<String, String> {
+    public String process(Collection<Record<String>> in, WindowContext context) {
+        StringJoiner all = new StringJoiner("+");
+        for (Record<String> one : in) {
+            if (!context.getInputTopics().contains(one.getTopicName().get())) throw new IllegalStateException(one.toString());
+            all.add(one.getValue());
+        }
+        context.incrCounter("windows", 1);
+        return all.toString();
+    }
+}
+
+class Plain implements java.util.function.Function<Collection<String>, String> {
+    public String apply(Collection<String> in) { return String.join("+", in); }
+}
+"#;
+
+/// One function with windows.
+async fn windowed(
+    stage: &Stage,
+    code: &Value,
+    name: &str,
+    window: Value,
+) -> (ComponentId, String, Consumer) {
+    let (input, output) = (
+        stage.topic(&format!("in-{name}")),
+        stage.topic(&format!("out-{name}")),
+    );
+    let mut fields = json!({"inputs": [&input], "output": &output, "retainOrdering": true, "windowConfig": window});
+    for (field, value) in code.as_object().expect("fields") {
+        fields[field] = value.clone();
+    }
+    let out = stage.consumer(&output).await;
+    let id = stage.function(name, fields).await;
+    (id, input, out)
+}
+
+/// What windows answer until they have had so many messages, each as often as it is in one.
+async fn until_had(out: &mut Consumer, count: usize) -> Vec<Vec<String>> {
+    let mut windows: Vec<Vec<String>> = Vec::new();
+    while windows.iter().map(Vec::len).sum::<usize>() < count {
+        let one = texts(&receive(out, 1).await).remove(0);
+        windows.push(one.split('+').map(str::to_owned).collect());
+    }
+    windows
+}
+
+/// Every shape of windows, by the messages' number, their arrival and their own time.
+async fn every_shape(language: &str) {
+    let stage = Stage::new().await;
+    let code = joiner(&stage, language).await;
+
+    let count = json!({"windowLengthCount": 3});
+    let (id, input, mut out) = windowed(&stage, &code, "count", count).await;
+    stage.send(&input, numbers(0..7)).await;
+    assert_eq!(texts(&receive(&mut out, 2).await), ["0+1+2", "3+4+5"]);
+    // The seventh is held back: it comes again, with two more it is a window.
+    let restarting = stage.worker.restart_instances(&id, None).await;
+    restarting.expect("restarted");
+    stage.send(&input, ["7", "8"]).await;
+    assert_eq!(texts(&receive(&mut out, 1).await), ["6+7+8"]);
+    if language == "Join" {
+        let counted = stage.worker.state_get(&id, "windows").await;
+        assert_eq!(counted.expect("counted").number_value, Some(3));
+    }
+
+    let sliding = json!({"windowLengthCount": 2, "slidingIntervalCount": 1});
+    let (_, input, mut out) = windowed(&stage, &code, "sliding", sliding).await;
+    stage.send(&input, ["1", "2", "3"]).await;
+    assert_eq!(texts(&receive(&mut out, 3).await), ["1", "1+2", "2+3"]);
+
+    let session = json!({"sessionGapMs": 400});
+    let (_, input, mut out) = windowed(&stage, &code, "session", session).await;
+    stage.send(&input, ["1", "2", "3"]).await;
+    assert_eq!(texts(&receive(&mut out, 1).await), ["1+2+3"]);
+    stage.send(&input, ["4"]).await;
+    assert_eq!(texts(&receive(&mut out, 1).await), ["4"]);
+
+    // Each is in one window, in the order in which they came; where a window begins is the clock's matter.
+    let tumbling = json!({"windowLengthDurationMs": 300});
+    let (_, input, mut out) = windowed(&stage, &code, "tumbling", tumbling).await;
+    stage.send(&input, ["1", "2", "3"]).await;
+    assert_eq!(until_had(&mut out, 3).await.concat(), ["1", "2", "3"]);
+    stage.send(&input, ["4"]).await;
+    assert_eq!(until_had(&mut out, 1).await, [["4"]]);
+
+    // Each is in as many windows as have a part of its time.
+    let overlapping = json!({"windowLengthDurationMs": 600, "slidingIntervalDurationMs": 200});
+    let (_, input, mut out) = windowed(&stage, &code, "overlapping", overlapping).await;
+    stage.send(&input, ["1", "2"]).await;
+    let windows = until_had(&mut out, 6).await;
+    assert!(
+        windows.iter().all(|window| window.is_sorted()),
+        "{windows:?}"
+    );
+    let often = |text: &str| windows.iter().flatten().filter(|one| *one == text).count();
+    assert_eq!([often("1"), often("2")], [3, 3], "{windows:?}");
+    nothing_more(&mut out).await;
+
+    let late = stage.topic("late");
+    let mut lates = stage.consumer(&late).await;
+    let own = json!({"windowLengthDurationMs": 200, "slidingIntervalDurationMs": 100, "maxLagMs": 0,
+        "timestampExtractorClassName": "eventTime", "watermarkEmitIntervalMs": 10, "lateDataTopic": &late});
+    let (id, input, mut out) = windowed(&stage, &code, "own", own).await;
+    let producer = stage
+        .client
+        .producer(&input)
+        .build()
+        .await
+        .expect("producer");
+    let send = async |text: &str, time: u64| {
+        let message = Message::new(text.as_bytes().to_vec()).event_time(time);
+        producer.send(message).await.expect("sent");
+    };
+    for (text, time) in [("1", 1010), ("2", 1110), ("3", 1210), ("4", 1500)] {
+        send(text, time).await;
+    }
+    assert_eq!(texts(&receive(&mut out, 4).await), ["1", "1+2", "2+3", "3"]);
+    send("5", 1050).await;
+    assert_eq!(texts(&receive(&mut lates, 1).await), ["5"]);
+    let status = stage.worker.status(&id).expect("there");
+    assert_eq!(status.instances[0].status.num_late, Some(1));
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn bash_gets_a_line_a_message() {
+    every_shape("bash").await;
+}
+
+#[tokio::test]
+async fn python_gets_a_list() {
+    every_shape("python").await;
+}
+
+#[tokio::test]
+async fn a_tool_gets_lines_on_its_input() {
+    every_shape("tool").await;
+}
+
+#[tokio::test]
+async fn go_gets_a_slice() {
+    every_shape("go").await;
+}
+
+#[tokio::test]
+async fn java_gets_records_and_a_context() {
+    every_shape("Join").await;
+}
+
+#[tokio::test]
+async fn java_gets_a_collection() {
+    every_shape("Plain").await;
 }
 
 #[tokio::test]
