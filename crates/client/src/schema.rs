@@ -103,6 +103,20 @@ impl Client {
         }
     }
 
+    /// The schema that a topic, or partition, has at a version, as messages name it; `None` where it has none.
+    ///
+    /// # Errors
+    /// When no broker answers, or it refuses.
+    pub async fn schema_at(&self, topic: &str, version: &Bytes) -> Result<Option<Schema>> {
+        let topic = topic_name(topic)?;
+        let asked = self.shared.retry(|| async {
+            let broker = self.shared.lookup(&topic).await?;
+            let connection = self.shared.broker_connection(&broker, 0).await?;
+            schema_of(&connection, &topic, Some(version)).await
+        });
+        Ok(asked.await?.map(Schema))
+    }
+
     /// The version that a topic has for a schema, which it takes where it is new. The topic must be there.
     ///
     /// # Errors
@@ -125,11 +139,20 @@ pub(crate) async fn current_schema(
     connection: &Connection,
     topic: &TopicName,
 ) -> Result<Option<pb::Schema>> {
+    schema_of(connection, topic, None).await
+}
+
+/// What the topic has at a version, or now.
+async fn schema_of(
+    connection: &Connection,
+    topic: &TopicName,
+    version: Option<&Bytes>,
+) -> Result<Option<pb::Schema>> {
     let request = |request_id| {
         pb::CommandGetSchema {
             request_id,
             topic: topic.as_str().to_owned(),
-            schema_version: None,
+            schema_version: version.cloned(),
         }
         .into()
     };

@@ -86,6 +86,8 @@ pub struct Message {
     pub partition: i32,
     /// How often it was delivered before.
     pub redelivery: u32,
+    /// Which of its topic's schemas it was written by.
+    pub schema_version: Option<Bytes>,
     /// It stands for a window of messages.
     pub window: Option<Window>,
     /// Somebody waits for what comes of it: that is to say whose it is.
@@ -117,6 +119,8 @@ pub struct Output {
     pub payload: Bytes,
     /// `None` means the input's key.
     pub key: Option<String>,
+    /// The key is base64 of bytes, as Pulsar marks it.
+    pub key_is_base64: bool,
     pub properties: Vec<(String, String)>,
     pub event_time: Option<u64>,
     /// Deliver not before so many milliseconds from now.
@@ -346,6 +350,18 @@ pub trait Services: Send + Sync + 'static {
     fn acknowledge(&self, message_id: &str);
     /// Publishes outside any message.
     fn publish(&self, output: Output);
+    /// The schema of a topic that messages came from, as an answer of the host protocol has it: the one
+    /// with this version, or the newest; `None` when the topic has none. Who has no broker knows none.
+    ///
+    /// # Errors
+    /// Why it can not be had now.
+    fn schema(
+        &self,
+        _topic: &str,
+        _version: Option<Bytes>,
+    ) -> BoxFuture<'static, Result<Option<Bytes>, String>> {
+        Box::pin(async { Ok(None) })
+    }
     /// The process was started again, and why.
     fn restarted(&self, reason: &str);
 }

@@ -572,6 +572,12 @@ class StandIn:
 
     def find_spec(self, name, path=None, target=None):
         if name not in self.modules:
+            spec = getattr(sys.modules.get("pulsar"), "__spec__", None)
+            if name.startswith("pulsar.") and spec and spec.loader is self:
+                raise ModuleNotFoundError(
+                    "`%s` is a part of Pulsar's client, which is not installed: name `pulsar-client[avro]` in the package's "
+                    "requirements (`geminga lock` pins them), or install it for this Python" % name, name=name
+                )
             return None
         from importlib.machinery import ModuleSpec
 

@@ -12,8 +12,10 @@ use parking_lot::RwLock;
 use tokio::sync::mpsc;
 
 use super::Gauge;
+use super::sink::with_key;
+use super::source::Taken;
 use super::state::FunctionState;
-use crate::runtime::{Level, LogLine, Output, Services, StateChange};
+use crate::runtime::{BoxFuture, Level, LogLine, Output, Services, StateChange, headers};
 use crate::worker::rights::Limits;
 
 /// Log lines that may wait for the log topic.
@@ -32,6 +34,7 @@ pub(crate) struct Context {
     pub(crate) on_log: Option<OnLog>,
     logs: Option<mpsc::Sender<LogLine>>,
     publications: Option<mpsc::Sender<Output>>,
+    topics: Option<(Client, Arc<Taken>)>,
 }
 
 impl Context {
@@ -46,7 +49,13 @@ impl Context {
             on_log,
             logs: None,
             publications: None,
+            topics: None,
         }
+    }
+
+    /// Tells the schemas of topics from which messages were taken, and of no others.
+    pub(crate) fn schemas_by(&mut self, client: Client, taken: Arc<Taken>) {
+        self.topics = Some((client, taken));
     }
 
     /// From now on this is the function's state.
@@ -114,9 +123,7 @@ impl Context {
                     }
                 }
                 let mut message = Message::new(output.payload).properties(output.properties);
-                if let Some(key) = output.key {
-                    message = message.key(key);
-                }
+                message = with_key(message, output.key.as_deref(), output.key_is_base64);
                 if let Some(time) = output.event_time {
                     message = message.event_time(time);
                 }
@@ -188,6 +195,30 @@ impl Services for Context {
                 "a publication outside a message was dropped: too many at once".to_owned(),
             );
         }
+    }
+
+    fn schema(
+        &self,
+        topic: &str,
+        version: Option<Bytes>,
+    ) -> BoxFuture<'static, Result<Option<Bytes>, String>> {
+        let known = self
+            .topics
+            .as_ref()
+            .filter(|(_, taken)| taken.knows(topic))
+            .map(|(client, _)| client.clone());
+        let topic = topic.to_owned();
+        Box::pin(async move {
+            let Some(client) = known else {
+                return Err(format!("`{topic}` gave this function no message"));
+            };
+            let schema = match &version {
+                Some(version) => client.schema_at(&topic, version).await,
+                None => client.schema(&topic).await,
+            };
+            let schema = schema.map_err(|error| format!("schema of `{topic}`: {error}"))?;
+            Ok(schema.map(|schema| headers::of_schema(&schema)))
+        })
     }
 
     fn restarted(&self, reason: &str) {

@@ -225,7 +225,7 @@ impl TopicSink {
         }
         let mut message = Sent::new(output.payload).properties(properties);
         message = match &output.key {
-            Some(key) => message.key(key.clone()),
+            Some(key) => with_key(message, Some(key), output.key_is_base64),
             None => with_key(message, input.key.as_deref(), input.key_is_base64),
         };
         if let Some(time) = output

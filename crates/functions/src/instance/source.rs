@@ -91,6 +91,11 @@ impl Taken {
         }
     }
 
+    /// Whether messages of this topic came.
+    pub(crate) fn knows(&self, topic: &str) -> bool {
+        self.0.lock().contains_key(topic)
+    }
+
     /// Whether everything up to `last` of `topic` was taken; `None` when none of it was.
     pub(crate) fn has(&self, topic: &str, last: &MessageId) -> Option<bool> {
         self.0
@@ -234,6 +239,7 @@ impl Source for TopicSource {
                     producer: message.producer_name,
                     sequence: message.sequence_id,
                     redelivery: message.redelivery_count,
+                    schema_version: message.schema_version,
                     window: None,
                     triggered: mark.is_some(),
                 };

@@ -13,6 +13,7 @@ use super::options::{Framing, Mode};
 use super::python::Python;
 use super::*;
 
+mod apache;
 mod bounds;
 mod cases;
 mod flaws;

@@ -5,6 +5,7 @@
 //! newlines, and `printf %b` of a shell undoes the escapes.
 
 use super::Message;
+use super::wire_base64::base64;
 
 /// Appends `name:value\n`.
 pub(crate) fn push(out: &mut Vec<u8>, name: &str, value: &str) {
@@ -134,6 +135,9 @@ pub(crate) fn of_message(out: &mut Vec<u8>, message: &Message) {
     if let Ok(partition @ 1..) = u64::try_from(i64::from(message.partition) + 1) {
         push_number(out, "partition", partition - 1);
     }
+    if let Some(version) = &message.schema_version {
+        push_ours(out, "schemaVersion", &base64(version));
+    }
     if !message.producer.is_empty() {
         push_ours(out, "producer", &message.producer);
     }
@@ -151,13 +155,31 @@ pub(crate) fn of_message(out: &mut Vec<u8>, message: &Message) {
     }
 }
 
+/// A schema as the answer to a question: the length of a block, the block, and what the schema says.
+pub(crate) fn of_schema(schema: &geminga_client::Schema) -> bytes::Bytes {
+    let mut block = Vec::new();
+    push(&mut block, "name", schema.name());
+    let number = u64::try_from(schema.kind() as i32).unwrap_or(0);
+    push_number(&mut block, "type", number);
+    for (name, value) in schema.properties() {
+        push(&mut block, &format!("prop.{name}"), value);
+    }
+    let mut out = Vec::new();
+    let length = u32::try_from(block.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&block);
+    out.extend_from_slice(schema.data());
+    out.into()
+}
+
 /// Fills an output from the header block that came with it. Unknown names are ignored, so that a
 /// newer host can say more.
 pub(crate) fn to_output(block: &[u8], output: &mut super::Output) {
     for (name, value) in parse(block) {
         match name.as_str() {
             "topic" => output.topic = (!value.is_empty()).then_some(value),
-            "key" => output.key = Some(value),
+            "key" => (output.key, output.key_is_base64) = (Some(value), false),
+            "key64" => (output.key, output.key_is_base64) = (Some(value), true),
             "orderingKey" => output.ordering_key = Some(value),
             "eventTime" => output.event_time = value.parse().ok(),
             "delayMs" => output.delay_ms = value.parse().ok(),

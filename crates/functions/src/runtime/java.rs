@@ -28,6 +28,7 @@ const HOST: &[(&str, &str)] = files![
     "Calls.java",
     "Host.java",
     "Json.java",
+    "TopicSchemas.java",
     "Types.java",
     "Unpack.java",
     "Values.java",
@@ -45,6 +46,15 @@ const API: &[(&str, &str, &str)] = &[
     ("org.apache.pulsar", "pulsar-client-original", "4.0.8"),
     // The client asks for several versions of it, and Maven takes one that is too old for its schemas.
     ("com.fasterxml.jackson.core", "jackson-core", "2.17.2"),
+    // What a class logs by a logger of its own is to be seen.
+    ("org.slf4j", "slf4j-simple", "2.0.13"),
+];
+/// How that writes: a line that begins with its level in brackets, as other lines on standard error are read; of
+/// Pulsar's client only what is wrong.
+const LOGGING: &[&str] = &[
+    "-Dorg.slf4j.simpleLogger.showThreadName=false",
+    "-Dorg.slf4j.simpleLogger.levelInBrackets=true",
+    "-Dorg.slf4j.simpleLogger.log.org.apache.pulsar.client=warn",
 ];
 
 /// Starts Java functions.
@@ -362,6 +372,7 @@ impl Launch for Machines {
             "-XX:-UsePerfData",
             "-Dfile.encoding=UTF-8",
         ]);
+        planned.args(LOGGING);
         if let Some(bytes) = spec.heap_bytes {
             planned.arg(format!("-Xmx{bytes}"));
         }

@@ -43,6 +43,8 @@ const STATE_IN_HAND_MAX_BYTES: u64 = 64 * 1024 * 1024;
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The same for the words of a failure, when the process lives on.
 const FAILURE_WORDS: Duration = Duration::from_millis(5);
+/// Questions of a host that may wait for somebody else's answer at once.
+const QUESTIONS_MAX: usize = 64;
 /// Deaths without a message done in between before the host counts as broken.
 const DEATHS_MAX: u32 = 5;
 
@@ -169,6 +171,9 @@ struct Running {
     leaving: bool,
     /// What it said was not heard to the end, since it has answers to read first.
     behind: bool,
+    /// What was looked up for it elsewhere, by the number of the question.
+    answers: mpsc::Receiver<(u64, Looked)>,
+    answering: mpsc::Sender<(u64, Looked)>,
 }
 
 impl Running {
@@ -176,6 +181,9 @@ impl Running {
         self.out.len() < ANSWERS_MAX_BYTES
     }
 }
+
+/// What became of a question that had to wait.
+type Looked = Result<Option<Bytes>, String>;
 
 /// Why a conversation ended.
 enum End {
@@ -229,6 +237,7 @@ impl Warm {
 
     async fn launch_ready(&mut self) -> Result<Running, Broken> {
         let launched = self.launch.launch(&self.spec).await?;
+        let (answering, answers) = mpsc::channel(QUESTIONS_MAX);
         let mut running = Running {
             process: launched.process,
             reader: launched.reader,
@@ -242,6 +251,8 @@ impl Warm {
             log_ends: Vec::new(),
             leaving: false,
             behind: false,
+            answers,
+            answering,
         };
         for pipe in launched.logs {
             let (end, ended) = oneshot::channel();
@@ -359,6 +370,15 @@ impl Warm {
                 grace = wait_stop(&mut self.stop), if self.stop.is_some() => {
                     self.stop = None;
                     self.stop_at = Some(Instant::now() + grace);
+                }
+                // It never ends: this side holds a sender.
+                Some((ask, looked)) = running.answers.recv() => {
+                    let mut answer = Vec::new();
+                    match looked {
+                        Ok(value) => running.codec.answer(ask, value.as_ref(), &mut answer),
+                        Err(why) => running.codec.refuse(ask, &why, &mut answer),
+                    }
+                    running.out.extend_from_slice(&answer);
                 }
                 batch = self.deliveries.recv(), if !stopping => match batch {
                     Some(batch) => self.take(batch, running),
@@ -479,6 +499,22 @@ impl Warm {
                     let mut answer = Vec::new();
                     running.codec.answer(ask, value.as_ref(), &mut answer);
                     running.out.extend_from_slice(&answer);
+                }
+                FromHost::SchemaGet {
+                    ask,
+                    topic,
+                    version,
+                } => {
+                    // A place is kept for the answer: who asks on without waiting for answers is no host.
+                    let Ok(place) = running.answering.clone().try_reserve_owned() else {
+                        let why = format!("more than {QUESTIONS_MAX} questions at once");
+                        return Err(WireError::Protocol(why));
+                    };
+                    let looking = self.services.schema(&topic, version);
+                    self.tasks
+                        .spawn_cancellable("schema of a function's topic", async move {
+                            place.send((ask, looking.await));
+                        });
                 }
                 FromHost::State { message, change } => {
                     // One that has ended takes no more: its change is the next one's.

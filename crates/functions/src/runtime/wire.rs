@@ -38,6 +38,12 @@ pub(crate) enum FromHost {
         ask: u64,
         key: String,
     },
+    /// What schema a topic has.
+    SchemaGet {
+        ask: u64,
+        topic: String,
+        version: Option<Bytes>,
+    },
     /// A change of the state, of message `message` when the host says so, else of the next to end.
     State {
         message: Option<u64>,
@@ -87,8 +93,11 @@ pub(crate) trait Codec: Send {
         out: &mut Vec<u8>,
     );
 
-    /// The answer to `StateGet`.
+    /// The answer to `StateGet` and `SchemaGet`.
     fn answer(&mut self, ask: u64, value: Option<&Bytes>, out: &mut Vec<u8>);
+
+    /// Says why there is no answer now. Only who can ask `SchemaGet` needs to know.
+    fn refuse(&mut self, _ask: u64, _why: &str, _out: &mut Vec<u8>) {}
 
     /// Says that nothing more will come; the pipe is closed after it.
     fn drain(&mut self, out: &mut Vec<u8>);

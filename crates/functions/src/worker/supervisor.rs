@@ -354,6 +354,7 @@ impl Crew {
             context.log_to(client.clone(), topic.clone(), self.id.fqfn(), number, tasks);
         }
         context.publish_by(client.clone(), self.limits.clone(), tasks);
+        context.schemas_by(client.clone(), self.taken.clone());
         let unread = self.unread(inner, spec, number);
         let context = Arc::new(context);
         let host = inner

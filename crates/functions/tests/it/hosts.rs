@@ -1,10 +1,10 @@
 //! Go and Java functions on a broker: retries, dead letters, the kill of a host, state.
 
-use geminga_client::Message;
+use geminga_client::{Message, Schema, SchemaType};
 use geminga_functions::Upload;
 use serde_json::json;
 
-use crate::stage::{Stage, receive, sorted, texts};
+use crate::stage::{Stage, jar, receive, sorted, texts};
 
 const GO: &str = r#"package main
 
@@ -105,5 +105,83 @@ async fn a_built_program_is_uploaded_and_run() {
         .expect("created");
     stage.send(&input, ["x"]).await;
     assert_eq!(texts(&receive(&mut out, 1).await), ["x of "]);
+    stage.end().await;
+}
+
+/// Nobody says what the messages are but their topics: each is read by the schema that it was written by.
+#[tokio::test]
+async fn java_reads_by_the_schemas_of_its_topics() {
+    let stage = Stage::new().await;
+    let (typed, words, bytes) = (
+        stage.topic("typed"),
+        stage.topic("words"),
+        stage.topic("bytes"),
+    );
+    let output = stage.topic("out");
+    let code = r#"
+import org.apache.pulsar.client.api.schema.*;
+import org.apache.pulsar.functions.api.*;
+
+public class Read implements Function<GenericRecord, String> {
+    public String process(GenericRecord in, Context context) {
+        Object own = in.getNativeObject();
+        return in.getSchemaType() + " " + (own instanceof byte[] ? new String((byte[]) own) : own);
+    }
+}
+"#;
+    let jar = jar(&stage.file("Read.java", code)).await;
+    let mut consumer = stage.consumer(&output).await;
+    let inputs = [&typed, &words, &bytes];
+    let id = stage
+        .function(
+            "f",
+            json!({"jar": jar, "className": "Read", "inputs": inputs, "output": &output,
+                "subscriptionPosition": "Earliest"}),
+        )
+        .await;
+    let record = |more: &str| {
+        let text = format!(
+            r#"{{"type":"record","name":"R","fields":[{{"name":"value","type":"string"}}{more}]}}"#
+        );
+        Schema::new(SchemaType::Avro, "R", text, [])
+    };
+    let more = record(r#",{"name":"more","type":["null","int"],"default":null}"#);
+    for (topic, schema, payload, wanted) in [
+        (
+            &typed,
+            Some(record("")),
+            &b"\x02x"[..],
+            r#"AVRO {"value": "x"}"#,
+        ),
+        (
+            &typed,
+            Some(more),
+            b"\x02y\x02\x0a",
+            r#"AVRO {"value": "y", "more": 5}"#,
+        ),
+        (&typed, Some(record("")), b"\x02z", r#"AVRO {"value": "z"}"#),
+        (&words, Some(Schema::string()), b"text", "STRING text"),
+        (&bytes, None, b"raw", "BYTES raw"),
+    ] {
+        let mut builder = stage.client.producer(topic);
+        if let Some(schema) = schema {
+            builder = builder.schema(schema);
+        }
+        let producer = builder.build().await.expect("producer");
+        producer
+            .send(Message::new(payload.to_vec()))
+            .await
+            .expect("sent");
+        producer.close().await.expect("closed");
+        assert_eq!(texts(&receive(&mut consumer, 1).await), [wanted]);
+    }
+    // What is not of its schema can never be read.
+    let dead = format!("{typed}-{}-DLQ", id.fqfn().replace('/', "-"));
+    let mut letters = stage.consumer(&dead).await;
+    let producer = stage.client.producer(&typed).schema(record(""));
+    let producer = producer.build().await.expect("producer");
+    producer.send(Message::new(vec![0x80])).await.expect("sent");
+    let letter = receive(&mut letters, 1).await.remove(0);
+    assert_eq!(letter.property("geminga.kind"), Some("data"));
     stage.end().await;
 }

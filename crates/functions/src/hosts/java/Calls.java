@@ -12,6 +12,8 @@ import java.util.concurrent.*;
 
 /** The objects that a function sees: Pulsar's interfaces, met by proxies. */
 final class Calls {
+    private static final String API_CLIENT = "org.apache.pulsar.client.api.";
+
     private Calls() {}
 
     /** Pulsar's Context: of one message, or of whichever message the calling thread has in hand. */
@@ -182,30 +184,93 @@ final class Calls {
             if (plain != null) return plain;
             switch (method.getName()) {
                 case "getValue": return in.value;
-                case "getKey": return Optional.ofNullable(in.get("key") != null ? in.get("key") : in.get("key64"));
+                case "getKey": return Optional.ofNullable(in.key());
                 case "getTopicName": return Optional.ofNullable(in.get("topic"));
                 case "getPartitionId": return Optional.of(in.get("topic") + "-" + in.get("partition"));
                 case "getPartitionIndex": return Optional.ofNullable(in.get("partition")).map(Integer::valueOf);
                 case "getRecordSequence": return Optional.ofNullable(in.get("sequence")).map(Long::valueOf);
                 case "getEventTime":
                     return Optional.ofNullable(in.get("eventTime")).map(Long::valueOf).filter(time -> time > 0);
-                case "getProperties": {
-                    Map<String, String> properties = new LinkedHashMap<>();
-                    in.headers().forEach((name, value) -> {
-                        if (name.startsWith("prop.")) properties.put(name.substring(5), value);
-                    });
-                    return properties;
-                }
+                case "getProperties": return in.properties();
                 case "ack":
                     worker.wire.send('Q', new Block().add("op", "ack").add("id", in.get("id")), new byte[0]);
                     return null;
                 case "fail":
                     throw new IllegalStateException("Record.fail: throw an exception to fail a message");
-                case "getSchema": return null;
+                case "getSchema": return worker.codec(in).schema(in);
+                case "getMessage": return Optional.of(Types.proxy(worker.loader, API_CLIENT + "Message", new OfInput(worker, in)));
                 default:
                     if (method.getReturnType() == Optional.class) return Optional.empty();
                     throw Types.notHere(method);
             }
+        }
+    }
+
+    /** Pulsar's Message: the one that a record is of. */
+    static final class OfInput implements InvocationHandler {
+        private final Worker worker;
+        private final In in;
+
+        OfInput(Worker worker, In in) {
+            this.worker = worker;
+            this.in = in;
+        }
+
+        @Override
+        public Object invoke(Object self, Method method, Object[] a) throws Throwable {
+            Object plain = Types.ofObject(self, method, a, "Message " + in.get("id"));
+            if (plain != null) return plain;
+            switch (method.getName()) {
+                case "getValue": return in.value;
+                case "getData": return in.payload();
+                case "size": return in.payload().length;
+                case "getTopicName": return in.get("topic");
+                case "getMessageId": return messageId();
+                case "getPublishTime": return number("publishTime");
+                case "getEventTime": return number("eventTime");
+                case "getSequenceId": return number("sequence");
+                case "getProducerName": return in.get("producer");
+                case "getRedeliveryCount": return (int) number("redelivery");
+                case "getSchemaVersion": return TopicSchemas.version(in);
+                case "getReaderSchema": return Optional.ofNullable(worker.codec(in).schema(in));
+                case "getProperties": return in.properties();
+                case "hasProperty": return in.properties().containsKey(a[0]);
+                case "getProperty": return in.properties().get(a[0]);
+                case "hasKey": return in.key() != null;
+                case "getKey": return in.key();
+                case "hasBase64EncodedKey": return in.get("key64") != null;
+                case "getKeyBytes":
+                    if (in.get("key64") != null) return Base64.getDecoder().decode(in.get("key64"));
+                    return in.key() == null ? null : in.key().getBytes(StandardCharsets.UTF_8);
+                case "hasOrderingKey": return in.get("orderingKey") != null;
+                case "getOrderingKey":
+                    return in.get("orderingKey") == null ? null : in.get("orderingKey").getBytes(StandardCharsets.UTF_8);
+                // The memory is the collector's.
+                case "release": return null;
+                case "isReplicated":
+                case "hasBrokerPublishTime":
+                case "hasIndex": return false;
+                case "getReplicatedFrom": return null;
+                default:
+                    if (method.getReturnType() == Optional.class) return Optional.empty();
+                    throw Types.notHere(method);
+            }
+        }
+
+        private long number(String name) {
+            return in.get(name) == null ? 0 : Long.parseLong(in.get(name));
+        }
+
+        /** `ledger:entry:partition`, and `:index` for one of a batch. */
+        private Object messageId() throws Exception {
+            String[] parts = in.get("id").split(":");
+            boolean batch = parts.length > 3;
+            Class<?> type = Class.forName("org.apache.pulsar.client.impl." + (batch ? "BatchMessageIdImpl" : "MessageIdImpl"), true, worker.loader);
+            long ledger = Long.parseLong(parts[0]), entry = Long.parseLong(parts[1]);
+            int partition = Integer.parseInt(parts[2]);
+            return batch ? type.getConstructor(long.class, long.class, int.class, int.class)
+                            .newInstance(ledger, entry, partition, Integer.parseInt(parts[3]))
+                    : type.getConstructor(long.class, long.class, int.class).newInstance(ledger, entry, partition);
         }
     }
 
@@ -231,6 +296,7 @@ final class Calls {
             switch (method.getName()) {
                 case "value": payload = codec.encode(a[0]); return self;
                 case "key": block.add("key", a[0]); return self;
+                case "keyBytes": block.add("key64", Base64.getEncoder().encodeToString((byte[]) a[0])); return self;
                 case "orderingKey": block.add("orderingKey", new String((byte[]) a[0], StandardCharsets.UTF_8)); return self;
                 case "property": block.add("prop." + a[0], a[1]); return self;
                 case "properties":

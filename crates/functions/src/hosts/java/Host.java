@@ -5,7 +5,7 @@
 // API's interfaces are met by proxies, so these files compile without them, and against any version.
 //
 // Host starts and ends; Wire is the socket; Blocks its header blocks; Worker the function and its messages;
-// Types what the class says of its types; Values and Json payloads; Calls the objects that the function sees.
+// Types what the class says of its types; Values, TopicSchemas and Json payloads; Calls the objects that the function sees.
 package geminga;
 
 import java.io.*;

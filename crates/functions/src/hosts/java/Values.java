@@ -16,9 +16,19 @@ final class Values {
         Object decode(byte[] payload) throws Exception;
 
         byte[] encode(Object value) throws Exception;
+
+        /** The same for one that looks at the message, too. */
+        default Object decode(Worker.In in, byte[] payload) throws Exception {
+            return decode(payload);
+        }
+
+        /** The schema of Pulsar's client by which it reads this message; null for none. */
+        default Object schema(Worker.In in) throws Exception {
+            return null;
+        }
     }
 
-    private abstract static class Named implements Codec {
+    abstract static class Named implements Codec {
         private final String name;
 
         Named(String name) {
@@ -129,6 +139,11 @@ final class Values {
                 @Override
                 public byte[] encode(Object value) throws Exception {
                     return (byte[]) encode.invoke(schema, value);
+                }
+
+                @Override
+                public Object schema(Worker.In in) {
+                    return schema;
                 }
             };
         } catch (NoSuchMethodException error) {

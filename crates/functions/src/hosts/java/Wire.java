@@ -50,6 +50,13 @@ final class Wire {
         }
     }
 
+    /** The worker has no answer now. */
+    static final class Unanswered extends RuntimeException {
+        Unanswered(String why) {
+            super(why);
+        }
+    }
+
     Wire() {
         in = new DataInputStream(new BufferedInputStream(new FileInputStream(FileDescriptor.in), FLUSH_BYTES));
         daemon("geminga-reader", this::read);
@@ -86,7 +93,9 @@ final class Wire {
         int size = ByteBuffer.wrap(body).order(ByteOrder.LITTLE_ENDIAN).getInt();
         Blocks.Facts facts = new Blocks.Facts(Blocks.parse(body, 4, 4 + size));
         CompletableFuture<byte[]> asking = answers.remove(facts.get("ask"));
-        if (asking != null) {
+        if (asking != null && !facts.get("error").isEmpty()) {
+            asking.completeExceptionally(new Unanswered(facts.get("error")));
+        } else if (asking != null) {
             asking.complete(facts.get("found").equals("1") ? Arrays.copyOfRange(body, 4 + size, body.length) : null);
         }
     }
@@ -200,6 +209,7 @@ final class Wire {
         try {
             return answer.get();
         } catch (ExecutionException | InterruptedException gone) {
+            if (gone.getCause() instanceof Unanswered) throw (Unanswered) gone.getCause();
             throw new EOFException();
         }
     }

@@ -42,17 +42,24 @@ final class Worker {
         final long number;
         private final byte[] body;
         private final int from, to;
+        /** Where its payload ends in the body; it begins after the block. */
+        private final int payloadTo;
         Object value;
         final List<Output> outputs = new ArrayList<>();
         /** Its outcome is said: what is published from now on belongs to no message. */
         boolean over;
         private Map<String, String> headers;
 
-        In(long number, byte[] body, int from, int to) {
+        In(long number, byte[] body, int from, int to, int payloadTo) {
             this.number = number;
             this.body = body;
             this.from = from;
             this.to = to;
+            this.payloadTo = payloadTo;
+        }
+
+        byte[] payload() {
+            return Arrays.copyOfRange(body, to, payloadTo);
         }
 
         synchronized Map<String, String> headers() {
@@ -67,6 +74,19 @@ final class Worker {
 
         String get(String name) {
             return headers().get(name);
+        }
+
+        /** Its key; base64 where it is bytes. */
+        String key() {
+            return get("key") != null ? get("key") : get("key64");
+        }
+
+        Map<String, String> properties() {
+            Map<String, String> properties = new LinkedHashMap<>();
+            headers().forEach((name, value) -> {
+                if (name.startsWith("prop.")) properties.put(name.substring(5), value);
+            });
+            return properties;
         }
     }
 
@@ -124,12 +144,15 @@ final class Worker {
                     : in -> process.invoke(function, in.value, context);
         }
         recordType = windowApi == null ? null : Class.forName(Host.API + "Record", true, windowApi.getClassLoader());
-        input = Values.of(takes);
+        input = TopicSchemas.isGeneric(takes) ? new TopicSchemas(this) : Values.of(takes);
         inputs = new HashMap<>();
         for (Map.Entry<String, String> fact : facts.values.entrySet()) {
             String key = fact.getKey();
             if (key.startsWith("inputSerde.")) inputs.put(key.substring(11), Values.ofSerde(fact.getValue(), takes, loader));
-            if (key.startsWith("inputSchema.")) inputs.put(key.substring(12), Values.ofSchema(fact.getValue(), takes, loader));
+            if (key.startsWith("inputSchema.")) {
+                boolean auto = TopicSchemas.isGeneric(takes) || fact.getValue().equalsIgnoreCase("auto_consume");
+                inputs.put(key.substring(12), auto ? new TopicSchemas(this) : Values.ofSchema(fact.getValue(), takes, loader));
+            }
         }
         Type given = Types.inside(gives);
         output = !facts.get("outputSerde").isEmpty() ? Values.ofSerde(facts.get("outputSerde"), given, loader)
@@ -167,8 +190,8 @@ final class Worker {
         List<Object> all = new ArrayList<>(count);
         for (int index = 0; index < count; index++) {
             int middle = at + head.getInt(), end = middle + head.getInt();
-            In in = new In(-1, payload, at, middle);
-            in.value = codec(in).decode(Arrays.copyOfRange(payload, middle, end));
+            In in = new In(-1, payload, at, middle, end);
+            in.value = codec(in).decode(in, in.payload());
             all.add(recordType == null ? in.value : Types.proxy(recordType, new Calls.OfRecord(this, in)));
             at = end;
         }
@@ -230,14 +253,14 @@ final class Worker {
         wire.begin();
         for (int index = 0; index < count; index++) {
             int middle = at + head.getInt(), end = middle + head.getInt();
-            one(new In(first + index, body, at, middle), Arrays.copyOfRange(body, middle, end), done);
+            one(new In(first + index, body, at, middle, end), done);
             at = end;
         }
         wire.end();
     }
 
     /** How the input of a message is read: by its topic, where that was said; a partition is its parent's, a pattern is said. */
-    private Values.Codec codec(In in) {
+    Values.Codec codec(In in) {
         if (inputs.isEmpty()) return input;
         String topic = in.get("input");
         if (topic == null) topic = in.get("topic");
@@ -247,10 +270,15 @@ final class Worker {
         return own == null ? input : own;
     }
 
-    private void one(In in, byte[] payload, int done) throws IOException {
+    private void one(In in, int done) throws IOException {
         try {
-            in.value = windows ? window(payload) : codec(in).decode(payload);
+            byte[] payload = in.payload();
+            in.value = windows ? window(payload) : codec(in).decode(in, payload);
         } catch (Exception | LinkageError error) {
+            if (asksLater(error)) {
+                fail(in, error);
+                return;
+            }
             wire.outcome(in.number, Wire.DATA, "the input is no " + input + ": " + Host.reason(error), List.of());
             return;
         }
@@ -302,6 +330,14 @@ final class Worker {
         wire.outcome(in.number, done, "", outputs);
     }
 
+    /** The message may be read later: its schema could not be had. */
+    private static boolean asksLater(Throwable error) {
+        for (Throwable at = error; at != null; at = at.getCause()) {
+            if (at instanceof Wire.Unanswered) return true;
+        }
+        return false;
+    }
+
     private void fail(In in, Throwable wrapped) throws IOException {
         synchronized (in) {
             in.over = true;
@@ -314,6 +350,7 @@ final class Worker {
             if (name.equals("RetryException")) verdict = Wire.TEMPORARY;
             if (name.equals("DropException")) verdict = Wire.DROP;
         }
+        if (asksLater(error)) verdict = Wire.TEMPORARY;
         if (verdict == Wire.FAILED) {
             error.printStackTrace();
             System.err.flush();

@@ -11,7 +11,8 @@ use geminga_stdx::Tasks;
 use parking_lot::Mutex;
 
 use super::{
-    Delivery, Failure, Host, LogLine, Message, Outcome, Output, Services, StateChange, Verdict,
+    BoxFuture, Delivery, Failure, Host, LogLine, Message, Outcome, Output, Services, StateChange,
+    Verdict,
 };
 
 /// What a host asked for, kept for the test to look at.
@@ -24,6 +25,9 @@ pub(crate) struct Seen {
     pub(crate) asked: AtomicU64,
     pub(crate) acks: Mutex<Vec<String>>,
     pub(crate) restarts: Mutex<Vec<String>>,
+    /// The schemas of any topic, by version, or why there is none now; and which were asked for.
+    pub(crate) schemas: Mutex<BTreeMap<u64, Result<Bytes, String>>>,
+    pub(crate) schemas_asked: Mutex<Vec<u64>>,
 }
 
 impl Services for Seen {
@@ -54,6 +58,18 @@ impl Services for Seen {
         self.acks.lock().push(message_id.to_owned());
     }
     fn publish(&self, _output: Output) {}
+    fn schema(
+        &self,
+        _topic: &str,
+        version: Option<Bytes>,
+    ) -> BoxFuture<'static, Result<Option<Bytes>, String>> {
+        let number = version.map_or(0, |v| {
+            u64::from_be_bytes(v[..].try_into().expect("8 bytes"))
+        });
+        self.schemas_asked.lock().push(number);
+        let found = self.schemas.lock().get(&number).cloned().transpose();
+        Box::pin(async { found })
+    }
     fn restarted(&self, reason: &str) {
         self.restarts.lock().push(reason.to_owned());
     }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::shell::from_base64;
 use super::{Codec, FromHost, HEAD_BYTES, WireError, frame};
 use crate::runtime::headers;
 use crate::runtime::{
@@ -91,6 +92,16 @@ impl Codec for Packed {
             out.extend_from_slice(&length(block.len()));
             out.extend_from_slice(&block);
             out.extend_from_slice(value.map_or(&[][..], |v| v));
+        });
+    }
+
+    fn refuse(&mut self, ask: u64, why: &str, out: &mut Vec<u8>) {
+        frame(out, b'A', |out| {
+            let mut block = Vec::new();
+            headers::push_number(&mut block, "ask", ask);
+            headers::push(&mut block, "error", why);
+            out.extend_from_slice(&length(block.len()));
+            out.extend_from_slice(&block);
         });
     }
 
@@ -258,12 +269,23 @@ fn request(body: Reader) -> Result<FromHost, WireError> {
     let key = find(&block, "key").to_owned();
     let message = find(&block, "message").parse().ok();
     let state = |change| FromHost::State { message, change };
+    let ask = || {
+        let number = find(&block, "ask").parse();
+        number.map_err(|_| broken("a question without a number"))
+    };
     Ok(match find(&block, "op") {
-        "state.get" => FromHost::StateGet {
-            ask: find(&block, "ask")
-                .parse()
-                .map_err(|_| broken("a question without a number"))?,
-            key,
+        "state.get" => FromHost::StateGet { ask: ask()?, key },
+        "schema.get" => FromHost::SchemaGet {
+            ask: ask()?,
+            topic: find(&block, "topic").to_owned(),
+            version: match find(&block, "schemaVersion") {
+                "" => None,
+                text => Some(
+                    from_base64(text)
+                        .ok_or_else(|| broken("a schema version that is not base64"))?
+                        .into(),
+                ),
+            },
         },
         "state.put" => state(StateChange::Put(key, payload)),
         "state.delete" => state(StateChange::Delete(key)),
@@ -345,6 +367,42 @@ mod tests {
                 verdict: Verdict::Done,
                 outputs: vec![output]
             })
+        );
+    }
+
+    /// A question of a host, and the three answers to it.
+    #[test]
+    fn a_schema_is_asked_for_and_answered_or_not() {
+        let ask = |block: &str| {
+            let mut framed = Vec::new();
+            frame(&mut framed, b'Q', |out| {
+                out.extend_from_slice(&length(block.len()));
+                out.extend_from_slice(block.as_bytes());
+            });
+            Packed::new(1000).decode(&mut BytesMut::from(&framed[..]))
+        };
+        let question = |version: Option<&'static [u8]>| FromHost::SchemaGet {
+            ask: 5,
+            topic: "t".to_owned(),
+            version: version.map(Bytes::from_static),
+        };
+        let block = "op:schema.get\nask:5\ntopic:t\n";
+        assert_eq!(ask(block), Ok(Some(question(None))));
+        let one = format!("{block}schemaVersion:AAAAAAAAAAE=\n");
+        let version = b"\0\0\0\0\0\0\0\x01";
+        assert_eq!(ask(&one), Ok(Some(question(Some(version)))));
+        assert!(ask(&format!("{block}schemaVersion:?\n")).is_err());
+        let mut out = Vec::new();
+        let mut codec = Packed::new(1000);
+        codec.answer(5, Some(&Bytes::from_static(b"x")), &mut out);
+        codec.answer(5, None, &mut out);
+        codec.refuse(5, "away", &mut out);
+        let wanted =
+            b"A 000000019\n\x0e\0\0\0ask:5\nfound:1\nxA 000000018\n\x0e\0\0\0ask:5\nfound:0\n\
+                       A 000000021\n\x11\0\0\0ask:5\nerror:away\n";
+        assert_eq!(
+            String::from_utf8_lossy(&out),
+            String::from_utf8_lossy(wanted)
         );
     }
 

@@ -218,6 +218,7 @@ pub(crate) fn output_from_json(value: &Value) -> Option<Output> {
         topic: text("topic"),
         payload,
         key: text("key"),
+        key_is_base64: false,
         properties: object
             .get("properties")
             .and_then(Value::as_object)
