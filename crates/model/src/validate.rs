@@ -92,14 +92,14 @@ pub fn validate_function(config: &FunctionConfig) -> Vec<Violation> {
         Ok(inputs) => check_inputs(&inputs, config.output.as_deref(), "input", &mut found),
         Err(bad) => found.push(Violation::new(
             &["customSchemaInputs", &bad.topic],
-            bad.reason,
+            bad.to_string(),
         )),
     }
     check_optional_topic("output", &config.output, &mut found);
     check_optional_topic("logTopic", &config.log_topic, &mut found);
     check_optional_topic("deadLetterTopic", &config.dead_letter_topic, &mut found);
     check_producer(config.producer_config.as_ref(), &mut found);
-    if config.output_schema_type.is_some() && config.output_serde_class_name.is_some() {
+    if is_given(&config.output_schema_type) && is_given(&config.output_serde_class_name) {
         found.push(one_of("outputSchemaType", "outputSerdeClassName"));
     }
 
@@ -159,7 +159,7 @@ pub fn validate_source(config: &SourceConfig) -> Vec<Violation> {
     check_optional_topic("topicName", &config.topic_name, &mut found);
     check_optional_topic("logTopic", &config.log_topic, &mut found);
     check_producer(config.producer_config.as_ref(), &mut found);
-    if config.schema_type.is_some() && config.serde_class_name.is_some() {
+    if is_given(&config.schema_type) && is_given(&config.serde_class_name) {
         found.push(one_of("schemaType", "serdeClassName"));
     }
     check_parallelism(config.parallelism, &mut found);
@@ -274,7 +274,7 @@ fn check_inputs(
                 Ok(_) => {}
             }
         }
-        if spec.schema_type.is_some() && spec.serde_class_name.is_some() {
+        if is_given(&spec.schema_type) && is_given(&spec.serde_class_name) {
             let mut violation = one_of("schemaType", "serdeClassName");
             violation.field = vec!["inputSpecs".into(), topic.clone(), "serdeClassName".into()];
             found.push(violation);
@@ -554,6 +554,11 @@ fn check_window(window: &WindowConfig, config: &FunctionConfig, found: &mut Vec<
             "a window function is ATLEAST_ONCE or ATMOST_ONCE".into(),
         );
     }
+}
+
+/// Clients send the empty text for what nobody gave: pulsar-admin does for `outputSchemaType`.
+fn is_given(text: &Option<String>) -> bool {
+    text.as_ref().is_some_and(|text| !text.is_empty())
 }
 
 fn one_of(first: &str, second: &str) -> Violation {

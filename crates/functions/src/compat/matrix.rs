@@ -24,6 +24,7 @@ which reads, writes and acknowledges by itself. Made by a test (`crates/function
 - `yes`: Geminga's worker does it.
 - `told`: the worker passes it on in Pulsar's words, and what the instance makes of it is what it makes of it on Pulsar.
 - `refused`: creation fails, and the answer names the field. `in part`: the answer names what is not taken.
+- `warned`: taken, since `pulsar-admin` always sends it, and without an effect, as the status says.
 - `yes or warned`: enforced where the machine has control groups for the worker, or the status says that it is not.
 
 For the other runtimes there is [a page of its own](functions-matrix.md).
@@ -186,7 +187,7 @@ fn done(plan: &Plan) -> String {
 fn word(kind: Kind, field: &str) -> &'static str {
     let by_default = plan(&config(kind, &json!({})).into(), None).expect("accepted");
     let name = field.rsplit('.').next().unwrap_or(field);
-    let (mut refused, mut is_done, mut is_told) = (false, false, false);
+    let (mut refused, mut is_done, mut is_told, mut warned) = (false, false, false, false);
     if field == "runtime" {
         // Every function has it; it says the same as the code.
         let (own, other) = match kind {
@@ -214,6 +215,7 @@ fn word(kind: Kind, field: &str) -> &'static str {
             Ok(plan) => {
                 is_done |= done(&plan) != done(&by_default);
                 is_told |= told(&plan) != told(&by_default);
+                warned |= plan.warnings != by_default.warnings;
             }
             Err(said) => {
                 let said = said.join("; ");
@@ -231,6 +233,7 @@ fn word(kind: Kind, field: &str) -> &'static str {
         (false, false, true) => "told",
         (true, false, false) => "refused",
         (true, ..) => "in part",
+        (false, false, false) if warned => "warned",
         (false, false, false) => panic!("{field} of {kind:?}: neither seen nor refused"),
     }
 }

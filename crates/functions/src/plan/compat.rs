@@ -135,10 +135,6 @@ fn refuse(
                 config.max_pending_async_requests.is_some(),
             ),
             (
-                "forwardSourceMessageProperty",
-                config.forward_source_message_property == Some(true),
-            ),
-            (
                 "outputSchemaType",
                 has_name(config.output_schema_type.as_deref()),
             ),

@@ -16,6 +16,7 @@ use super::{
     Input, Language, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused,
     Subscription, full_name,
 };
+use crate::compat::Kind;
 use crate::runtime::options::Way;
 use crate::runtime::sandbox::{self, Abilities};
 use crate::runtime::{Code, HostSpec, Options};
@@ -224,8 +225,17 @@ pub(super) fn function(
         language.limit_memory(ram, &mut spec);
     }
     let mut warnings = hold(language, config.resources.as_ref(), &mut spec);
-    if compat.is_none() {
-        warnings.extend(unused_class(language, config.class_name.as_deref()));
+    match compat {
+        None => warnings.extend(unused_class(language, config.class_name.as_deref())),
+        // pulsar-admin always sends it: to refuse it would refuse every program that it brings.
+        Some((Kind::Go, _)) if config.forward_source_message_property == Some(true) => {
+            warnings.push(
+                "`forwardSourceMessageProperty` has no effect: Pulsar's Go instance, which is in this program, \
+                 copies no properties"
+                    .to_owned(),
+            );
+        }
+        Some(_) => {}
     }
     // Effects happen once in the order of the messages: one consumer a partition.
     let ordered =

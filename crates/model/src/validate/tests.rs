@@ -214,3 +214,31 @@ fn an_update_lays_fields_over_the_stored_ones() {
         assert_eq!(found[0].message, want);
     }
 }
+
+/// pulsar-admin sends `outputSchemaType: ""` with every change.
+#[test]
+fn an_empty_text_says_nothing() {
+    let stored = r#"{"name":"f","inputs":["in"],"py":"f.py","outputSchemaType":"string"}"#;
+    let stored = function(stored);
+    let change = function(r#"{"outputSchemaType":"","subName":"","logTopic":"logs"}"#);
+    let merged = merge_function(&stored, &change).expect("accepted");
+    assert_eq!(
+        (&merged.output_schema_type, &merged.sub_name),
+        (&stored.output_schema_type, &None)
+    );
+    assert_eq!(merged.log_topic.as_deref(), Some("logs"));
+    let with = |more: &str| {
+        let text = format!(r#"{{"name":"f","inputs":["in"],"py":"f.py",{more}}}"#);
+        let found = validate_function(&function(&text)).into_iter();
+        found.map(|v| v.message).collect::<Vec<_>>()
+    };
+    let serde = r#""outputSchemaType":"","outputSerdeClassName":"my.Serde""#;
+    assert_eq!(with(serde), Vec::<String>::new());
+    let of_input = r#""inputSpecs":{"in":{"schemaType":"","serdeClassName":"my.Serde"}}"#;
+    assert_eq!(with(of_input), Vec::<String>::new());
+    let said = with(r#""customSchemaInputs":{"in":"nonsense"}"#);
+    assert!(
+        said[0].starts_with("`customSchemaInputs` of topic `in` is not a ConsumerConfig: "),
+        "{said:?}"
+    );
+}

@@ -48,7 +48,7 @@ pub fn merge_function(
         (_, Err(bad)) | (Err(bad), _) => {
             found.push(Violation::new(
                 &["customSchemaInputs", &bad.topic],
-                bad.reason,
+                bad.to_string(),
             ));
         }
     }
@@ -170,6 +170,10 @@ fn merge<T: serde::Serialize + serde::de::DeserializeOwned>(
 ) -> Result<T, Vec<Violation>> {
     let mut merged = object(stored);
     for (field, value) in object(change) {
+        // As in Pulsar: an empty text changes nothing. Clients send it for what nobody gave.
+        if value.as_str() == Some("") {
+            continue;
+        }
         let before = merged.get(&field);
         if fixed.contains(&field.as_str()) && before != Some(&value) {
             let was = before.map_or_else(|| "its default".to_owned(), Value::to_string);
