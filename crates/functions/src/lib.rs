@@ -26,12 +26,12 @@ pub use pipe::{PipeReport, run_pipe};
 pub use secret::SecretRules;
 pub use trial::{Trial, TrialReport, TrialValue, check_code, run_trial};
 pub use worker::report::{
-    ExceptionInformation, FunctionState, FunctionStats, FunctionStatus, Progress,
+    ExceptionInformation, FunctionState, FunctionStats, FunctionStatus, Latency, Progress,
 };
 pub use worker::{
     Answered, Asked, BrokenBuiltin, CATALOG_TOPIC, DrainStatus, FunctionDefinition, MakeRuntime,
     MemberInfo, Owner, PACKAGE_BYTES_MAX, PackageMetadata, PackageName, Reach, Registrant, Rights,
-    Spool, Spooled, Upload, Version, Worker, WorkerConfig,
+    Spool, Spooled, Timing, Upload, Version, Worker, WorkerConfig,
 };
 
 /// What of a component's configuration a worker would refuse, each with the field that it is about.

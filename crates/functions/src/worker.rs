@@ -36,6 +36,7 @@ pub(crate) mod rights;
 pub(crate) mod runtimes;
 pub(crate) mod schedule;
 pub(crate) mod supervisor;
+mod timings;
 mod trigger;
 mod warming;
 
@@ -45,6 +46,7 @@ pub use self::cluster::{DrainStatus, MemberInfo, Owner};
 pub use self::package::{PACKAGE_BYTES_MAX, Spool, Spooled, Upload};
 pub use self::packages::{PackageMetadata, PackageName};
 pub use self::rights::{Registrant, Rights};
+pub use self::timings::Timing;
 pub use self::trigger::{Answered, Asked};
 
 use self::catalog::{Catalog, Record};
@@ -53,6 +55,7 @@ use self::report::{FunctionState, FunctionStats, FunctionStatus, Progress};
 pub use self::runtimes::MakeRuntime;
 use self::runtimes::Runtimes;
 use self::supervisor::{Crew, Health};
+use self::timings::Timings;
 
 /// The longest wait for new instances to subscribe before `create` answers all the same.
 const SUBSCRIBE_WAIT: Duration = Duration::from_secs(10);
@@ -165,6 +168,8 @@ pub(crate) struct Inner {
     pub(crate) tasks: Tasks,
     pub(crate) catalog: Catalog,
     pub(crate) cluster: Cluster,
+    /// How long its own work takes.
+    pub(crate) timings: Arc<Timings>,
     /// How long the start took.
     start_up_ms: std::sync::atomic::AtomicU64,
     packages: PathBuf,
@@ -253,6 +258,7 @@ impl Worker {
                 config,
                 tasks,
                 catalog,
+                timings: Arc::default(),
                 start_up_ms: std::sync::atomic::AtomicU64::new(0),
                 packages,
                 builtins: Mutex::default(),
@@ -465,6 +471,12 @@ impl Worker {
             topics.dedup();
         }
         Ok(Some((topics, subscription.name.clone())))
+    }
+
+    /// How long each kind of its own work took since it started.
+    #[must_use]
+    pub fn timings(&self) -> Vec<Timing> {
+        self.inner.timings.all()
     }
 
     /// Milliseconds that the start took.

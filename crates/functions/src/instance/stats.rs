@@ -95,6 +95,14 @@ impl Histogram {
         (self.count > 0).then(|| self.sum_us as f64 / self.count as f64 / 1000.0)
     }
 
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(crate) fn sum_ms(&self) -> f64 {
+        self.sum_us as f64 / 1000.0
+    }
+
     pub(crate) fn merge(&mut self, other: &Self) {
         self.reach(other.buckets.len());
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
@@ -112,6 +120,8 @@ pub(crate) struct Counts {
     pub(crate) processed: u64,
     pub(crate) user_exceptions: u64,
     pub(crate) system_exceptions: u64,
+    /// Outputs that are durable.
+    pub(crate) written: u64,
     pub(crate) latency: Histogram,
 }
 
@@ -121,6 +131,7 @@ impl Counts {
         self.processed += other.processed;
         self.user_exceptions += other.user_exceptions;
         self.system_exceptions += other.system_exceptions;
+        self.written += other.written;
         self.latency.merge(&other.latency);
     }
 }
@@ -154,7 +165,6 @@ pub(crate) struct Told {
 pub(crate) struct Stats {
     clock: Clock,
     retried: AtomicU64,
-    written: AtomicU64,
     dead_lettered: AtomicU64,
     restarts: AtomicU64,
     logs_dropped: AtomicU64,
@@ -315,7 +325,9 @@ impl Stats {
     }
 
     pub(crate) fn written(&self, count: usize) {
-        self.written.fetch_add(count as u64, Ordering::Relaxed);
+        self.inner
+            .lock()
+            .each(|counts| counts.written += count as u64);
     }
 
     pub(crate) fn dead_lettered(&self) {
@@ -337,7 +349,7 @@ impl Stats {
             total: inner.total.clone(),
             minute: inner.minute.clone(),
             retried: self.retried.load(Ordering::Relaxed),
-            written: self.written.load(Ordering::Relaxed),
+            written: inner.total.written,
             dead_lettered: self.dead_lettered.load(Ordering::Relaxed),
             restarts: self.restarts.load(Ordering::Relaxed),
             transactions: self.transactions.load(Ordering::Relaxed),

@@ -525,7 +525,8 @@ impl Worker {
                 let parallelism = record.component.parallelism();
                 let rights = inner.config.rights.as_ref();
                 let limits = Limits::of(rights, id, &record, &plan);
-                let crew = Crew::new(id.clone(), record.version, plan, parallelism, limits);
+                let crew = Crew::new(id.clone(), record.version, plan, parallelism, limits)
+                    .timed_by(inner.timings.clone());
                 let mine =
                     |n: &u32| may_run && inner.is_mine(id, *n) && !record.stopped.contains(n);
                 let here = (0..parallelism).filter(mine).collect();

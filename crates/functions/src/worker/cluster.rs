@@ -58,6 +58,8 @@ pub(crate) struct Cluster {
     released: Mutex<BTreeSet<Unit>>,
     /// Components that could not be started and are looked at again.
     again: Mutex<BTreeSet<ComponentId>>,
+    /// Workers that are being drained, and since when.
+    draining: Mutex<BTreeMap<String, Instant>>,
     /// Wakes the beat.
     wake: Notify,
     /// Wakes the steward.
@@ -110,6 +112,7 @@ impl Cluster {
             placed: Mutex::default(),
             released: Mutex::default(),
             again: Mutex::default(),
+            draining: Mutex::default(),
             wake: Notify::new(),
             work: Notify::new(),
             alone,

@@ -125,6 +125,34 @@ pub struct InstanceMetrics {
     pub last_invocation: Option<u64>,
     pub user_metrics: BTreeMap<String, f64>,
     pub latency_percentiles: BTreeMap<String, f64>,
+    /// For Prometheus, where the instance runs.
+    #[serde(skip)]
+    pub latency: Latency,
+    #[serde(skip)]
+    pub minute_latency: Latency,
+    /// Outputs that became durable in the present minute.
+    #[serde(skip)]
+    pub minute_written: u64,
+}
+
+/// How long messages were in user code, those that failed too.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Latency {
+    /// Milliseconds by quantile; empty before the first message.
+    pub percentiles: BTreeMap<String, f64>,
+    /// Milliseconds of all together.
+    pub sum_ms: f64,
+    pub count: u64,
+}
+
+impl From<&Counts> for Latency {
+    fn from(counts: &Counts) -> Self {
+        Self {
+            percentiles: percentiles(counts),
+            sum_ms: counts.latency.sum_ms(),
+            count: counts.latency.count(),
+        }
+    }
 }
 
 /// A value of a function's state, as REST spells it.
@@ -309,6 +337,9 @@ pub(super) fn stats(crew: &Crew) -> FunctionStats {
                 last_invocation: s.last_invocation_ms,
                 user_metrics,
                 latency_percentiles: percentiles(&s.total),
+                latency: Latency::from(&s.total),
+                minute_latency: Latency::from(&s.minute),
+                minute_written: s.minute.written,
             },
         });
     }

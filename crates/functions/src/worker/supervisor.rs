@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::Inner;
 use super::rights::Limits;
+use super::timings::{Timings, Work};
 use crate::compat::{self, Compat};
 use crate::component::{ComponentId, Kind};
 use crate::connector::file_sink::FileEnd;
@@ -116,6 +117,7 @@ pub(crate) struct Crew {
     /// It was planned before its code was here: whose instance a Go program needs is in the program.
     is_blind: bool,
     pub(crate) made: Instant,
+    timings: Arc<Timings>,
     /// What it may reach, where somebody is asked.
     limits: Option<Limits>,
     seats: Arc<Vec<Arc<Seat>>>,
@@ -158,11 +160,18 @@ impl Crew {
             table,
             version,
             made: Instant::now(),
+            timings: Arc::default(),
             limits,
             seats: Arc::new(seats.collect()),
             state: Arc::default(),
             is_retired: Arc::default(),
         }
+    }
+
+    /// Where it tells how long its instances take to start and to stop.
+    #[must_use]
+    pub(crate) fn timed_by(self, timings: Arc<Timings>) -> Self {
+        Self { timings, ..self }
     }
 
     /// Whether its code came after it was planned.
@@ -423,6 +432,7 @@ impl Crew {
     /// Stops an instance; messages in flight may finish within `grace`. Nobody may start it meanwhile.
     pub(crate) async fn stop(&self, number: u32, grace: Duration) {
         let seat = &self.seats[number as usize];
+        let began = Instant::now();
         // It keeps its place meanwhile: the end of the lease is to find it.
         let tasks = seat.running.lock().as_ref().map(|run| {
             let _ = run.stop.send(Some(grace));
@@ -439,6 +449,7 @@ impl Crew {
         tasks.cancel();
         drop(seat.running.lock().take());
         seat.set(Health::Stopped);
+        self.timings.add(Work::Stop, began.elapsed());
     }
 
     pub(crate) async fn stop_all(&self, grace: Duration) {
@@ -578,6 +589,7 @@ impl Crew {
         (tasks, ready): (&Tasks, Option<Ready>),
     ) -> Result<(), String> {
         let mut stopping = stop.clone();
+        let began = Instant::now();
         if let Process::Compat(compat) = &self.plan.process {
             if let Some(limits) = &self.limits {
                 limits.may_start()?;
@@ -602,6 +614,7 @@ impl Crew {
             _ = stopping.wait_for(Option::is_some) => return Ok(()),
         };
         seat.set(Health::Running);
+        self.timings.add(Work::Start, began.elapsed());
         let state = instance.state.clone();
         let result = instance.run(stop.clone()).await;
         if state.is_some_and(|state| state.is_fenced()) {
@@ -624,6 +637,7 @@ impl Crew {
         tasks: &Tasks,
     ) -> Result<(), String> {
         seat.subscribed.send_replace(true);
+        let began = Instant::now();
         let context = Context::new(seat.gauge.clone(), None, self.on_log(inner, number));
         let mut stopping = stop.clone();
         let unread = self.unread(inner, &compat.spec, number);
@@ -640,7 +654,11 @@ impl Crew {
             gauge: &seat.gauge,
             tasks,
         };
-        compat::run(job, stop.clone(), || seat.set(Health::Running)).await
+        let runs = || {
+            seat.set(Health::Running);
+            self.timings.add(Work::Start, began.elapsed());
+        };
+        compat::run(job, stop.clone(), runs).await
     }
 
     /// The code and its settings, for one instance.

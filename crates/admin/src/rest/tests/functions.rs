@@ -1,5 +1,7 @@
 //! Functions, sources and sinks over REST, with a real worker and a Bash script.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Value, json};
 
 use axum::body::Body;
@@ -628,6 +630,289 @@ async fn a_function_answers_over_http() {
     assert_eq!(
         (&versions[0]["version"], &versions[0]["current"]),
         (&json!(1), &json!(true))
+    );
+    server.stop_functions().await;
+}
+
+/// As pulsar-admin sends `--function-type`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_built_in_function_is_refused_by_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::with_functions(directory.path()).await;
+    let config = json!({"name": "loud", "inputs": ["words"], "jar": "builtin://echo"});
+    let form = Form::new().json("functionConfig", &config.to_string());
+    let (status, said) = server.form("POST", &format!("{BASE}/loud"), form).await;
+    assert_eq!(status, 400, "{said}");
+    assert!(
+        said.contains("Built-in function 'echo' is not available"),
+        "{said}"
+    );
+    server.stop_functions().await;
+}
+
+/// A line of `/metrics`: its name, its labels, its value.
+fn metric(line: &str) -> (String, BTreeMap<String, String>, f64) {
+    let (series, value) = line.rsplit_once(' ').unwrap();
+    let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+    let labels = labels.trim_end_matches('}').split("\",");
+    let label = |text: &str| {
+        let (name, value) = text.split_once("=\"")?;
+        Some((name.to_owned(), value.trim_end_matches('"').to_owned()))
+    };
+    let labels = labels.filter_map(label).collect();
+    (name.to_owned(), labels, value.parse().unwrap())
+}
+
+/// Lines of a file go through a function that fails at one of them into a file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_metrics_are_pulsars_with_its_labels() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::with_functions(directory.path()).await;
+    let (from, to) = (
+        directory.path().join("from.txt"),
+        directory.path().join("to.txt"),
+    );
+    std::fs::write(&from, "one\nbad\ntwo\n").unwrap();
+    let sink = json!({
+        "name": "keep", "sinkType": "file", "inputs": ["shouts"],
+        "sourceSubscriptionPosition": "Earliest", "configs": {"path": to},
+    });
+    let function = json!({
+        "name": "loud", "sh": "loud.sh", "inputs": ["words"], "output": "shouts", "maxMessageRetries": 0,
+        "deadLetterTopic": "dead", "subscriptionPosition": "Earliest",
+    });
+    let code =
+        b"process() { metric size ${#MSG}; [[ $MSG != bad ]] || return 1; emit \"${MSG^^}\"; }";
+    let source = json!({
+        "name": "lines", "sourceType": "file", "topicName": "words", "configs": {"path": from},
+    });
+    let at = |kind: &str, name: &str| format!("/admin/v3/{kind}/public/default/{name}");
+    for (path, form) in [
+        (
+            at("sinks", "keep"),
+            Form::new().json("sinkConfig", &sink.to_string()),
+        ),
+        (
+            at("functions", "loud"),
+            Form::new()
+                .json("functionConfig", &function.to_string())
+                .file("data", "loud.sh", code),
+        ),
+        (
+            at("sources", "lines"),
+            Form::new().json("sourceConfig", &source.to_string()),
+        ),
+    ] {
+        assert_eq!(server.form("POST", &path, form).await, (204, String::new()));
+    }
+    for _ in 0..1000 {
+        let (_, sink) = server.ask("GET", &at("sinks", "keep/0/status"), None).await;
+        let (_, of) = server
+            .ask("GET", &at("functions", "loud/0/status"), None)
+            .await;
+        if sink["numWrittenToSink"] == 2 && of["numUserExceptions"] == 1 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    server
+        .change("POST", &at("functions", "loud/stop"), None, 204)
+        .await;
+    let (_, text) = server.text("GET", "/metrics/").await;
+    let all: Vec<_> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(metric)
+        .collect();
+    let summary = |name: &str| {
+        [
+            name.to_owned(),
+            format!("{name}_sum"),
+            format!("{name}_count"),
+        ]
+    };
+    let both = |names: &[&str]| -> Vec<String> {
+        let each = names.iter();
+        each.flat_map(|name| [format!("{name}_total"), format!("{name}_1min")])
+            .chain(["last_invocation".to_owned()])
+            .collect()
+    };
+    let labels = [
+        "cluster",
+        "fqfn",
+        "instance_id",
+        "name",
+        "namespace",
+        "tenant",
+    ];
+    let exactly = [
+        (
+            "pulsar_function_",
+            [
+                both(&[
+                    "processed_successfully",
+                    "received",
+                    "system_exceptions",
+                    "user_exceptions",
+                ]),
+                summary("process_latency_ms").to_vec(),
+                summary("process_latency_ms_1min").to_vec(),
+                summary("user_metric_").to_vec(),
+                vec!["user_exception".to_owned()],
+            ]
+            .concat(),
+        ),
+        (
+            "pulsar_source_",
+            both(&[
+                "received",
+                "source_exceptions",
+                "system_exceptions",
+                "written",
+            ]),
+        ),
+        (
+            "pulsar_sink_",
+            both(&[
+                "received",
+                "sink_exceptions",
+                "system_exceptions",
+                "written",
+            ]),
+        ),
+        (
+            "pulsar_function_worker_",
+            [
+                summary("schedule_execution_time_total_ms").to_vec(),
+                summary("schedule_strategy_execution_time_ms")[1..].to_vec(),
+                summary("rebalance_execution_time_total_ms")[1..].to_vec(),
+                summary("rebalance_strategy_execution_time_ms")[1..].to_vec(),
+                summary("drain_execution_time_total_ms")[1..].to_vec(),
+                summary("start_instance_process_time_ms").to_vec(),
+                summary("stop_instance_process_time_ms").to_vec(),
+                [
+                    "instance_count",
+                    "is_leader",
+                    "start_up_time_ms",
+                    "total_expected_instance_count",
+                    "total_function_count",
+                ]
+                .map(str::to_owned)
+                .to_vec(),
+            ]
+            .concat(),
+        ),
+    ];
+    for (prefix, names) in &exactly {
+        let is_workers = |name: &str| name.starts_with("pulsar_function_worker_");
+        let of_worker = is_workers(prefix);
+        let mut found = BTreeSet::new();
+        for (name, has, _) in &all {
+            let Some(short) = name
+                .strip_prefix(prefix)
+                .filter(|_| is_workers(name) == of_worker)
+            else {
+                continue;
+            };
+            found.insert(short.to_owned());
+            let mut wanted: Vec<&str> = if of_worker {
+                vec!["cluster"]
+            } else {
+                labels.to_vec()
+            };
+            wanted.extend(["error"].iter().filter(|_| short == "user_exception"));
+            wanted.extend(
+                ["metric"]
+                    .iter()
+                    .filter(|_| short.starts_with("user_metric_")),
+            );
+            wanted.extend(["quantile"].iter().filter(|_| has.contains_key("quantile")));
+            wanted.sort_unstable();
+            assert_eq!(has.keys().collect::<Vec<_>>(), wanted, "{name}");
+        }
+        assert_eq!(found, names.iter().cloned().collect(), "{prefix}");
+    }
+    let value = |name: &str| {
+        let found = all
+            .iter()
+            .find(|(it, has, _)| it == name && !has.contains_key("quantile"));
+        found.unwrap_or_else(|| panic!("no {name}")).2
+    };
+    for (name, wanted) in [
+        ("pulsar_source_received_total", 3.0),
+        ("pulsar_source_written_total", 3.0),
+        ("pulsar_source_written_1min", 3.0),
+        ("pulsar_source_source_exceptions_total", 0.0),
+        ("pulsar_function_received_total", 3.0),
+        ("pulsar_function_received_1min", 3.0),
+        ("pulsar_function_processed_successfully_total", 2.0),
+        ("pulsar_function_processed_successfully_1min", 2.0),
+        ("pulsar_function_user_exceptions_total", 1.0),
+        ("pulsar_function_user_exceptions_1min", 1.0),
+        ("pulsar_function_system_exceptions_total", 0.0),
+        ("pulsar_function_process_latency_ms_count", 3.0),
+        ("pulsar_function_process_latency_ms_1min_count", 3.0),
+        ("pulsar_function_user_metric__sum", 9.0),
+        ("pulsar_function_user_metric__count", 3.0),
+        ("pulsar_sink_received_total", 2.0),
+        ("pulsar_sink_written_total", 2.0),
+        ("pulsar_sink_written_1min", 2.0),
+        ("pulsar_sink_sink_exceptions_total", 0.0),
+        ("pulsar_function_worker_total_function_count", 3.0),
+        ("pulsar_function_worker_total_expected_instance_count", 3.0),
+        ("pulsar_function_worker_is_leader", 1.0),
+        (
+            "pulsar_function_worker_start_instance_process_time_ms_count",
+            3.0,
+        ),
+        (
+            "pulsar_function_worker_stop_instance_process_time_ms_count",
+            1.0,
+        ),
+        (
+            "pulsar_function_worker_schedule_execution_time_total_ms_count",
+            3.0,
+        ),
+        (
+            "pulsar_function_worker_rebalance_execution_time_total_ms_count",
+            0.0,
+        ),
+    ] {
+        assert_eq!(value(name), wanted, "{name}");
+    }
+    assert!(
+        value("pulsar_function_last_invocation") > 1e12,
+        "in milliseconds"
+    );
+    for name in [
+        "pulsar_function_process_latency_ms",
+        "pulsar_function_process_latency_ms_1min",
+    ] {
+        let of = all
+            .iter()
+            .filter(|(it, has, _)| it == name && has.contains_key("quantile"));
+        let (quantiles, values): (Vec<&str>, Vec<f64>) = of
+            .map(|(_, has, value)| (has["quantile"].as_str(), *value))
+            .unzip();
+        assert_eq!(quantiles, ["0.5", "0.9", "0.99", "0.999"]);
+        assert!(values[0] > 0.0 && values.is_sorted(), "{values:?}");
+        assert!(value(&format!("{name}_sum")) >= values[3], "{values:?}");
+    }
+    let what = all
+        .iter()
+        .find(|(name, ..)| name == "pulsar_function_user_exception")
+        .unwrap();
+    assert!(
+        what.1["error"].contains("status 1") && what.2 > 1e12,
+        "{what:?}"
+    );
+    assert!(
+        text.contains("# TYPE pulsar_function_process_latency_ms summary\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("# TYPE pulsar_function_worker_instance_count gauge\n"),
+        "{text}"
     );
     server.stop_functions().await;
 }

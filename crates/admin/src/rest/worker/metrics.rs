@@ -1,26 +1,32 @@
 //! What the instances and the worker count, as Prometheus reads it, under Pulsar's names; what is ours
 //! begins with `geminga_`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use geminga_functions::{ComponentId, Kind, Owner, Worker};
+use geminga_functions::{ComponentId, Kind, Latency, Owner, Worker};
 use serde_json::{Map, Value, json};
+
+const OF_WORKER: &str = "pulsar_function_worker_";
 
 /// Series by name, each a line.
 #[derive(Default)]
-struct Series(BTreeMap<String, Vec<String>>);
+struct Series {
+    lines: BTreeMap<String, Vec<String>>,
+    summaries: BTreeSet<String>,
+}
 
 impl Series {
     fn put(&mut self, name: &str, labels: &str, value: f64) {
         let line = format!("{name}{{{labels}}} {value}");
-        self.0.entry(name.to_owned()).or_default().push(line);
+        self.lines.entry(name.to_owned()).or_default().push(line);
     }
 
     /// A summary: its quantiles, sum and count.
     fn summary(&mut self, name: &str, labels: &str, summary: &Summary<'_>) {
-        let lines = self.0.entry(name.to_owned()).or_default();
-        for (quantile, value) in summary.quantiles {
+        self.summaries.insert(name.to_owned());
+        let lines = self.lines.entry(name.to_owned()).or_default();
+        for (quantile, value) in &summary.quantiles {
             lines.push(format!(
                 "{name}{{{labels},quantile=\"{quantile}\"}} {value}"
             ));
@@ -31,15 +37,25 @@ impl Series {
 }
 
 struct Summary<'a> {
-    quantiles: &'a BTreeMap<String, f64>,
+    quantiles: Vec<(&'a str, f64)>,
     sum: f64,
     count: f64,
+}
+
+impl<'a> Summary<'a> {
+    fn of(latency: &'a Latency) -> Self {
+        let all = latency.percentiles.iter();
+        Self {
+            quantiles: all.map(|(name, value)| (name.as_str(), *value)).collect(),
+            sum: latency.sum_ms,
+            count: latency.count as f64,
+        }
+    }
 }
 
 /// The counters of all instances that run here.
 pub(crate) fn write_metrics(worker: &Worker, cluster: &str, out: &mut String) {
     let mut series = Series::default();
-    let none = BTreeMap::new();
     let (mut functions, mut expected, mut running) = (0u64, 0u64, 0u64);
     for id in worker.components() {
         let (Ok(status), Ok(stats)) = (worker.status(&id), worker.stats(&id)) else {
@@ -91,24 +107,17 @@ pub(crate) fn write_metrics(worker: &Worker, cluster: &str, out: &mut String) {
                     counted.minute.processed_successfully_total as f64,
                 );
                 for (of, name) in [
-                    (&counted.total, "pulsar_function_process_latency_ms"),
-                    (&counted.minute, "pulsar_function_process_latency_ms_1min"),
+                    (&counted.latency, "pulsar_function_process_latency_ms"),
+                    (
+                        &counted.minute_latency,
+                        "pulsar_function_process_latency_ms_1min",
+                    ),
                 ] {
-                    let count = of.processed_successfully_total as f64;
-                    let is_total = std::ptr::eq(of, &counted.total);
-                    let summary = Summary {
-                        quantiles: if is_total {
-                            &counted.latency_percentiles
-                        } else {
-                            &none
-                        },
-                        sum: of.avg_process_latency.unwrap_or_default() * count,
-                        count,
-                    };
-                    series.summary(name, &labels, &summary);
+                    series.summary(name, &labels, &Summary::of(of));
                 }
             } else {
                 put("written_total", status.num_written as f64);
+                put("written_1min", counted.minute_written as f64);
             }
             let latest = [
                 (&status.latest_system_exceptions, "system_exception"),
@@ -143,17 +152,16 @@ pub(crate) fn write_metrics(worker: &Worker, cluster: &str, out: &mut String) {
                 let count = counted
                     .user_metrics
                     .get(&format!("user_metric_{name}_count"));
-                let quantile = |text: &str| {
+                let quantile = |text: &'static str| {
                     let value = counted
                         .user_metrics
                         .get(&format!("user_metric_{name}_{text}"))?;
-                    Some((text.to_owned(), *value))
+                    Some((text, *value))
                 };
                 let quantiles = ["0.5", "0.9", "0.99", "0.999"];
-                let quantiles = quantiles.into_iter().filter_map(quantile).collect();
                 let labels = format!("{labels},metric=\"{}\"", quoted(name));
                 let summary = Summary {
-                    quantiles: &quantiles,
+                    quantiles: quantiles.into_iter().filter_map(quantile).collect(),
                     sum: *sum,
                     count: count.copied().unwrap_or_default(),
                 };
@@ -186,17 +194,22 @@ pub(crate) fn write_metrics(worker: &Worker, cluster: &str, out: &mut String) {
         ("is_leader", u64::from(worker.leads())),
         ("start_up_time_ms", worker.start_up_ms()),
     ] {
-        series.put(
-            &format!("pulsar_function_worker_{name}"),
-            &labels,
-            value as f64,
-        );
+        series.put(&format!("{OF_WORKER}{name}"), &labels, value as f64);
     }
-    for (name, lines) in series.0 {
-        let kind = if name.ends_with("_total") {
-            "counter"
-        } else if name.contains("_latency_ms") || name.ends_with("user_metric_") {
+    for timing in worker.timings() {
+        let summary = Summary {
+            quantiles: timing.quantiles,
+            sum: timing.sum_ms,
+            count: timing.count as f64,
+        };
+        let name = format!("{OF_WORKER}{}", timing.metric);
+        series.summary(&name, &labels, &summary);
+    }
+    for (name, lines) in series.lines {
+        let kind = if series.summaries.contains(&name) {
             "summary"
+        } else if name.ends_with("_total") {
+            "counter"
         } else {
             "gauge"
         };

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::super::Worker;
 use super::super::catalog::{Assignment, Key, Value, View};
 use super::super::schedule::{self, Living, Standing, Step, Unit};
+use super::super::timings::Work;
 use crate::component::ComponentId;
 use crate::error::WorkerError;
 use crate::plan::{Input, Output, Plan, Process};
@@ -28,6 +29,14 @@ impl Worker {
         if cluster.alone {
             return Ok(());
         }
+        let began = Instant::now();
+        let placed = self.place(id, plan).await;
+        self.inner.timings.add(Work::Schedule, began.elapsed());
+        placed
+    }
+
+    async fn place(&self, id: &ComponentId, plan: &Plan) -> Result<(), WorkerError> {
+        let cluster = &self.inner.cluster;
         let parallelism = self.record(id)?.component.parallelism();
         let wanted = units(id, plan, parallelism);
         let known: Vec<Unit> = self.assigned_units(id);
@@ -79,7 +88,11 @@ impl Worker {
                 pinned: false,
             }
         }));
-        for step in schedule::decide(&standing, &self.living(), 0) {
+        let began = Instant::now();
+        let steps = schedule::decide(&standing, &self.living(), 0);
+        let took = began.elapsed();
+        self.inner.timings.add(Work::ScheduleStrategy, took);
+        for step in steps {
             match step {
                 // Those whose worker is gone, and units of others, are for `tick`: it knows how long
                 // they were silent.
@@ -184,6 +197,7 @@ impl Worker {
         if !cluster.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
+        let began = Instant::now();
         self.end_drains().await?;
         let mut touched = self.end_moves().await?;
         let living = self.living();
@@ -196,8 +210,11 @@ impl Worker {
         }
         let force = cluster.rebalance.load(Ordering::Acquire);
         let moves = if force { usize::MAX } else { MOVES_MAX };
+        let deciding = Instant::now();
         let mut steps = schedule::decide(&standing, &living, moves);
         steps.extend(self.inherited(&standing, &living));
+        let decided = deciding.elapsed();
+        let worked = !steps.is_empty();
         let mut moved = false;
         for step in steps {
             match step {
@@ -230,6 +247,17 @@ impl Worker {
         }
         if !touched.is_empty() {
             self.settle(Some(&touched)).await;
+        }
+        if worked {
+            let (all, strategy) = match force {
+                true => (Work::Rebalance, Work::RebalanceStrategy),
+                false => (Work::Schedule, Work::ScheduleStrategy),
+            };
+            inner.timings.add(strategy, decided);
+            inner.timings.add(all, began.elapsed());
+        }
+        if self.time_drains() {
+            cluster.dirty.store(true, Ordering::Release);
         }
         // Before it is needed: the one that has it may be the next to go.
         self.begin_sharing();

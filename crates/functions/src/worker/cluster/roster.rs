@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tokio::time::Instant;
+
 use super::super::catalog::{Key, Value};
+use super::super::timings::Work;
 use super::super::{Entry, Worker};
 use super::{DrainStatus, MemberInfo, Owner, assignment};
 use crate::component::ComponentId;
@@ -209,9 +212,14 @@ impl Worker {
         };
         self.inner
             .catalog
-            .put(Key::Drain(member.identity), Value::Drain(since))
+            .put(Key::Drain(member.identity.clone()), Value::Drain(since))
             .await?;
-        self.inner.cluster.touch();
+        let cluster = &self.inner.cluster;
+        cluster
+            .draining
+            .lock()
+            .insert(member.identity, Instant::now());
+        cluster.touch();
         Ok(())
     }
 
@@ -227,6 +235,10 @@ impl Worker {
         else {
             return Err(WorkerError::NoWorker(worker_id.to_owned()));
         };
+        Ok(self.how_drained(&member.identity))
+    }
+
+    fn how_drained(&self, identity: &str) -> DrainStatus {
         // What has its files there alone ends with it.
         let pinned: BTreeSet<ComponentId> = {
             let components = self.inner.components.lock();
@@ -239,18 +251,34 @@ impl Worker {
                 .map(|(id, _)| id.clone())
                 .collect()
         };
-        Ok(self.inner.catalog.read(|view| {
-            if !view.drains.contains_key(&member.identity) {
+        self.inner.catalog.read(|view| {
+            if !view.drains.contains_key(identity) {
                 DrainStatus::NotRun
             } else if view
                 .assignments
                 .iter()
-                .any(|(unit, a)| a.owner == member.identity && !pinned.contains(&unit.id))
+                .any(|(unit, a)| a.owner == identity && !pinned.contains(&unit.id))
             {
                 DrainStatus::Running
             } else {
                 DrainStatus::Success
             }
-        }))
+        })
+    }
+
+    /// Says how long the drains took that are over. Whether any goes on.
+    pub(super) fn time_drains(&self) -> bool {
+        let inner = &self.inner;
+        let draining = inner.cluster.draining.lock().clone();
+        for (identity, since) in draining {
+            let status = self.how_drained(&identity);
+            if status == DrainStatus::Success {
+                inner.timings.add(Work::Drain, since.elapsed());
+            }
+            if status != DrainStatus::Running {
+                inner.cluster.draining.lock().remove(&identity);
+            }
+        }
+        !inner.cluster.draining.lock().is_empty()
     }
 }
