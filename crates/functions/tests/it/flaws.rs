@@ -201,6 +201,43 @@ async fn flaws_20_21_what_breaks_is_said_in_status_and_others_go_on() {
     stage.end().await;
 }
 
+/// What breaks at each start is started with growing pauses, which status tells with the reason, until it runs.
+#[tokio::test]
+async fn a_crash_loop_backs_off_and_says_why() {
+    let stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let mut consumer = stage.consumer(&output).await;
+    let fields = json!({"sh": "process() { if; }", "inputs": [&input], "output": &output});
+    let id = stage.function("f", fields).await;
+    stage.send(&input, ["x"]).await;
+    let one = |worker: &geminga_functions::Worker| {
+        let mut status = worker.status(&id).expect("status");
+        (status.num_running, status.instances.remove(0).status)
+    };
+    stage
+        .until("five starts", |w| one(w).1.num_restarts >= 5)
+        .await;
+    let (running, status) = one(&stage.worker);
+    assert_eq!((running, status.running), (0, false));
+    assert_eq!(status.state, "degraded");
+    let why = status.error.expect("a reason");
+    assert!(why.contains("syntax error near"), "{why}");
+    let known = &status.latest_system_exceptions;
+    assert!(known.iter().all(|e| e.exception_string == why), "{known:?}");
+    let times: Vec<u64> = known.iter().map(|e| e.timestamp_ms).collect();
+    let pauses = times.windows(2).map(|pair| pair[1] - pair[0]);
+    // Each is twice the one before, with up to a quarter taken off; a start takes its own time besides.
+    for (pause, whole) in pauses.zip([200, 400, 800, 1600]) {
+        assert!(pause >= whole * 3 / 4, "{times:?}");
+    }
+    stage.file("f.sh", "process() { emit \"$MSG\"; }");
+    assert_eq!(texts(&receive(&mut consumer, 1).await), ["x"]);
+    let (running, status) = one(&stage.worker);
+    assert_eq!((running, status.error), (1, None));
+    assert_eq!(status.state, "running");
+    stage.end().await;
+}
+
 #[tokio::test]
 async fn flaw_24_new_code_is_taken_up_without_losing_a_message() {
     let stage = Stage::new().await;

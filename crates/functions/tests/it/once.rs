@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use geminga_broker::BrokerConfig;
-use geminga_client::Message;
+use geminga_client::{Message, ReceivedMessage};
 use serde_json::json;
 
-use crate::stage::{Stage, nothing_more, receive, texts};
+use crate::stage::{Stage, nothing_more, numbers, receive, texts};
 
 /// One that died left a transaction that would stand for an hour.
 #[tokio::test]
@@ -139,5 +139,63 @@ async fn outputs_by_numbers_are_all_there_after_a_restart() {
     let status = stage.worker.status(&id).expect("status");
     let told = status.instances[0].status.effectively_once.clone();
     assert!(told.is_some_and(|told| told.starts_with("sequence ids")));
+    stage.end().await;
+}
+
+/// A broker without transactions knows outputs again by their numbers, as Pulsar's does, which another worker
+/// makes the same; and status says what that leaves open.
+#[tokio::test]
+async fn without_transactions_outputs_are_known_again_by_their_numbers() {
+    let mut stage = Stage::on(BrokerConfig {
+        transaction_coordinator_enabled: false,
+        broker_deduplication_enabled: true,
+        ..BrokerConfig::default()
+    })
+    .await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let mut consumer = stage.consumer(&output).await;
+    let code = "process() { emit \"$MSG\"; }";
+    let fields = json!({"sh": code, "inputs": [&input], "output": &output,
+        "processingGuarantees": "EFFECTIVELY_ONCE", "subscriptionPosition": "Earliest"});
+    let id = stage.function("f", fields).await;
+    stage.send(&input, numbers(0..100)).await;
+    let mut got = receive(&mut consumer, 100).await;
+    let said = |stage: &Stage| {
+        let status = stage.worker.status(&id).expect("status");
+        status.instances[0].status.effectively_once.clone()
+    };
+    for round in 1..=2 {
+        let says = said(&stage).expect("said");
+        assert!(
+            says.starts_with("sequence ids, since the broker has no transactions"),
+            "{says}"
+        );
+        assert!(says.contains("state may see a message again"), "{says}");
+        stage.worker.shutdown(Duration::from_secs(5)).await;
+        // As if it had died with nothing acknowledged: the next begins with the first message.
+        let subscription = stage.client.consumer(&input).subscription(id.fqfn());
+        let reader = subscription.build().await.expect("a consumer");
+        reader.handle().unsubscribe().await.expect("unsubscribed");
+        stage.another_worker().await;
+        stage
+            .until("all came again", |w| {
+                let progress = &w.progress()[0];
+                progress.processed == round * 100 && progress.in_flight == 0
+            })
+            .await;
+        let first = round as usize * 100;
+        stage.send(&input, numbers(first..first + 100)).await;
+        got.extend(receive(&mut consumer, 100).await);
+        nothing_more(&mut consumer).await;
+    }
+    assert_eq!(texts(&got), numbers(0..300));
+    let mut last: Option<&ReceivedMessage> = None;
+    for message in &got {
+        let name = format!("{}-{input}", id.fqfn());
+        assert_eq!(*message.producer_name, *name);
+        let grows = last.is_none_or(|last| last.sequence_id < message.sequence_id);
+        assert!(grows, "{last:?} {message:?}");
+        last = Some(message);
+    }
     stage.end().await;
 }

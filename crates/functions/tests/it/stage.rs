@@ -52,6 +52,11 @@ impl Stage {
         Self::with(10_000, config, None).await
     }
 
+    /// A broker with these settings.
+    pub(crate) async fn on(config: BrokerConfig) -> Self {
+        Self::with(10_000, config, None).await
+    }
+
     /// A worker that has this for functions in WebAssembly.
     #[allow(dead_code, reason = "for the tests of that runtime's crate")]
     pub(crate) async fn with_wasm(runtime: MakeRuntime) -> Self {

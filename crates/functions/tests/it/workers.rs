@@ -2,7 +2,7 @@
 //! over what it ran.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use geminga_client::{Client, Message};
 use geminga_functions::{
@@ -156,6 +156,44 @@ async fn workers_share_the_work_and_take_over_from_one_that_is_gone() {
     stage.end().await;
 }
 
+/// As the guide promises: a lease and a beat of silence, and another runs what it ran a moment later. A new
+/// leader has to hear for a lease who lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_worker_ran_runs_again_within_seconds() {
+    const MOMENT: Duration = Duration::from_secs(3);
+    let stage = empty_stage().await;
+    let first = another(&stage, "a").await;
+    let second = another(&stage, "b").await;
+    let third = another(&stage, "c").await;
+    until("all know all", || first.worker.members().len() == 3).await;
+    let mut ids = Vec::new();
+    for n in 0..6 {
+        ids.push(uppercase(&stage, &first.worker, &format!("f{n}")).await.0);
+    }
+    let even = [2, 2, 2];
+    until("an even load", || {
+        here(&[&first, &second, &third], &ids) == even
+    })
+    .await;
+    let began = Instant::now();
+    third.worker.vanish().await;
+    until("the two run all", || {
+        here(&[&first, &second], &ids).iter().sum::<usize>() == 6
+    })
+    .await;
+    let took = began.elapsed();
+    assert!(took < LEASE + LEASE / 5 + MOMENT, "{took:?}");
+
+    let began = Instant::now();
+    first.worker.vanish().await;
+    until("the last runs all", || here(&[&second], &ids) == [6]).await;
+    let took = began.elapsed();
+    assert!(took < 2 * (LEASE + LEASE / 5) + MOMENT, "{took:?}");
+    second.worker.shutdown(Duration::from_secs(2)).await;
+    drop((first, third));
+    stage.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_is_drained_and_comes_back() {
     let stage = empty_stage().await;
@@ -180,6 +218,17 @@ async fn a_worker_is_drained_and_comes_back() {
     })
     .await;
     until("a runs all", || here(&[&first, &second], &ids) == [4, 0]).await;
+    let count = |metric: &str| {
+        let timings = first.worker.timings();
+        let found = timings.into_iter().find(|timing| timing.metric == metric);
+        found.expect("known").count
+    };
+    until("it is timed", || {
+        count("drain_execution_time_total_ms") == 1
+    })
+    .await;
+    assert!(count("schedule_strategy_execution_time_ms") >= 4);
+    assert_eq!(count("rebalance_execution_time_total_ms"), 0);
     second.worker.shutdown(Duration::from_secs(2)).await;
     until("b is gone", || first.worker.members().len() == 1).await;
     let config = config(&stage, second.directory.path().to_owned(), "b");
@@ -194,6 +243,8 @@ async fn a_worker_is_drained_and_comes_back() {
     .await;
     first.worker.rebalance().expect("asked");
     until("an even load", || here(&[&first, &again], &ids) == [2, 2]).await;
+    assert!(count("rebalance_execution_time_total_ms") >= 1);
+    assert!(count("rebalance_strategy_execution_time_ms") >= 1);
     again.worker.shutdown(Duration::from_secs(2)).await;
     first.worker.shutdown(Duration::from_secs(2)).await;
     stage.end().await;

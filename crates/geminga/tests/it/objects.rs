@@ -1,5 +1,10 @@
 //! The object commands against `geminga standalone`: what they print, and how they fail.
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::time::Duration;
+
 use crate::server::Server;
 use crate::{geminga, text};
 
@@ -114,6 +119,98 @@ fn what_does_not_start_is_said_with_its_whole_reason() {
         out.contains("inputs     words\n") || out.contains("  words\n"),
         "{out}"
     );
+}
+
+/// What two instances say is one stream, of which one instance, one message or the bad news can be had alone.
+#[test]
+fn logs_are_followed_over_all_instances_and_by_event() {
+    let server = Server::ephemeral();
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = directory.path().join("talk.sh");
+    let code =
+        "process() { log INFO \"took $MSG\"; [[ $MSG != bad ]] || log ERROR 'it is bad'; }\n";
+    std::fs::write(&script, code).expect("writes");
+    let path = script.display();
+    server.check(
+        &format!(
+            "functions create talk --sh {path} --inputs words --log-topic said --parallelism 2"
+        ),
+        0,
+    );
+    // One by one: a batch goes to one instance whole.
+    let words = ["a", "b", "bad", "c", "d", "e"];
+    for word in words {
+        server.check(&format!("produce words -m {word}"), 0);
+    }
+    let logs = |flags: &str| -> Vec<String> {
+        let (out, _) = server.check(&format!("functions logs talk{flags}"), 0);
+        out.lines().map(str::to_owned).collect()
+    };
+    let mut all = Vec::new();
+    for _ in 0..300 {
+        all = logs("");
+        if all.len() == words.len() + 1 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for word in words {
+        let line = |n: u32| format!("public/default/talk:{n} INFO  took {word}");
+        let said = all.contains(&line(0)) || all.contains(&line(1));
+        assert!(said, "{word}: {all:?}");
+    }
+    let of = |wanted: &str| -> Vec<String> {
+        let lines = all.iter().filter(|line| line.contains(wanted));
+        lines.cloned().collect()
+    };
+    for n in 0..2 {
+        let own = of(&format!("talk:{n} "));
+        assert!(!own.is_empty(), "instance {n} said nothing: {all:?}");
+        assert_eq!(logs(&format!(" --instance-id {n}")), own);
+    }
+    assert_eq!(logs(" --instance-id 2"), Vec::<String>::new());
+    assert_eq!(logs(" --level error"), of(" ERROR "));
+    assert_eq!(logs(" --level warn"), of(" ERROR "));
+    assert_eq!(logs(" --level info").len(), all.len());
+    let event = logs(" -o json").iter().find_map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        (line["text"] == "it is bad").then(|| line["messageId"].as_str().map(str::to_owned))
+    });
+    let event = event.flatten().expect("the id of the message");
+    let mut of_event = logs(&format!(" --event {event}"));
+    of_event.sort();
+    let said: Vec<&str> = of_event
+        .iter()
+        .map(|line| &line[line.len() - 9..])
+        .collect();
+    assert_eq!(said, ["it is bad", " took bad"], "{of_event:?}");
+    assert_eq!(logs(" --event 99:99:-1"), Vec::<String>::new());
+
+    let mut following = geminga()
+        .args(["functions", "logs", "talk", "--follow"])
+        .env("GEMINGA_ADMIN_URL", &server.admin_url)
+        .env("GEMINGA_SERVICE_URL", &server.service_url)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let lines = BufReader::new(following.stdout.take().expect("a pipe")).lines();
+    let (say, said) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let _ = say.send(line);
+        }
+    });
+    let next = || {
+        let line = said.recv_timeout(Duration::from_secs(30));
+        line.expect("it goes on")
+    };
+    let before: Vec<String> = all.iter().map(|_| next()).collect();
+    assert_eq!(before, all);
+    server.check("produce words -m later", 0);
+    let later = next();
+    assert!(later.ends_with(" INFO  took later"), "{later}");
+    following.kill().expect("kills");
+    following.wait().expect("ends");
 }
 
 #[test]
