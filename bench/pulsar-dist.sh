@@ -2,13 +2,19 @@
 # Puts an Apache Pulsar standalone together from its Maven artefacts, to measure beside Geminga:
 # the server, pulsar-perf, pulsar-admin, and the function instance for Java.
 #
-#   bench/pulsar-dist.sh DIR      (about 330 jars; seconds once Maven has them)
+#   bench/pulsar-dist.sh DIR              (about 330 jars; seconds once Maven has them)
+#   bench/pulsar-dist.sh --functions DIR  what runs functions by themselves alone: the instance and `localrun`
 #
 # Needs mvn and Java 17. `bench/run.py` starts the server, and writes its ports and its durability into the settings.
 set -euo pipefail
 
 version=${PULSAR_VERSION:-4.0.8}
-mkdir -p "${1:?usage: pulsar-dist.sh DIR}"
+artifacts=(broker client-tools testclient functions-worker functions-local-runner-original functions-api-examples)
+if [ "${1:-}" = --functions ]; then
+  artifacts=(functions-local-runner-original functions-api-examples)
+  shift
+fi
+mkdir -p "${1:?usage: pulsar-dist.sh [--functions] DIR}"
 target=$(cd "$1" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -42,7 +48,7 @@ project() { # name, the rest on stdin
   dependency pulsar jetcd-core-shaded 4.0.7
   dependency pulsar pulsar "$version" '<type>pom</type><scope>import</scope>'
   echo '</dependencies></dependencyManagement><dependencies>'
-  for artifact in broker client-tools testclient functions-worker functions-local-runner-original functions-api-examples; do
+  for artifact in "${artifacts[@]}"; do
     dependency pulsar "pulsar-$artifact" "$version"
   done
   dependency logging.log4j log4j-core 2.23.1

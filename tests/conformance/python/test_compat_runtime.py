@@ -1,8 +1,7 @@
 """The runtime `compat`: programs and jars in Pulsar's own function instance, which brings a client of its own.
 
 Go: a program with a stand-in for Pulsar's instance (`tests/conformance/go-instance`), since no module proxy has the real
-one. Java: the real `JavaInstanceMain`, from a Pulsar that `bench/pulsar-dist.sh` has put together (PULSAR_DIST names it);
-without one these are skipped."""
+one. Java: the real `JavaInstanceMain`, from the folder that `tests/conformance/pulsar` gives; without one these are skipped."""
 
 import json
 import os
@@ -26,8 +25,11 @@ START_SECONDS = 90
 
 
 def distribution():
-    folder = pathlib.Path(os.environ.get("PULSAR_DIST") or ROOT / "tests/conformance/.cache/pulsar")
-    return folder if (folder / "instances/java-instance.jar").is_file() else None
+    """A folder with Pulsar's own instance; skips, and says why, where there is none."""
+    found = subprocess.run([ROOT / "tests/conformance/pulsar"], capture_output=True, text=True, timeout=600)
+    if found.returncode:
+        pytest.skip(found.stdout.strip() or found.stderr.strip())
+    return pathlib.Path(found.stdout.strip())
 
 
 @pytest.fixture(scope="module")
@@ -264,8 +266,6 @@ def test_it_shows_the_token_that_the_operator_gave_it(program, new_client, tmp_p
 @pytest.fixture(scope="module")
 def with_java():
     home = distribution()
-    if not home or not shutil.which("java"):
-        pytest.skip("no Pulsar here: bench/pulsar-dist.sh tests/conformance/.cache/pulsar makes one")
     server = Server()
     server.environment["GEMINGA_PULSAR_HOME"] = str(home)
     server.start()
