@@ -443,17 +443,15 @@ impl ConsumerBuilder {
             });
         }
         for (topics, settings) in self.of_topics {
-            let which = match topics {
-                Topics::Names(names) => {
-                    for name in names {
-                        let name = Which::Name(topic_name(&name)?);
-                        self.options.of_topics.push((name, settings.clone()));
-                    }
-                    continue;
-                }
-                Topics::Pattern(text) => Which::Pattern(pattern::Pattern::parse(&text)?),
-            };
-            self.options.of_topics.push((which, settings));
+            let selection = Selection::from(topics);
+            for name in selection.names {
+                let name = Which::Name(topic_name(&name)?);
+                self.options.of_topics.push((name, settings.clone()));
+            }
+            for text in selection.patterns {
+                let pattern = Which::Pattern(pattern::Pattern::parse(&text)?);
+                self.options.of_topics.push((pattern, settings.clone()));
+            }
         }
         let group = Arc::new(Group::new(self.shared.clone(), self.options));
         // From here on, an error drops the consumer, which closes what is open already.
