@@ -34,15 +34,27 @@ pub use worker::{
     Spool, Spooled, Timing, Upload, Version, Worker, WorkerConfig,
 };
 
-/// What of a component's configuration a worker would refuse, each with the field that it is about.
+/// What of a component's configuration every worker would refuse, each with the field that it is about.
 #[must_use]
 pub fn refusals(config: &geminga_mesh::load::Config) -> Vec<geminga_mesh::check::Refusal> {
+    use geminga_mesh::load::Config;
+    use geminga_model::secret::MASK;
+    if let Config::Function(function) = config {
+        let code = function.code().map(|(_, code)| code);
+        if function.function_type.is_some() || code.is_some_and(|it| it.starts_with("builtin://")) {
+            // What it is, and needs, its server alone knows.
+            return Vec::new();
+        }
+    }
     let refused = check(&config.clone().into()).err().unwrap_or_default();
+    // Which secrets are stored already, too.
+    let is_of_server = |why: &String| why.starts_with("`secrets.") && why.contains(MASK);
+    let refused = refused.into_iter().filter(|why| !is_of_server(why));
     let refusal = |why: String| geminga_mesh::check::Refusal {
         field: plan::field(&why),
         why,
     };
-    refused.into_iter().map(refusal).collect()
+    refused.map(refusal).collect()
 }
 
 /// Whether a worker would take a component.
@@ -51,4 +63,25 @@ pub fn refusals(config: &geminga_mesh::load::Config) -> Vec<geminga_mesh::check:
 /// One sentence a field that it can not honour.
 pub fn check(component: &Component) -> Result<(), Vec<String>> {
     plan::plan(component, None).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use geminga_mesh::load::Config;
+
+    /// A plan asks no server.
+    #[test]
+    fn what_a_server_alone_knows_is_not_refused_before_it_is_asked() {
+        for (fields, refused) in [
+            (r#""functionType":"echo""#, 0),
+            (r#""jar":"builtin://echo""#, 0),
+            (r#""sh":"f.sh","secrets":{"a":"******"}"#, 0),
+            (r#""sh":"f.sh","outputSchemaType":"none-such""#, 1),
+        ] {
+            let text = format!(r#"{{"name":"f","inputs":["in"],{fields}}}"#);
+            let config = serde_json::from_str(&text).expect("a configuration");
+            let found = super::refusals(&Config::Function(Box::new(config)));
+            assert_eq!(found.len(), refused, "{fields}: {found:?}");
+        }
+    }
 }
