@@ -116,7 +116,7 @@ async fn serve(mut args: DevArgs, source: Source, global: &Global, copies: &Path
             tried: 0,
             told_ms: 0,
         };
-        bench.work(&args, &server, &global).await
+        Box::pin(bench.work(&args, &server, &global)).await
     };
     let outcome = tokio::select! {
         outcome = running => outcome,
