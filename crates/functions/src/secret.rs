@@ -311,5 +311,19 @@ impl Unread {
     }
 }
 
+/// For tests, which put the secrets into the settings themselves.
+#[cfg(test)]
+impl From<HostSpec> for Unread {
+    fn from(spec: HostSpec) -> Self {
+        let each = spec.secrets.iter();
+        let clear = each.map(|(name, value)| (name.clone(), Secret::Clear(value.clone())));
+        Self {
+            secrets: clear.collect(),
+            rules: SecretRules::default(),
+            spec,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -162,7 +162,7 @@ async fn start_any(
         spec.options.framing = Framing::Json;
     }
     let host = match idle {
-        Some(idle) => sleeper::start(runtime, idle, Arc::new(spec), seen.clone(), &tasks).await?,
+        Some(idle) => sleeper::start(runtime, idle, spec.into(), seen.clone(), &tasks).await?,
         None => runtime.start(Arc::new(spec), seen.clone()).await?,
     };
     Ok(Started {

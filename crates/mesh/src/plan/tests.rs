@@ -146,19 +146,19 @@ fn paths_are_whole_and_the_mesh_is_named() {
 #[test]
 fn a_plan_shows_no_secret() {
     let text = "name: f\ninputs: [in]\nsh: f.sh\nsecrets: {a: hunter2, b: {env: B}}\n";
-    let plan = plan([(Path::new("dir/f.yaml"), text)], &|_| FileKind::File).expect("good");
-    let secrets = &plan.to_json()["components"][0]["config"]["secrets"];
+    let look = |_: &Path| FileKind::File;
+    let plan = |text: &str| super::plan([(Path::new("dir/f.yaml"), text)], &look, &|_| Vec::new());
+    let good = plan(text).expect("good");
+    let secrets = &good.to_json()["components"][0]["config"]["secrets"];
     assert_eq!(secrets, &json!({"a": "******", "b": {"env": "B"}}));
     // What is run and sent is whole.
     assert_eq!(
-        plan.components[0].config.to_json()["secrets"]["a"],
+        good.components[0].config.to_json()["secrets"]["a"],
         "hunter2"
     );
     let wrong = text.replace("{a: hunter2, b: {env: B}}", "hunter2");
-    let look = |_: &Path| FileKind::File;
     for text in [wrong, text.replace("env: B", "evn: hunter2")] {
-        let found = super::plan([(Path::new("dir/f.yaml"), text.as_str())], &look);
-        let said = found.expect_err("refused")[0].to_string();
+        let said = plan(&text).expect_err("refused")[0].to_string();
         assert!(
             said.contains("secrets") && !said.contains("hunter2"),
             "{said}"

@@ -583,10 +583,7 @@ async fn an_idle_host_sleeps_and_its_next_message_wakes_it() {
     let host = crate::runtime::sleeper::start(
         Arc::new(Python::new(processes, tasks.clone())),
         Duration::from_millis(50),
-        crate::secret::Unread {
-            spec,
-            ..Default::default()
-        },
+        spec.into(),
         Arc::new(Seen::default()),
         &tasks,
     )
