@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use geminga_broker::Policies;
-use geminga_client::{Batching, Compression, Message};
+use geminga_client::{Compression, Message};
 use geminga_model::TopicName;
 use serde_json::{Value, json};
 
