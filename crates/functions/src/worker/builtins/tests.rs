@@ -30,7 +30,7 @@ fn zip(files: &[(&str, &[u8])], packs: bool) -> Vec<u8> {
         // An extra field, which has another length in the table.
         let head = |signature: &[u8], versions: usize| {
             let mut head = signature.to_vec();
-            head.extend(vec![20, 0].repeat(versions));
+            head.extend([20, 0].repeat(versions));
             head.extend([0, 0]);
             head.extend(method.to_le_bytes());
             head.extend([0; 4]);
