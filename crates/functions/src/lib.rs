@@ -57,11 +57,29 @@ pub fn refusals(config: &geminga_mesh::load::Config) -> Vec<geminga_mesh::check:
     refused.map(refusal).collect()
 }
 
-/// Whether a worker would take a component.
+/// Whether a worker would take a component. Of a built-in function only its server knows what it is made of: that
+/// much is not checked.
 ///
 /// # Errors
 /// One sentence a field that it can not honour.
 pub fn check(component: &Component) -> Result<(), Vec<String>> {
+    if let Component::Function(config) = component
+        && config
+            .code()
+            .map_or(config.function_type.is_some(), |(_, code)| {
+                code.starts_with("builtin://")
+            })
+    {
+        let said: Vec<String> = component
+            .violations()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        return match said.is_empty() {
+            true => Ok(()),
+            false => Err(said),
+        };
+    }
     plan::plan(component, None).map(drop)
 }
 

@@ -364,7 +364,8 @@ fn runtime_of(file: &Path) -> Option<Runtime> {
 /// When it names two, or other code as well.
 fn named(config: &mut FunctionConfig) -> Result<Option<String>, String> {
     let runtime = config.runtime;
-    let mut found = config.function_type.take();
+    // `pulsar-admin` sends an empty text for nothing.
+    let mut found = config.function_type.take().filter(|name| !name.is_empty());
     let fields = [
         (Runtime::Java, &mut config.jar),
         (Runtime::Python, &mut config.py),
