@@ -388,10 +388,6 @@ fn what_pulsars_instance_passes_over_is_refused_by_its_name() {
         (r#""retryBackoffMs":5,"#, "retryBackoffMs"),
         (r#""runtimeFlags":"-x","#, "runtimeFlags"),
         (r#""maxPendingAsyncRequests":5,"#, "maxPendingAsyncRequests"),
-        (
-            r#""forwardSourceMessageProperty":true,"#,
-            "forwardSourceMessageProperty",
-        ),
         (r#""outputSchemaType":"string","#, "outputSchemaType"),
         (
             r#""inputSpecs":{"in":{"schemaType":"json"}},"#,
@@ -421,6 +417,13 @@ fn what_pulsars_instance_passes_over_is_refused_by_its_name() {
         assert!(said.contains(name), "{name}: {said}");
     }
     assert!(go("").is_ok());
+    // pulsar-admin sends it with every function.
+    let plan = go(r#""forwardSourceMessageProperty":true,"#).expect("accepted");
+    let said = plan.warnings.join("; ");
+    assert!(
+        said.contains("`forwardSourceMessageProperty` has no effect"),
+        "{said}"
+    );
     for options in [
         r#"{\"runtime\":\"compat\",\"window\":2}"#,
         r#"{\"runtime\":\"compat\",\"args\":[\"x\"]}"#,
