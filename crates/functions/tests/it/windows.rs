@@ -169,32 +169,32 @@ async fn every_shape(language: &str) {
 
 #[tokio::test]
 async fn bash_gets_a_line_a_message() {
-    every_shape("bash").await;
+    Box::pin(every_shape("bash")).await;
 }
 
 #[tokio::test]
 async fn python_gets_a_list() {
-    every_shape("python").await;
+    Box::pin(every_shape("python")).await;
 }
 
 #[tokio::test]
 async fn a_tool_gets_lines_on_its_input() {
-    every_shape("tool").await;
+    Box::pin(every_shape("tool")).await;
 }
 
 #[tokio::test]
 async fn go_gets_a_slice() {
-    every_shape("go").await;
+    Box::pin(every_shape("go")).await;
 }
 
 #[tokio::test]
 async fn java_gets_records_and_a_context() {
-    every_shape("Join").await;
+    Box::pin(every_shape("Join")).await;
 }
 
 #[tokio::test]
 async fn java_gets_a_collection() {
-    every_shape("Plain").await;
+    Box::pin(every_shape("Plain")).await;
 }
 
 #[tokio::test]

@@ -507,8 +507,11 @@ async fn java_examples_are_all_here() {
     assert_eq!(count, 39, "functions in the jar");
 }
 
+/// The outputs, or why there are none.
+type Wanted = Result<&'static [&'static str], &'static str>;
+
 /// What each of the Python examples does: file, class, input, outputs, or why it fails.
-const PYTHON: &[(&str, &str, &str, Result<&[&str], &str>)] = &[
+const PYTHON: &[(&str, &str, &str, Wanted)] = &[
     ("native_exclamation_function", "", "x", Ok(&["x!"])),
     ("pure_python_function_exclamation", "", "x", Ok(&["x!"])),
     ("exclamation", "Exclamation", "x", Ok(&["x!"])),
