@@ -14,6 +14,7 @@ pub(crate) mod instance;
 pub mod pipe;
 pub(crate) mod plan;
 pub mod runtime;
+mod schema;
 pub mod secret;
 pub mod trial;
 pub mod worker;

@@ -6,10 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_client::{Batching, Compression, InitialPosition, Pattern, Selection, SubType};
+use geminga_client::{
+    Batching, Compression, InitialPosition, Pattern, Selection, SubType, TopicSettings,
+};
 use geminga_mesh::builtin::{FileSink, FileSource, TableSink};
 use geminga_model::ProcessingGuarantees;
 
+pub(crate) use self::schemas::Typed;
 pub(crate) use self::window::HELD_MAX;
 use crate::compat::Compat;
 use crate::component::Component;
@@ -20,6 +23,7 @@ use crate::secret::Declared;
 mod compat;
 mod connector;
 mod function;
+mod schemas;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -63,8 +67,8 @@ pub(crate) struct Subscription {
     pub(crate) name: String,
     pub(crate) sub_type: SubType,
     pub(crate) position: InitialPosition,
-    pub(crate) queue_size: Option<usize>,
-    pub(crate) consumer: ConsumerPlan,
+    /// What single inputs have of their own.
+    pub(crate) inputs: Vec<InputPlan>,
     pub(crate) skip_to_latest: bool,
 }
 
@@ -96,12 +100,15 @@ pub(crate) fn dead_letter_ending(subscription: &str) -> String {
     format!("-{}-DLQ", subscription.replace('/', "-"))
 }
 
-/// Settings of the consumer itself.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct ConsumerPlan {
-    pub(crate) name: Option<String>,
-    pub(crate) priority: Option<i32>,
-    pub(crate) read_compacted: bool,
+/// What one input, a topic or a pattern, has of its own.
+#[derive(Debug, Clone)]
+pub(crate) struct InputPlan {
+    /// As it is called in the configuration.
+    pub(crate) text: String,
+    pub(crate) is_pattern: bool,
+    pub(crate) schema: Typed,
+    /// All but the schema.
+    pub(crate) settings: TopicSettings,
 }
 
 /// What makes outputs of messages.
@@ -181,8 +188,8 @@ pub(crate) struct ProducerPlan {
     pub(crate) compression: Compression,
     pub(crate) batching: Batching,
     pub(crate) window: Option<usize>,
-    /// The topics get the schema `string`.
-    pub(crate) string_schema: bool,
+    /// What the default topic is declared to be.
+    pub(crate) schema: Typed,
 }
 
 /// How messages are gathered.
@@ -273,6 +280,23 @@ pub(crate) fn plan(component: &Component, code: Option<&Path>) -> Result<Plan, R
     match plan {
         Some(plan) if refused.is_empty() => Ok(plan),
         _ => Err(refused),
+    }
+}
+
+impl Plan {
+    /// Whether what a topic is declared to be is for the host to say.
+    pub(crate) fn asks_host(&self) -> bool {
+        let of_input = match &self.input {
+            Input::Topics(it) => it.inputs.iter().any(|input| input.schema.is_hosts()),
+            Input::File(_) => false,
+        };
+        let of_output = match &self.output {
+            Output::Topics {
+                default, producer, ..
+            } => default.is_some() && producer.schema.is_hosts(),
+            Output::File(_) | Output::Table(_) => false,
+        };
+        matches!(self.process, Process::Host(..)) && (of_input || of_output)
     }
 }
 

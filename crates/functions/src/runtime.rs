@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use geminga_client::MessageId;
+use geminga_client::{MessageId, Schema};
 
 pub use crate::secret::SecretValues;
 
@@ -112,7 +112,7 @@ pub struct Delivery {
 }
 
 /// A message on its way out of a function.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Output {
     /// `None` is the function's own output topic.
     pub topic: Option<String>,
@@ -127,6 +127,17 @@ pub struct Output {
     pub delay_ms: Option<u64>,
     pub ordering_key: Option<String>,
     pub sequence: Option<u64>,
+    /// What it was written by, where that is not what its topic is declared to be.
+    pub schema: Option<Arc<Schema>>,
+}
+
+/// Which messages a schema of the host is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SchemaOf {
+    /// Outputs that name no schema of their own.
+    Output,
+    /// What comes from this input, as the greeting calls it.
+    Input(String),
 }
 
 impl Output {
@@ -266,7 +277,7 @@ impl Failure {
 }
 
 /// What became of one delivery.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     pub ticket: u64,
     pub verdict: Verdict,
@@ -362,6 +373,8 @@ pub trait Services: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<Option<Bytes>, String>> {
         Box::pin(async { Ok(None) })
     }
+    /// What the host says of a topic: told before it is ready.
+    fn declared(&self, _of: SchemaOf, _schema: Schema) {}
     /// The process was started again, and why.
     fn restarted(&self, reason: &str);
 }
@@ -384,9 +397,11 @@ pub struct HostSpec {
     pub output_serde: Option<String>,
     /// Topic to SerDe class; others are guessed as Pulsar does.
     pub input_serdes: BTreeMap<String, String>,
-    /// Topic to schema name (`string`, `json`).
+    /// Topic, or pattern, to schema name (`string`, `json`).
     pub input_schemas: BTreeMap<String, String>,
     pub output_schema: Option<String>,
+    /// Topic to the type of the schema that it has already, for a host that goes by it (Java).
+    pub topic_schemas: BTreeMap<String, String>,
     pub user_config: serde_json::Map<String, serde_json::Value>,
     pub secrets: SecretValues,
     pub log_topic: Option<String>,

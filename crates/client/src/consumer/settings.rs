@@ -266,6 +266,7 @@ pub struct ConsumerBuilder {
     options: Options,
     /// By what they were called.
     of_topics: Vec<(Topics, TopicSettings)>,
+    paused: bool,
 }
 
 impl std::fmt::Debug for ConsumerBuilder {
@@ -305,6 +306,7 @@ impl ConsumerBuilder {
                 of_topics: Vec::new(),
             },
             of_topics: Vec::new(),
+            paused: false,
             shared,
         }
     }
@@ -431,6 +433,12 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Asks for no message until [`ConsumerHandle::resume`].
+    pub fn paused(mut self, paused: bool) -> Self {
+        self.paused = paused;
+        self
+    }
+
     /// Subscribes to all topics.
     ///
     /// # Errors
@@ -454,6 +462,9 @@ impl ConsumerBuilder {
             }
         }
         let group = Arc::new(Group::new(self.shared.clone(), self.options));
+        group
+            .paused
+            .store(self.paused, std::sync::atomic::Ordering::Relaxed);
         // From here on, an error drops the consumer, which closes what is open already.
         let consumer = Consumer {
             handle: ConsumerHandle {

@@ -8,7 +8,7 @@ stay the function's own; they become logs. The imports are few because they are 
 import os
 import sys
 from collections import deque
-from struct import pack, unpack_from
+from struct import pack, unpack, unpack_from
 from time import monotonic, sleep
 
 import _thread
@@ -289,7 +289,45 @@ class JsonSchema(SerDe):
         return json.dumps(value, separators=(",", ":")).encode("utf-8")
 
 
+class NumberSchema(SerDe):
+    """Numbers as Pulsar writes them: most significant byte first."""
+
+    def __init__(self, form):
+        self.form = ">" + form
+
+    def deserialize(self, input_bytes):
+        (value,) = unpack(self.form, input_bytes)
+        return value
+
+    def serialize(self, input):
+        return pack(self.form, input)
+
+
+class PulsarSchema(SerDe):
+    """A schema of Pulsar's client, or a class of its shape: `encode` and `decode`."""
+
+    def __init__(self, schema):
+        self.schema = schema
+        self.serialize = schema.encode
+        self.deserialize = schema.decode
+
+    def definition(self):
+        """Type, name and definition, for the worker to declare; `None` for bytes."""
+        info = getattr(self.schema, "schema_info", None)
+        info = info() if info else None
+        if info is None:
+            return None
+        kind = info.schema_type()
+        kind = getattr(kind, "name", str(kind).rpartition(".")[2])
+        data = info.schema()
+        # Of a type without a definition it is the text null.
+        return kind.upper(), info.name(), b"" if data == "null" else data.encode()
+
+
 SCHEMAS = {"bytes": BytesSchema, "none": BytesSchema, "string": StringSchema, "json": JsonSchema}
+# What goes by the schema of its topic is bytes here.
+SCHEMAS.update({"auto": IdentitySerDe, "auto_consume": IdentitySerDe, "auto_publish": IdentitySerDe})
+FORMS = {"bool": "?", "boolean": "?", "int8": "b", "int16": "h", "int32": "i", "int64": "q", "float": "f", "double": "d"}
 SERDES = {
     "IdentitySerDe": IdentitySerDe,
     "serde.IdentitySerDe": IdentitySerDe,
@@ -306,14 +344,32 @@ def import_name(name):
     return getattr(sys.modules[module], attribute)
 
 
-def serde_of(name, schema=None):
+def schema_of(schema, record):
+    """A schema by its name; `record` names the class of its values, where it has one."""
+    plain = schema.lower()
+    if plain in ("json", "avro") and record:
+        try:
+            import pulsar.schema
+        except ImportError as error:
+            raise ImportError("schema %r needs the package pulsar-client[avro] beside the function: %s" % (schema, error))
+        kind = pulsar.schema.JsonSchema if plain == "json" else pulsar.schema.AvroSchema
+        return PulsarSchema(kind(import_name(record)))
+    if plain in SCHEMAS:
+        return SCHEMAS[plain]()
+    if plain in FORMS:
+        return NumberSchema(FORMS[plain])
+    if "." not in schema:
+        raise ValueError("schema %r is not supported by the Python host: use string, json or bytes" % schema)
+    kind = import_name(schema)
+    # As Pulsar's instance makes them: with the class of the values, where they take one.
+    takes = getattr(getattr(kind.__init__, "__code__", None), "co_argcount", 1)
+    made = kind(import_name(record)) if takes > 1 and record else kind()
+    return PulsarSchema(made) if hasattr(made, "encode") else made
+
+
+def serde_of(name, schema=None, record=None):
     if schema:
-        kind = SCHEMAS.get(schema.lower())
-        if kind:
-            return kind()
-        if "." not in schema:
-            raise ValueError("schema %r is not supported by the Python host: use string, json or bytes" % schema)
-        return import_name(schema)()
+        return schema_of(schema, record)
     if not name:
         return IdentitySerDe()
     return SERDES.get(name, None)() if name in SERDES else import_name(name)()
@@ -662,12 +718,32 @@ def print_traceback():
 # ---- serving -------------------------------------------------------------------------------------
 
 
-def serve(wire, hello, call, arguments, context):
+def values(hello):
+    """How inputs are read, by their names, and how outputs are written."""
     facts = dict(hello)
     serdes = {n[11:]: serde_of(v) for n, v in hello if n.startswith("inputSerde.")}
-    serdes.update({n[12:]: serde_of(None, v) for n, v in hello if n.startswith("inputSchema.")})
+    record = facts.get("inputType")
+    serdes.update({n[12:]: serde_of(None, v, record) for n, v in hello if n.startswith("inputSchema.")})
+    return serdes, serde_of(facts.get("outputSerde"), facts.get("outputSchema"), facts.get("outputType"))
+
+
+def declare(wire, serdes, output):
+    """Tells the worker what topics are, where a class has the definition."""
+    uses = [("input." + topic, serde) for topic, serde in serdes.items()] + [("output", output)]
+    number = 0
+    for use, serde in uses:
+        definition = serde.definition() if isinstance(serde, PulsarSchema) else None
+        if definition:
+            kind, name, data = definition
+            block = make_block([("id", number), ("type", kind), ("name", name), ("of", use)])
+            wire.send(ord("S"), pack("<I", len(block)) + block + data)
+            number += 1
+
+
+def serve(wire, hello, call, arguments, context, serdes, output):
+    facts = dict(hello)
     deserialize = IdentitySerDe().deserialize
-    serialize = serde_of(facts.get("outputSerde"), facts.get("outputSchema")).serialize
+    serialize = output.serialize
     hold = facts.get("manualAck") == "1"
     done = HOLD if hold else DONE
     with_context = arguments >= 2
@@ -834,10 +910,8 @@ def main():
         if facts.get("protocol") != str(PROTOCOL):
             raise RuntimeError("host protocol %s is not %d" % (facts.get("protocol"), PROTOCOL))
         call, arguments = load(facts["code"], facts.get("className"))
-        for name, value in hello:
-            if name.startswith("inputSchema."):
-                serde_of(None, value)
-        serde_of(facts.get("outputSerde"), facts.get("outputSchema"))
+        serdes, output = values(hello)
+        declare(wire, serdes, output)
     except BaseException as error:
         print_traceback()
         wire.send(ord("F"), reason_of(error).encode("utf-8", "replace"))
@@ -847,7 +921,7 @@ def main():
     block = make_block([("protocol", PROTOCOL), ("language", "python " + sys.version.split()[0])])
     wire.send(ord("R"), pack("<I", len(block)) + block)
     try:
-        serve(wire, hello, call, arguments, context)
+        serve(wire, hello, call, arguments, context, serdes, output)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     # Threads of the function must not keep the process.

@@ -3,19 +3,22 @@
 //! Called from the host's task, so nothing here waits: what can not be taken at once is counted and
 //! dropped, and said.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use geminga_client::{Client, Message};
+use geminga_client::{Client, Message, Schema};
 use geminga_stdx::Tasks;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 use super::Gauge;
 use super::sink::with_key;
 use super::source::Taken;
 use super::state::FunctionState;
-use crate::runtime::{BoxFuture, Level, LogLine, Output, Services, StateChange, headers};
+use crate::runtime::{
+    BoxFuture, Level, LogLine, Output, SchemaOf, Services, StateChange, headers,
+};
 use crate::worker::rights::Limits;
 
 /// Log lines that may wait for the log topic.
@@ -26,12 +29,24 @@ const PUBLISH_WAITING: usize = 1000;
 /// Takes log lines that are also wanted elsewhere, such as the terminal of `geminga run`.
 pub(crate) type OnLog = Arc<dyn Fn(&LogLine) + Send + Sync>;
 
+/// What the host says of topics.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Declared {
+    pub(crate) output: Option<Schema>,
+    /// By the names that the greeting has.
+    pub(crate) inputs: BTreeMap<String, Schema>,
+    /// Topics that had a schema before.
+    pub(crate) known: BTreeSet<String>,
+}
+
 /// The services of one instance.
 pub(crate) struct Context {
     pub(crate) gauge: Arc<Gauge>,
     /// It may be another one once: a host that warmed up beside its predecessor takes its place.
     state: RwLock<Option<Arc<FunctionState>>>,
     pub(crate) on_log: Option<OnLog>,
+    /// What the host says of topics.
+    declared: Mutex<Declared>,
     logs: Option<mpsc::Sender<LogLine>>,
     publications: Option<mpsc::Sender<Output>>,
     topics: Option<(Client, Arc<Taken>)>,
@@ -47,6 +62,7 @@ impl Context {
             gauge,
             state: RwLock::new(state),
             on_log,
+            declared: Mutex::default(),
             logs: None,
             publications: None,
             topics: None,
@@ -56,6 +72,16 @@ impl Context {
     /// Tells the schemas of topics from which messages were taken, and of no others.
     pub(crate) fn schemas_by(&mut self, client: Client, taken: Arc<Taken>) {
         self.topics = Some((client, taken));
+    }
+
+    /// What the host has said of topics, beside what was known of them before.
+    pub(crate) fn declared(&self) -> Declared {
+        self.declared.lock().clone()
+    }
+
+    /// These topics have schemas already.
+    pub(crate) fn set_known(&self, topics: BTreeSet<String>) {
+        self.declared.lock().known = topics;
     }
 
     /// From now on this is the function's state.
@@ -138,6 +164,14 @@ impl Context {
 }
 
 impl Services for Context {
+    fn declared(&self, of: SchemaOf, schema: Schema) {
+        let mut declared = self.declared.lock();
+        match of {
+            SchemaOf::Output => declared.output = Some(schema),
+            SchemaOf::Input(topic) => drop(declared.inputs.insert(topic, schema)),
+        }
+    }
+
     fn log(&self, line: LogLine) {
         if let Some(on_log) = &self.on_log {
             on_log(&line);

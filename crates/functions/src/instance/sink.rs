@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use geminga_client::{
     Batching, Client, Message as Sent, MessageId, Producer, Receipt, Schema, Transaction,
 };
@@ -13,10 +14,13 @@ use super::refusals::{Refusals, is_refusal};
 use crate::plan::ProducerPlan;
 use crate::runtime::wire_base64::{base64, from_base64};
 use crate::runtime::{BoxFuture, Message, Output};
+use crate::schema::misfit;
 use crate::worker::rights::Limits;
 
 /// Topics that one instance may write to.
 const PRODUCERS_MAX: usize = 1000;
+/// Versions of schemas that are remembered; more are asked for again.
+const VERSIONS_MAX: usize = 1000;
 /// Outputs that may wait for their receipts where the configuration does not say: a store that takes 10 ms is
 /// waited for at a million a second. What they may take is bounded by the client, 64 MiB.
 const WINDOW: usize = 10_000;
@@ -86,7 +90,11 @@ pub(crate) struct TopicSink {
     forward_properties: bool,
     properties: Vec<(String, String)>,
     /// By topic; where outputs are numbered, by producer name.
-    producers: HashMap<String, Producer>,
+    producers: HashMap<String, Typed>,
+    /// What the default topic is declared to be.
+    schema: Option<Arc<Schema>>,
+    /// Of schemas that are not their producer's, by topic: the version that the topic has for it.
+    versions: Vec<(String, Arc<Schema>, Bytes)>,
     clock: Clock,
     /// Outputs carry numbers made of their inputs' ids, for a broker that drops what it has.
     numbered: bool,
@@ -96,12 +104,18 @@ pub(crate) struct TopicSink {
     refusals: Arc<Refusals>,
 }
 
+/// A producer, and what it has declared.
+struct Typed {
+    producer: Producer,
+    schema: Option<Arc<Schema>>,
+}
+
 impl TopicSink {
     /// Connects to the default topic at once, so that a wrong one shows at the start.
     pub(crate) async fn open(
         client: Client,
         function: String,
-        default: Option<String>,
+        (default, schema): (Option<String>, Option<Schema>),
         plan: ProducerPlan,
         forward_properties: bool,
         properties: Vec<(String, String)>,
@@ -115,14 +129,17 @@ impl TopicSink {
             forward_properties,
             properties,
             producers: HashMap::new(),
+            schema: schema.map(Arc::new),
+            versions: Vec::new(),
             clock: Clock::system(),
             numbered: false,
             limits: None,
             refusals,
         };
         if let Some(topic) = sink.default.clone() {
-            let producer = sink.build(&topic, None).await?;
-            sink.producers.insert(topic, producer);
+            let schema = sink.schema.clone();
+            let producer = sink.build(&topic, None, schema.as_ref()).await?;
+            sink.producers.insert(topic, Typed { producer, schema });
         }
         Ok(sink)
     }
@@ -142,6 +159,7 @@ impl TopicSink {
         &self,
         topic: &str,
         name: Option<&str>,
+        schema: Option<&Arc<Schema>>,
     ) -> Result<Producer, geminga_client::Error> {
         let mut builder = self
             .client
@@ -152,9 +170,8 @@ impl TopicSink {
                 false => self.plan.batching.clone(),
             })
             .window(self.plan.window.unwrap_or(WINDOW));
-        // Letters and what goes to topics by name have what schema it may be.
-        if self.plan.string_schema && self.default.as_deref() == Some(topic) {
-            builder = builder.schema(Schema::string());
+        if let Some(schema) = schema {
+            builder = builder.schema(Schema::clone(schema));
         }
         for (name, value) in &self.properties {
             builder = builder.property(name.clone(), value.clone());
@@ -168,31 +185,48 @@ impl TopicSink {
     }
 
     async fn producer(&mut self, topic: &str) -> Result<&Producer, WriteError> {
-        self.named(topic, None).await
+        let typed = self.named(topic, None, None).await?;
+        Ok(&typed.producer)
     }
 
-    /// The producer of a topic, or one with a name of its own.
-    async fn named(&mut self, topic: &str, name: Option<&str>) -> Result<&Producer, WriteError> {
+    /// The producer of a topic, or one with a name of its own. A new one declares the schema of its first message; the
+    /// default topic has its own.
+    async fn named(
+        &mut self,
+        topic: &str,
+        name: Option<&str>,
+        schema: Option<&Arc<Schema>>,
+    ) -> Result<&Typed, WriteError> {
         if let Some(limits) = &self.limits {
             limits.may_publish(topic).map_err(WriteError::Message)?;
         }
         let key = name.unwrap_or(topic);
         if !self.producers.contains_key(key) {
             // Apart, so that the usual way, once a message, moves little memory.
-            Box::pin(self.add_producer(topic, name)).await?;
+            Box::pin(self.add_producer(topic, name, schema)).await?;
         }
         self.producers
             .get(key)
             .ok_or_else(|| WriteError::Sink("a producer that was just made is gone".to_owned()))
     }
 
-    async fn add_producer(&mut self, topic: &str, name: Option<&str>) -> Result<(), WriteError> {
+    async fn add_producer(
+        &mut self,
+        topic: &str,
+        name: Option<&str>,
+        schema: Option<&Arc<Schema>>,
+    ) -> Result<(), WriteError> {
         if self.producers.len() >= PRODUCERS_MAX {
             return Err(WriteError::Message(format!(
                 "`{topic}` would be one of more than {PRODUCERS_MAX} output topics"
             )));
         }
-        let producer = self.build(topic, name).await.map_err(|error| {
+        let schema = match self.default.as_deref() == Some(topic) {
+            true => self.schema.clone().or_else(|| schema.cloned()),
+            false => schema.cloned(),
+        };
+        let built = self.build(topic, name, schema.as_ref()).await;
+        let producer = built.map_err(|error| {
             if error.is_retriable() {
                 WriteError::Sink(error.to_string())
             } else {
@@ -200,8 +234,66 @@ impl TopicSink {
             }
         })?;
         self.producers
-            .insert(name.unwrap_or(topic).to_owned(), producer);
+            .insert(name.unwrap_or(topic).to_owned(), Typed { producer, schema });
         Ok(())
+    }
+
+    /// Refuses what shows before anything is sent: a schema that a topic does not take, and a payload that is no
+    /// value of its schema.
+    async fn check(&mut self, outputs: &[Output]) -> Result<(), WriteError> {
+        for output in outputs {
+            let own = output.schema.as_ref();
+            let of_default = self.schema.as_ref().filter(|_| output.topic.is_none());
+            let Some(schema) = own.or(of_default) else {
+                continue;
+            };
+            let topic = match &output.topic {
+                Some(topic) => crate::plan::full_name(topic),
+                None => match &self.default {
+                    Some(topic) => topic.clone(),
+                    None => continue,
+                },
+            };
+            if let Some(why) = misfit(schema, &output.payload) {
+                return Err(WriteError::Message(format!("output to `{topic}`: {why}")));
+            }
+            // A producer with a name of its own is made when the message is numbered.
+            if let Some(own) = own.filter(|own| self.schema.as_ref() != Some(own)) {
+                let own = own.clone();
+                self.version(&topic, None, &own).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The version that a message of a topic names, of a schema that its producer has not declared. The topic
+    /// takes a schema that is new, or refuses it.
+    async fn version(
+        &mut self,
+        topic: &str,
+        name: Option<&str>,
+        schema: &Arc<Schema>,
+    ) -> Result<Option<Bytes>, WriteError> {
+        let is = |known: &Arc<Schema>| Arc::ptr_eq(known, schema) || known == schema;
+        let typed = self.named(topic, name, Some(schema)).await?;
+        if typed.schema.as_ref().is_some_and(is) {
+            return Ok(None);
+        }
+        let mut versions = self.versions.iter();
+        if let Some((.., version)) = versions.find(|(name, known, _)| name == topic && is(known)) {
+            return Ok(Some(version.clone()));
+        }
+        let registered = self.client.register_schema(topic, schema).await;
+        let version = registered.map_err(|error| match error.is_retriable() {
+            true => WriteError::Sink(error.to_string()),
+            false => WriteError::Message(format!("schema of an output to `{topic}`: {error}")),
+        })?;
+        if self.versions.len() >= VERSIONS_MAX {
+            self.versions.clear();
+        }
+        let known = (topic.to_owned(), schema.clone(), version.clone());
+        self.versions.push(known);
+        Ok(Some(version))
     }
 
     fn message(&self, input: &Message, output: Output) -> Sent {
@@ -358,10 +450,14 @@ impl Sink for TopicSink {
                 error => WriteError::Sink(error.to_string()),
             };
             let alone = self.refusals.is_suspect(input) || self.refusals.are_large(&outputs);
+            self.check(&outputs).await?;
             if txn.is_some() {
                 // A topic that can not be written to shows before anything is in the transaction.
-                for topic in outputs.iter().filter_map(|output| output.topic.as_ref()) {
-                    self.producer(&crate::plan::full_name(topic)).await?;
+                for output in &outputs {
+                    if let Some(topic) = &output.topic {
+                        let topic = crate::plan::full_name(topic);
+                        self.named(&topic, None, output.schema.as_ref()).await?;
+                    }
                 }
             }
             let mut posted = 0;
@@ -387,9 +483,17 @@ impl Sink for TopicSink {
                 };
                 // A delay may be refused too, whatever the size.
                 let bytes = output.delay_ms.is_none().then_some(output.payload.len());
-                let message = self.message(input, output);
+                let version = match output.schema.take() {
+                    Some(schema) => self.version(&topic, name.as_deref(), &schema).await?,
+                    None => None,
+                };
+                let mut message = self.message(input, output);
+                if let Some(version) = version {
+                    message = message.schema_version(version);
+                }
                 let refusals = self.refusals.clone();
-                let producer = self.named(&topic, name.as_deref()).await?;
+                let typed = self.named(&topic, name.as_deref(), None).await?;
+                let producer = &typed.producer;
                 if alone {
                     if let Err(error) = post_alone(producer, message, txn).await {
                         // A transaction that a message failed in is lost.
@@ -471,8 +575,8 @@ impl Sink for TopicSink {
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            for (topic, producer) in self.producers {
-                if let Err(error) = producer.close().await {
+            for (topic, typed) in self.producers {
+                if let Err(error) = typed.producer.close().await {
                     tracing::debug!(topic, %error, "producer not closed in order");
                 }
             }

@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use geminga_client::{Client, Consumer, ConsumerHandle, MessageId, SeekTo, Transaction};
+use geminga_client::{
+    Client, Consumer, ConsumerHandle, MessageId, Schema, SeekTo, TopicSettings, Topics, Transaction,
+};
 use geminga_model::TopicName;
 use parking_lot::Mutex;
 
+use super::context::Declared;
 use super::sink::TRIGGER;
-use crate::plan::{Patterned, Subscription, dead_letter_ending};
+use crate::plan::{InputPlan, Patterned, Subscription, Typed, dead_letter_ending, full_name};
 use crate::runtime::{BoxFuture, Message};
 
 /// A message and its place.
@@ -157,6 +160,35 @@ impl ByPattern {
     }
 }
 
+/// What is declared of inputs to the broker.
+pub(crate) enum Declaring<'a> {
+    /// Nothing: the subscription alone is wanted, and no message.
+    Nothing,
+    /// What the configuration says, and what the host says.
+    Said(&'a Declared),
+    /// The same, without what a class alone says of topics that had no schema.
+    Configured(&'a Declared),
+}
+
+impl Declaring<'_> {
+    fn schema(&self, input: &InputPlan) -> Option<Schema> {
+        let (Self::Said(declared) | Self::Configured(declared)) = self else {
+            return None;
+        };
+        let name = full_name(&input.text);
+        let of_host = || declared.inputs.get(&name).cloned();
+        match &input.schema {
+            Typed::Schema(schema) => Some(schema.clone()),
+            Typed::Host => of_host(),
+            Typed::Derived => {
+                let may = matches!(self, Self::Said(_)) || declared.known.contains(&name);
+                may.then(of_host).flatten()
+            }
+            Typed::Bytes | Typed::OfTopic => None,
+        }
+    }
+}
+
 impl TopicSource {
     /// Subscribes; `properties` tell the broker who this is.
     pub(crate) async fn subscribe(
@@ -164,24 +196,24 @@ impl TopicSource {
         plan: &Subscription,
         properties: &[(String, String)],
         taken: Arc<Taken>,
+        declared: &Declaring<'_>,
     ) -> Result<Self, geminga_client::Error> {
         let mut builder = client
             .consumer(plan.selection())
             .subscription(plan.name.clone())
             .sub_type(plan.sub_type)
-            .initial_position(plan.position);
-        if let Some(size) = plan.queue_size {
-            builder = builder.receiver_queue_size(size);
-        }
-        let consumer = &plan.consumer;
-        if let Some(name) = &consumer.name {
-            builder = builder.name(name.clone());
-        }
-        if let Some(level) = consumer.priority {
-            builder = builder.priority(level);
-        }
-        if consumer.read_compacted {
-            builder = builder.read_compacted(true);
+            .initial_position(plan.position)
+            .paused(matches!(declared, Declaring::Nothing));
+        for input in &plan.inputs {
+            let topics = match input.is_pattern {
+                true => Topics::pattern(input.text.clone()),
+                false => Topics::Names(vec![input.text.clone()]),
+            };
+            let settings = TopicSettings {
+                schema: declared.schema(input),
+                ..input.settings.clone()
+            };
+            builder = builder.topic_settings(topics, settings);
         }
         for (name, value) in properties {
             builder = builder.property(name.clone(), value.clone());

@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::function::not_enforced;
-use super::topics::{pooled, position, producer, refuse_set, sub_type, topics, unsupported_schema};
+use super::schemas::{Field, Who};
+use super::topics::{pooled, position, producer, refuse_set, sub_type, topics};
 use super::{
     Input, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused, Subscription,
     full_name,
@@ -52,12 +53,15 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
         config.archive.as_deref(),
     );
     let schema = config.schema_type.as_deref().unwrap_or_default();
-    let is_string = schema.eq_ignore_ascii_case("string");
-    if !is_string && !["", "none", "bytes"].contains(&schema.to_ascii_lowercase().as_str()) {
-        refused.push(format!(
-            "`schemaType: {schema}` of a built-in source is not supported: its events are none, bytes or string"
-        ));
-    }
+    let schema = Field {
+        who: Who::BuiltIn,
+        is_output: true,
+        called: format!("`schemaType: {schema}` of a built-in source"),
+        name: schema,
+        properties: &BTreeMap::new(),
+        has_class: false,
+    };
+    let schema = schema.typed(refused);
     let by_key = [
         config.batch_builder,
         config
@@ -107,7 +111,7 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
         output: Output::Topics {
             default: config.topic_name.as_deref().map(full_name),
             producer: ProducerPlan {
-                string_schema: is_string,
+                schema,
                 ..producer(
                     config.producer_config.as_ref(),
                     config.batch_builder,
@@ -158,7 +162,8 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
             (
                 "topicToSchemaProperties",
                 config.topic_to_schema_properties.is_some(),
-                "a built-in sink writes the bytes as they came: remove it",
+                "a built-in sink writes the bytes as they came: remove it, and give `inputSpecs` with \
+                 `schemaType` and `schemaProperties`",
             ),
             (
                 "timeoutMs",
@@ -180,11 +185,6 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
         if spec.serde_class_name.is_some() {
             refused.push(format!(
                 "`serdeClassName` of input `{topic}` is not supported: a built-in sink takes bytes: remove it"
-            ));
-        }
-        if unsupported_schema(spec.schema_type.as_deref()) {
-            refused.push(format!(
-                "`schemaType` of input `{topic}` is not supported: use none, bytes, string or json"
             ));
         }
     }
@@ -226,7 +226,7 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
             name: config.subscription().unwrap_or_default(),
             sub_type: sub_type(ordered, key_ordered),
             position: position(config.source_subscription_position),
-            ..topics(&inputs, refused)
+            ..topics(&inputs, (Some(Who::BuiltIn), false), refused)
         }),
         process: Process::Identity,
         output,
@@ -320,12 +320,6 @@ fn sink_warnings(config: &SinkConfig, inputs: &BTreeMap<String, ConsumerConfig>)
         warnings.push(format!(
             "`{field}` has no effect: what a built-in sink can not take it never can, and it goes to the dead letters at once"
         ));
-    }
-    if inputs.values().any(|spec| spec.schema_type.is_some()) {
-        warnings.push(
-            "`schemaType` and `topicToSchemaType` have no effect: a built-in sink writes the bytes as they came"
-                .to_owned(),
-        );
     }
     warnings
 }

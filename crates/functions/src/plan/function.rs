@@ -10,7 +10,8 @@ use geminga_model::{
 };
 
 use super::compat;
-use super::topics::{pooled, position, producer, refuse_set, sub_type, topics, unsupported_schema};
+use super::schemas::{Field, Typed, Who};
+use super::topics::{pooled, position, producer, refuse_set, sub_type, topics};
 use super::window::window;
 use super::{
     Input, Language, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused,
@@ -27,7 +28,8 @@ pub(super) fn function(
     code: Option<&Path>,
     refused: &mut Refused,
 ) -> Option<Plan> {
-    let is_java = config.runtime() == Some(Runtime::Java);
+    // In Python they are the records that its schemas are made of.
+    let has_types = matches!(config.runtime(), Some(Runtime::Java | Runtime::Python));
     refuse_set(
         refused,
         &[
@@ -51,15 +53,15 @@ pub(super) fn function(
             ),
             (
                 "inputTypeClassName",
-                !is_java && is_java_type(config.input_type_class_name.as_deref()),
-                "types are classes of Java, and this function is not: remove it, and give the `schemaType` of \
-                 the input, where it has one",
+                !has_types && is_java_type(config.input_type_class_name.as_deref()),
+                "types are classes of Java and Python, and this function is neither: remove it, and give the \
+                 `schemaType` of the input, where it has one",
             ),
             (
                 "outputTypeClassName",
-                !is_java && is_java_type(config.output_type_class_name.as_deref()),
-                "types are classes of Java, and this function is not: remove it, and give `outputSchemaType`, \
-                 where the output has one",
+                !has_types && is_java_type(config.output_type_class_name.as_deref()),
+                "types are classes of Java and Python, and this function is neither: remove it, and give \
+                 `outputSchemaType`, where the output has one",
             ),
         ],
     );
@@ -179,18 +181,36 @@ pub(super) fn function(
         .iter()
         .filter_map(|(topic, spec)| Some((full_name(topic), spec.serde_class_name.clone()?)))
         .collect();
-    let output_schema = output_schema(config, refused);
-    check_schemas(
-        language,
-        &schemas,
-        &serdes,
-        output_schema.as_deref(),
-        config,
+    // Pulsar's own instance declares what it reads and writes by itself.
+    let who = compat.is_none().then_some(Who::Code(language));
+    let (output_typed, output_schema) = output_schema(config, who, refused);
+    check_serdes(language, &serdes, config, refused);
+    let subscribed = topics(
+        &inputs,
+        (who, has_class(config.input_type_class_name.as_deref())),
         refused,
     );
-    let is_string = output_schema
-        .as_deref()
-        .is_some_and(|schema| schema.eq_ignore_ascii_case("string"));
+    if language == Language::Python {
+        let uses = |typed: &Typed| *typed == Typed::Host;
+        let of_inputs = subscribed.inputs.iter().any(|input| uses(&input.schema));
+        refuse_set(
+            refused,
+            &[
+                (
+                    "inputTypeClassName",
+                    !of_inputs && has_class(config.input_type_class_name.as_deref()),
+                    "in Python it is the class of the records of an input with a `schemaType`, and none has one \
+                     that needs it: remove it",
+                ),
+                (
+                    "outputTypeClassName",
+                    !uses(&output_typed) && has_class(config.output_type_class_name.as_deref()),
+                    "in Python it is the class of the records of an `outputSchemaType`, and there is none that \
+                     needs it: remove it",
+                ),
+            ],
+        );
+    }
     let mut spec = HostSpec {
         tenant: config.tenant().to_owned(),
         namespace: config.namespace().to_owned(),
@@ -216,8 +236,8 @@ pub(super) fn function(
             .idle_timeout_ms
             .and_then(|ms| u64::try_from(ms).ok())
             .map(Duration::from_millis),
-        input_type: config.input_type_class_name.clone().filter(|_| is_java),
-        output_type: config.output_type_class_name.clone().filter(|_| is_java),
+        input_type: config.input_type_class_name.clone().filter(|_| has_types),
+        output_type: config.output_type_class_name.clone().filter(|_| has_types),
         ..HostSpec::default()
     };
     let ram = config.resources.as_ref().and_then(|r| r.ram);
@@ -262,13 +282,13 @@ pub(super) fn function(
             sub_type: sub_type(ordered, key_ordered),
             position: position(config.subscription_position),
             skip_to_latest: config.skip_to_latest == Some(true),
-            ..topics(&inputs, refused)
+            ..subscribed
         }),
         process,
         output: Output::Topics {
             default: config.output.as_deref().map(full_name),
             producer: ProducerPlan {
-                string_schema: is_string,
+                schema: output_typed,
                 ..producer(
                     config.producer_config.as_ref(),
                     config.batch_builder,
@@ -368,83 +388,96 @@ pub(super) fn not_enforced(resources: Option<&Resources>) -> Vec<String> {
     names.collect()
 }
 
-fn output_schema(config: &FunctionConfig, refused: &mut Refused) -> Option<String> {
-    if let Some(schema) = config.output_schema_type.as_ref().filter(|s| !s.is_empty()) {
-        return Some(schema.clone());
-    }
-    let output = config.output.as_ref()?;
-    let text = config.custom_schema_outputs.as_ref()?.get(output)?;
-    match serde_json::from_str::<ConsumerConfig>(text) {
-        Ok(spec) => {
-            let rest = ConsumerConfig {
-                schema_type: None,
-                ..spec.clone()
-            };
-            if rest != ConsumerConfig::default() {
-                refused.push(format!(
-                    "`customSchemaOutputs` of `{output}`: only `schemaType` is supported there"
-                ));
+/// What the output is declared to be, and the name that the host is told.
+fn output_schema(
+    config: &FunctionConfig,
+    who: Option<Who>,
+    refused: &mut Refused,
+) -> (Typed, Option<String>) {
+    let mut name = config.output_schema_type.clone().unwrap_or_default();
+    let mut properties = BTreeMap::new();
+    let mut called = format!("`outputSchemaType: {name}`");
+    let custom = config.custom_schema_outputs.as_ref();
+    let custom = config.output.as_ref().and_then(|output| {
+        let text = custom?.get(output)?;
+        Some((output, text))
+    });
+    if let Some((output, text)) = custom {
+        match serde_json::from_str::<ConsumerConfig>(text) {
+            Ok(spec) => {
+                let rest = ConsumerConfig {
+                    schema_type: None,
+                    schema_properties: None,
+                    ..spec.clone()
+                };
+                if rest != ConsumerConfig::default() {
+                    refused.push(format!(
+                        "`customSchemaOutputs` of `{output}`: only `schemaType` and `schemaProperties` are supported there"
+                    ));
+                }
+                properties = spec.schema_properties.unwrap_or_default();
+                if let Some(own) = spec.schema_type.filter(|_| name.is_empty()) {
+                    called = format!("`customSchemaOutputs` of `{output}`: `schemaType: {own}`");
+                    name = own;
+                }
             }
-            spec.schema_type
-        }
-        Err(error) => {
-            refused.push(format!("`customSchemaOutputs` of `{output}`: {error}"));
-            None
+            Err(error) => {
+                refused.push(format!("`customSchemaOutputs` of `{output}`: {error}"));
+            }
         }
     }
+    if let (Some((output, _)), true, false) = (custom, name.is_empty(), properties.is_empty()) {
+        refused.push(format!(
+            "`customSchemaOutputs` of `{output}`: `schemaProperties` without a `schemaType`: give that, or `outputSchemaType`"
+        ));
+    }
+    let Some(who) = who else {
+        return (Typed::Bytes, Some(name).filter(|name| !name.is_empty()));
+    };
+    if name.is_empty() {
+        let derives = who == Who::Code(Language::Java) && config.output_serde_class_name.is_none();
+        return match derives {
+            true => (Typed::Derived, None),
+            false => (Typed::Bytes, None),
+        };
+    }
+    let field = Field {
+        who,
+        is_output: true,
+        called,
+        name: &name,
+        properties: &properties,
+        has_class: has_class(config.output_type_class_name.as_deref()),
+    };
+    let typed = field.typed(refused);
+    (typed, Some(name))
 }
 
-fn check_schemas(
+fn has_class(name: Option<&str>) -> bool {
+    is_java_type(name)
+}
+
+/// SerDe classes where no host loads them.
+fn check_serdes(
     language: Language,
-    schemas: &BTreeMap<String, String>,
     serdes: &BTreeMap<String, String>,
-    output: Option<&str>,
     config: &FunctionConfig,
     refused: &mut Refused,
 ) {
-    // A dotted name is a class that the host loads; Java's knows the schemas of Pulsar's client.
-    let known = |schema: &str| match language {
-        Language::Python => schema.contains('.') || !unsupported_schema(Some(schema)),
-        Language::Java => schema.contains('.') || java_schema(schema),
-        _ => !unsupported_schema(Some(schema)),
-    };
-    let names = match language {
-        Language::Java => JAVA_SCHEMAS.join(", "),
-        _ => "none, bytes, string or json".to_owned(),
-    };
-    for (topic, schema) in schemas.iter().filter(|(_, schema)| !known(schema)) {
-        refused.push(format!(
-            "`schemaType: {schema}` of input `{topic}` is not supported: use {names}"
-        ));
+    if matches!(language, Language::Python | Language::Java) {
+        return;
     }
-    if let Some(schema) = output.filter(|schema| !known(schema)) {
-        refused.push(format!(
-            "`outputSchemaType: {schema}` is not supported: use {names}"
-        ));
-    }
-    if !matches!(language, Language::Python | Language::Java) {
-        let output = config.output_serde_class_name.is_some();
-        for (field, given) in [
-            ("serdeClassName` and `customSerdeInputs", !serdes.is_empty()),
-            ("outputSerdeClassName", output),
-        ] {
-            if given {
-                refused.push(format!(
-                    "`{field}`: SerDe classes are for Python and Java functions; others get and give bytes"
-                ));
-            }
+    let output = config.output_serde_class_name.is_some();
+    for (field, given) in [
+        ("serdeClassName` and `customSerdeInputs", !serdes.is_empty()),
+        ("outputSerdeClassName", output),
+    ] {
+        if given {
+            refused.push(format!(
+                "`{field}`: SerDe classes are for Python and Java functions; others get and give bytes"
+            ));
         }
     }
-}
-
-/// The schemas that Java's host reads and writes by the type of the class.
-const JAVA_SCHEMAS: [&str; 13] = [
-    "none", "bytes", "string", "json", "avro", "protobuf", "bool", "int8", "int16", "int32",
-    "int64", "float", "double",
-];
-
-fn java_schema(name: &str) -> bool {
-    name.is_empty() || JAVA_SCHEMAS.contains(&name.to_ascii_lowercase().as_str())
 }
 
 fn is_java_type(name: Option<&str>) -> bool {

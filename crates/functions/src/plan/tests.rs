@@ -476,3 +476,134 @@ fn pulsars_instance_is_told_what_the_configuration_says() {
     assert_eq!(details["source"]["negativeAckRedeliveryDelayMs"], 7);
     assert!(!details.to_string().contains("hidden"));
 }
+
+#[test]
+fn a_schema_is_declared_or_refused_with_what_to_do() {
+    use geminga_client::{Schema, SchemaType};
+    let typed = |fields: &str| -> Result<(Typed, Typed), String> {
+        let text = format!(r#"{{"name":"f","output":"out",{fields}}}"#);
+        let plan = planned(&text).map_err(|refused| refused.join("; "))?;
+        let (Input::Topics(input), Output::Topics { producer, .. }) = (plan.input, plan.output)
+        else {
+            panic!("topics")
+        };
+        let input = input.inputs.first().map(|it| it.schema.clone());
+        Ok((input.unwrap_or_default(), producer.schema))
+    };
+    let int64 = Typed::Schema(Schema::of(SchemaType::Int64));
+    let definition = r#"{"type":"record","name":"Q","fields":[]}"#;
+    let quoted = definition.replace('"', r#"\""#);
+    let twice = quoted.replace('\\', r"\\").replace(r#"\\""#, r#"\\\""#);
+    let avro = Typed::Schema(Schema::new(SchemaType::Avro, "Q", definition, []));
+    let python = r#""py":"f.py","className":"f.F","#;
+    for (fields, input, output) in [
+        (
+            r#""sh":"f.sh","inputs":["in"]"#.to_owned(),
+            Typed::Bytes,
+            Typed::Bytes,
+        ),
+        (
+            r#""go":"f","inputSpecs":{"in":{"schemaType":"int64"}},"outputSchemaType":"Int64""#.to_owned(),
+            int64.clone(),
+            int64,
+        ),
+        (
+            r#""exec":"f","inputSpecs":{"in":{"schemaType":"AUTO_CONSUME"}},"outputSchemaType":"AUTO_PUBLISH""#
+                .to_owned(),
+            Typed::Bytes,
+            Typed::OfTopic,
+        ),
+        (
+            format!(
+                r#""sh":"f.sh","inputSpecs":{{"in":{{"schemaType":"avro","schemaProperties":{{"schema":"{quoted}"}}}}}},
+                "customSchemaOutputs":{{"out":"{{\"schemaType\":\"avro\",\"schemaProperties\":{{\"schema\":\"{twice}\"}}}}"}}"#
+            ),
+            avro.clone(),
+            avro,
+        ),
+        (
+            r#""jar":"f.jar","className":"F","inputs":["in"]"#.to_owned(),
+            Typed::Derived,
+            Typed::Derived,
+        ),
+        (
+            r#""jar":"f.jar","className":"F","customSerdeInputs":{"in":"my.Serde"},"outputSchemaType":"avro""#
+                .to_owned(),
+            Typed::Bytes,
+            Typed::Host,
+        ),
+        (
+            format!(
+                r#"{python}"inputSpecs":{{"in":{{"schemaType":"avro"}}}},"inputTypeClassName":"f.In",
+                "outputSchemaType":"json","outputTypeClassName":"f.Out""#
+            ),
+            Typed::Host,
+            Typed::Host,
+        ),
+    ] {
+        assert_eq!(typed(&fields), Ok((input, output)), "{fields}");
+    }
+    for (fields, parts) in [
+        (
+            r#""sh":"f.sh","inputs":["in"],"outputSchemaType":"json""#.to_owned(),
+            ["`outputSchemaType: json`", "nobody gives it", "auto_publish"],
+        ),
+        (
+            r#""go":"f","inputSpecs":{"in":{"schemaType":"avro"}}"#.to_owned(),
+            ["`schemaType: avro` of input `in`", "`schemaProperties`", "remove it"],
+        ),
+        (
+            format!(r#"{python}"inputs":["in"],"outputSchemaType":"json""#),
+            ["`outputSchemaType: json`", "`outputTypeClassName`", "pulsar.schema.Record"],
+        ),
+        (
+            format!(r#"{python}"inputs":["in"],"outputTypeClassName":"f.Out""#),
+            ["`outputTypeClassName`", "`outputSchemaType`", "remove it"],
+        ),
+        (
+            format!(r#"{python}"inputs":["in"],"outputSchemaType":"timestamp""#),
+            ["`outputSchemaType: timestamp`", "use none", "int64"],
+        ),
+        (
+            r#""sh":"f.sh","inputs":["in"],"outputSchemaType":"jsno""#.to_owned(),
+            ["`outputSchemaType: jsno`", "no such schema", "use none"],
+        ),
+        (
+            r#""sh":"f.sh","inputs":["in"],"outputSchemaType":"my.Schema""#.to_owned(),
+            ["`outputSchemaType: my.Schema`", "Java and Python", "use none"],
+        ),
+        (
+            r#""jar":"f.jar","className":"F","inputs":["in"],"outputSchemaType":"key_value""#.to_owned(),
+            ["`outputSchemaType: key_value`", "use none", "avro"],
+        ),
+        (
+            r#""sh":"f.sh","inputSpecs":{"in":{"schemaProperties":{"a":"b"}}}"#.to_owned(),
+            ["`schemaProperties` of input `in`", "`schemaType`", "give"],
+        ),
+        (
+            r#""sh":"f.sh","inputSpecs":{"in":{"schemaType":"avro","schemaProperties":{"schema":"{"}}}"#.to_owned(),
+            ["`schemaType: avro` of input `in`", "no JSON", "`schemaProperties`"],
+        ),
+        (
+            r#""sh":"f.sh","inputs":["in"],"customSchemaOutputs":{"out":"{\"schemaProperties\":{\"a\":\"b\"}}"}"#
+                .to_owned(),
+            ["`customSchemaOutputs`", "without a `schemaType`", "give"],
+        ),
+    ] {
+        let said = typed(&fields).expect_err(&fields);
+        for part in parts {
+            assert!(said.contains(part), "{fields}: {said}");
+        }
+    }
+    for (fields, ok) in [
+        (r#""sourceType":"file","schemaType":"auto_publish""#, true),
+        (r#""sourceType":"file","schemaType":"int64""#, false),
+        (r#""sourceType":"file","schemaType":"json""#, false),
+    ] {
+        let text = format!(r#"{{"name":"s","topicName":"t","configs":{{"path":"/f"}},{fields}}}"#);
+        let config: geminga_model::SourceConfig = serde_json::from_str(&text).expect(&text);
+        let said = plan(&config.into(), None).err().unwrap_or_default().join("; ");
+        assert_eq!(said.is_empty(), ok, "{fields}: {said}");
+        assert!(ok || said.contains("auto_publish"), "{said}");
+    }
+}

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use geminga_client::{Batching, Compression, InitialPosition, Pattern, SubType};
+use geminga_client::{Batching, Compression, InitialPosition, Pattern, SubType, TopicSettings};
 use geminga_model::{
     BatchBuilder, CompressionType, ConsumerConfig, ProducerConfig, SubscriptionPosition,
 };
 
-use super::{ConsumerPlan, Patterned, ProducerPlan, Refused, Subscription, full_name};
+use super::schemas::{Field, Who};
+use super::{InputPlan, Patterned, ProducerPlan, Refused, Subscription, Typed, full_name};
 
 /// Why `cryptoConfig` is refused, of inputs and outputs alike.
 const NO_CRYPTO: &str = "its key reader is a class of Java, which this worker, who reads and writes the topics, \
@@ -28,15 +29,16 @@ pub(super) fn position(position: Option<SubscriptionPosition>) -> InitialPositio
     }
 }
 
-/// Names, patterns and queue size; the rest is the caller's.
+/// Names, patterns, and what each input has of its own; the rest is the caller's. `who` reads the values, of a class that
+/// is named when `has_class`; nobody declares anything without.
 pub(super) fn topics(
     inputs: &BTreeMap<String, ConsumerConfig>,
+    (who, has_class): (Option<Who>, bool),
     refused: &mut Refused,
 ) -> Subscription {
     let mut names = Vec::new();
     let mut patterns: Vec<Patterned> = Vec::new();
-    let mut queue_size = None;
-    let mut consumer = ConsumerPlan::default();
+    let mut own = Vec::new();
     for (topic, spec) in inputs {
         if spec.regex_pattern == Some(true) {
             match Pattern::parse(topic) {
@@ -56,24 +58,25 @@ pub(super) fn topics(
                 "`cryptoConfig` of input `{topic}` is not supported: {NO_CRYPTO}"
             ));
         }
-        if spec
-            .schema_properties
-            .as_ref()
-            .is_some_and(|p| !p.is_empty())
-        {
-            refused.push(format!(
-                "`schemaProperties` of input `{topic}` is not supported: the functions' schemas have none"
-            ));
-        }
+        let mut settings = TopicSettings::default();
         for (name, value) in spec.consumer_properties.iter().flatten() {
-            consumer_property(topic, name, value, &mut consumer, refused);
+            consumer_property(topic, name, value, &mut settings, refused);
         }
-        if let Some(size) = spec
+        settings.queue_size = spec
             .receiver_queue_size
             .and_then(|n| usize::try_from(n).ok())
-        {
-            let size = size.max(1);
-            queue_size = Some(queue_size.map_or(size, |q: usize| q.max(size)));
+            .map(|size| size.max(1));
+        let schema = match who {
+            Some(who) => input_schema(topic, spec, (who, has_class), refused),
+            None => Typed::Bytes,
+        };
+        if schema != Typed::Bytes || settings != TopicSettings::default() {
+            own.push(InputPlan {
+                text: topic.clone(),
+                is_pattern: spec.regex_pattern == Some(true),
+                schema,
+                settings,
+            });
         }
     }
     Subscription {
@@ -83,8 +86,7 @@ pub(super) fn topics(
         name: String::new(),
         sub_type: SubType::Shared,
         position: InitialPosition::Latest,
-        queue_size,
-        consumer,
+        inputs: own,
         skip_to_latest: false,
     }
 }
@@ -97,13 +99,45 @@ pub(super) fn pooled(inputs: &BTreeMap<String, ConsumerConfig>) -> Vec<String> {
     pool.then_some(said).into_iter().collect()
 }
 
-/// A setting by the name that Pulsar's Java client has for it. It counts for all inputs, which share
-/// one consumer.
+/// What an input is declared to be.
+fn input_schema(
+    topic: &str,
+    spec: &ConsumerConfig,
+    (who, has_class): (Who, bool),
+    refused: &mut Refused,
+) -> Typed {
+    let none = BTreeMap::new();
+    let name = spec.schema_type.as_deref().unwrap_or_default();
+    let properties = spec.schema_properties.as_ref().unwrap_or(&none);
+    if name.is_empty() {
+        if !properties.is_empty() {
+            refused.push(format!(
+                "`schemaProperties` of input `{topic}` is not supported without its `schemaType`: give that too"
+            ));
+        }
+        let derives = who == Who::Code(super::Language::Java) && spec.serde_class_name.is_none();
+        return match derives {
+            true => Typed::Derived,
+            false => Typed::Bytes,
+        };
+    }
+    let field = Field {
+        who,
+        is_output: false,
+        called: format!("`schemaType: {name}` of input `{topic}`"),
+        name,
+        properties,
+        has_class,
+    };
+    field.typed(refused)
+}
+
+/// A setting by the name that Pulsar's Java client has for it.
 fn consumer_property(
     topic: &str,
     name: &str,
     value: &str,
-    consumer: &mut ConsumerPlan,
+    consumer: &mut TopicSettings,
     refused: &mut Refused,
 ) {
     let known = match name {
@@ -116,8 +150,8 @@ fn consumer_property(
             consumer.priority.is_some()
         }
         "readCompacted" => {
-            consumer.read_compacted = value == "true";
-            matches!(value, "true" | "false")
+            consumer.read_compacted = value.parse().ok();
+            consumer.read_compacted.is_some()
         }
         _ => {
             refused.push(format!(
@@ -176,13 +210,8 @@ pub(super) fn producer(
             .flatten()
             .filter_map(|n| usize::try_from(n).ok().filter(|&n| n > 0))
             .min(),
-        string_schema: false,
+        schema: Typed::Bytes,
     }
-}
-
-pub(super) fn unsupported_schema(name: Option<&str>) -> bool {
-    let known = ["", "none", "bytes", "string", "json"];
-    name.is_some_and(|name| !known.contains(&name.to_ascii_lowercase().as_str()))
 }
 
 /// Fields that are refused when they are given: which, whether it is, why, and what to do instead.

@@ -173,8 +173,9 @@ pub(crate) fn of_schema(schema: &geminga_client::Schema) -> bytes::Bytes {
 }
 
 /// Fills an output from the header block that came with it. Unknown names are ignored, so that a
-/// newer host can say more.
-pub(crate) fn to_output(block: &[u8], output: &mut super::Output) {
+/// newer host can say more. Gives the number of its schema, which the host has said before.
+pub(crate) fn to_output(block: &[u8], output: &mut super::Output) -> Option<u64> {
+    let mut schema = None;
     for (name, value) in parse(block) {
         match name.as_str() {
             "topic" => output.topic = (!value.is_empty()).then_some(value),
@@ -184,6 +185,7 @@ pub(crate) fn to_output(block: &[u8], output: &mut super::Output) {
             "eventTime" => output.event_time = value.parse().ok(),
             "delayMs" => output.delay_ms = value.parse().ok(),
             "sequence" => output.sequence = value.parse().ok(),
+            "schema" => schema = value.parse().ok(),
             other => {
                 if let Some(property) = other.strip_prefix("prop.") {
                     output.properties.push((property.to_owned(), value));
@@ -191,6 +193,7 @@ pub(crate) fn to_output(block: &[u8], output: &mut super::Output) {
             }
         }
     }
+    schema
 }
 
 #[cfg(test)]

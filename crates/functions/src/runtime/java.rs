@@ -28,6 +28,7 @@ const HOST: &[(&str, &str)] = files![
     "Calls.java",
     "Host.java",
     "Json.java",
+    "Schemas.java",
     "TopicSchemas.java",
     "Types.java",
     "Unpack.java",

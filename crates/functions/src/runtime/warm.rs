@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use geminga_client::Schema;
 use geminga_stdx::tasks::OnError;
 use geminga_stdx::{Backoff, Tasks};
 use parking_lot::Mutex;
@@ -274,7 +275,8 @@ impl Warm {
         if running.codec.hello(&self.spec, &mut greeting) {
             running.out.extend_from_slice(&greeting);
             let limit = self.spec.options.start_timeout();
-            match tokio::time::timeout(limit, greet(&mut running)).await {
+            let greeted = greet(&mut running, &*self.services);
+            match tokio::time::timeout(limit, greeted).await {
                 Ok(Ok(())) => {}
                 Ok(Err(Greeting::Fatal(reason))) => {
                     let stderr_tail = last_words(&mut running).await;
@@ -545,7 +547,8 @@ impl Warm {
                 FromHost::Publish(output) => self.services.publish(output),
                 FromHost::Acknowledge(id) => self.services.acknowledge(&id),
                 FromHost::Leaving => running.leaving = true,
-                FromHost::Pong | FromHost::Ready { .. } => {}
+                // Outputs name it from now on; what topics are was said in the greeting.
+                FromHost::Schema { .. } | FromHost::Pong | FromHost::Ready { .. } => {}
                 FromHost::Fatal(reason) => return Err(WireError::Protocol(reason)),
             }
         }
@@ -785,7 +788,7 @@ enum Greeting {
     Ended,
 }
 
-async fn greet(running: &mut Running) -> Result<(), Greeting> {
+async fn greet(running: &mut Running, services: &dyn Services) -> Result<(), Greeting> {
     if let Some(writer) = running.writer.as_mut() {
         // When it does not read, it has ended: reading says so.
         let _ = writer.write_all(&running.out).await;
@@ -801,6 +804,11 @@ async fn greet(running: &mut Running) -> Result<(), Greeting> {
                     )));
                 }
                 Ok(Some(FromHost::Fatal(reason))) => return Err(Greeting::Fatal(reason)),
+                Ok(Some(FromHost::Schema { of, schema })) => {
+                    for of in of {
+                        services.declared(of, Schema::clone(&schema));
+                    }
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(error) => return Err(Greeting::Fatal(error.to_string())),

@@ -4,9 +4,12 @@
 //! `packed` and `shell` are the two bindings of the host protocol (`docs/host-protocol.md`);
 //! `plain` are the framings for tools that know nothing of Geminga.
 
-use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
 
-use super::{Failure, HostSpec, Level, Message, Output, StateChange, Verdict};
+use bytes::{Bytes, BytesMut};
+use geminga_client::Schema;
+
+use super::{Failure, HostSpec, Level, Message, Output, SchemaOf, StateChange, Verdict};
 
 pub(crate) mod packed;
 pub(crate) mod plain;
@@ -19,7 +22,7 @@ pub(crate) const PROTOCOL: u32 = 1;
 pub(crate) const HEAD_BYTES: usize = 12;
 
 /// What a host says.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(crate) enum FromHost {
     /// The code is loaded.
     Ready {
@@ -58,6 +61,11 @@ pub(crate) enum FromHost {
         value: String,
     },
     Publish(Output),
+    /// A schema, and whose it is where outputs and inputs say no more.
+    Schema {
+        of: Vec<SchemaOf>,
+        schema: Arc<Schema>,
+    },
     Acknowledge(String),
     Pong,
     /// It ends of its own will, with no message in hand.
@@ -170,6 +178,9 @@ pub(crate) fn hello_block(spec: &HostSpec, out: &mut Vec<u8>) {
     }
     for (topic, schema) in &spec.input_schemas {
         push(out, &format!("inputSchema.{topic}"), schema);
+    }
+    for (topic, kind) in &spec.topic_schemas {
+        push(out, &format!("topicSchema.{topic}"), kind);
     }
     for (key, value) in &spec.user_config {
         push(out, &format!("conf.{key}"), &super::process::plain(value));

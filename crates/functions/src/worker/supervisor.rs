@@ -1,11 +1,12 @@
 //! Keeps the instances of one component running: starts them, starts them again with growing pauses
 //! when they break, stops them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use geminga_client::{Client, ConsumerHandle};
+use geminga_client::{Client, ConsumerHandle, Schema, ServerError};
 use geminga_model::ProcessingGuarantees;
 use geminga_stdx::tasks::OnError;
 use geminga_stdx::{Backoff, Random, Tasks};
@@ -22,15 +23,16 @@ use crate::connector::file_sink::FileEnd;
 use crate::connector::file_source::FileStart;
 use crate::connector::table::{TableEnd, TableView};
 use crate::error::WorkerError;
-use crate::instance::context::Context;
+use crate::instance::context::{Context, Declared};
 use crate::instance::gather::Gather;
 use crate::instance::once::Once;
 use crate::instance::sink::{Sink, TopicSink};
-use crate::instance::source::{Source, Taken, TopicSource};
+use crate::instance::source::{Declaring, Source, Taken, TopicSource};
 use crate::instance::state::{self, FunctionState, Taking};
 use crate::instance::{Gauge, Instance};
-use crate::plan::{Input, Language, Output, Plan, Process, Subscription};
+use crate::plan::{Input, Language, Output, Plan, Process, Subscription, Typed};
 use crate::runtime::{Host, HostSpec};
+use crate::schema;
 use crate::secret::Unread;
 
 /// How long a new version may take to start beside the one that runs.
@@ -77,6 +79,16 @@ struct Warm {
 
 /// A host, and what it may ask for.
 type Ready = (Box<dyn Host>, Arc<Context>);
+
+/// What the two ends of an instance are opened with.
+struct Asks<'a> {
+    inner: &'a Arc<Inner>,
+    seat: &'a Seat,
+    fresh: bool,
+    properties: &'a [(String, String)],
+    /// Outputs carry numbers.
+    numbers: bool,
+}
 
 /// Ends a group of tasks.
 struct CancelOnDrop(Tasks);
@@ -364,7 +376,12 @@ impl Crew {
         }
         context.publish_by(client.clone(), self.limits.clone(), tasks);
         context.schemas_by(client.clone(), self.taken.clone());
-        let unread = self.unread(inner, spec, number);
+        let mut unread = self.unread(inner, spec, number);
+        if *language == Language::Java && plan.asks_host() {
+            // Its host chooses by what a topic has already, as Pulsar's does.
+            unread.spec.topic_schemas = self.topic_schemas(client).await?;
+            context.set_known(unread.spec.topic_schemas.keys().cloned().collect());
+        }
         let context = Arc::new(context);
         let host = inner
             .runtimes
@@ -372,6 +389,48 @@ impl Crew {
             .await;
         let host = host.map_err(|broken| super::broken_text(&broken))?;
         Ok((host, context))
+    }
+
+    /// The types of the schemas that the topics of the configuration have, of those that have one.
+    async fn topic_schemas(&self, client: &Client) -> Result<BTreeMap<String, String>, String> {
+        let mut topics = Vec::new();
+        if let Input::Topics(subscription) = &self.plan.input {
+            topics.extend(subscription.topics.iter().map(String::as_str));
+        }
+        if let Output::Topics { default, .. } = &self.plan.output {
+            topics.extend(default.as_deref());
+        }
+        let mut found = BTreeMap::new();
+        for topic in topics {
+            let schema = client.schema(topic).await;
+            let schema = schema.map_err(|error| format!("the schema of `{topic}`: {error}"))?;
+            if let Some(schema) = schema {
+                let kind = schema::name(schema.kind()).to_owned();
+                found.insert(topic.to_owned(), kind);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Subscribes. A topic whose messages had no schema is read without one, if the class alone says it.
+    async fn source(
+        &self,
+        client: &Client,
+        subscription: &Subscription,
+        properties: &[(String, String)],
+        declared: &Declared,
+    ) -> Result<TopicSource, geminga_client::Error> {
+        let with = async |declaring: Declaring<'_>| {
+            let taken = self.taken.clone();
+            TopicSource::subscribe(client, subscription, properties, taken, &declaring).await
+        };
+        let refused = Some(ServerError::IncompatibleSchema);
+        match with(Declaring::Said(declared)).await {
+            Err(error) if error.server_error() == refused && !declared.inputs.is_empty() => {
+                with(Declaring::Configured(declared)).await
+            }
+            subscribed => subscribed,
+        }
     }
 
     /// Starts an instance that does not run.
@@ -516,7 +575,9 @@ impl Crew {
             skip_to_latest: false,
             ..subscription.clone()
         };
-        let source = TopicSource::subscribe(client, &plan, &[], Arc::default()).await?;
+        // It is there for its subscription alone, which what its topics became must not stand in the way of.
+        let declaring = Declaring::Nothing;
+        let source = TopicSource::subscribe(client, &plan, &[], Arc::default(), &declaring).await?;
         Ok(Some(source))
     }
 
@@ -685,6 +746,98 @@ impl Crew {
         })
     }
 
+    async fn open_source(
+        &self,
+        asks: &Asks<'_>,
+        declared: &Declared,
+    ) -> Result<Box<dyn Source>, String> {
+        let (inner, seat) = (asks.inner, asks.seat);
+        Ok(match &self.plan.input {
+            Input::Topics(subscription) => {
+                let client = &inner.config.client;
+                let source = self.source(client, subscription, asks.properties, declared);
+                let source = source
+                    .await
+                    .map_err(|error| format!("subscribing: {error}"))?;
+                *seat.consumer.lock() = Some(source.handle());
+                seat.subscribed.send_replace(true);
+                Box::new(source)
+            }
+            Input::File(settings) => Box::new(FileStart::open(
+                settings.clone(),
+                inner.places(&self.id),
+                seat.gauge.clone(),
+            )?),
+        })
+    }
+
+    async fn open_sink(
+        &self,
+        asks: &Asks<'_>,
+        declared: &Declared,
+    ) -> Result<Box<dyn Sink>, String> {
+        let inner = asks.inner;
+        let client = &inner.config.client;
+        Ok(match &self.plan.output {
+            Output::Topics {
+                default,
+                producer,
+                forward_properties,
+            } => {
+                let schema = self.output_schema(client, declared).await?;
+                let sink = TopicSink::open(
+                    client.clone(),
+                    self.id.fqfn(),
+                    (default.clone(), schema),
+                    producer.clone(),
+                    *forward_properties,
+                    asks.properties.to_vec(),
+                    asks.seat.gauge.refusals.clone(),
+                );
+                let mut sink = sink.await.map_err(|error| format!("output: {error}"))?;
+                sink.limit(self.limits.clone());
+                if asks.numbers {
+                    sink.number();
+                }
+                Box::new(sink)
+            }
+            Output::File(settings) => {
+                // A worker that keeps its components goes on with the file after a restart.
+                let begin = asks.fresh && !inner.is_kept();
+                Box::new(FileEnd::open(settings, begin, client.clone())?)
+            }
+            Output::Table(_) => match &self.table {
+                Some(table) => Box::new(TableEnd(table.clone())),
+                None => return Err("no table".to_owned()),
+            },
+        })
+    }
+
+    /// What the output topic is declared to be.
+    async fn output_schema(
+        &self,
+        client: &Client,
+        declared: &Declared,
+    ) -> Result<Option<Schema>, String> {
+        let Output::Topics {
+            default: Some(topic),
+            producer,
+            ..
+        } = &self.plan.output
+        else {
+            return Ok(None);
+        };
+        Ok(match &producer.schema {
+            Typed::Bytes => None,
+            Typed::Schema(schema) => Some(schema.clone()),
+            Typed::Host | Typed::Derived => declared.output.clone(),
+            Typed::OfTopic => {
+                let schema = client.schema(topic).await;
+                schema.map_err(|error| format!("output: the schema of `{topic}`: {error}"))?
+            }
+        })
+    }
+
     async fn build(
         &self,
         inner: &Arc<Inner>,
@@ -714,58 +867,6 @@ impl Crew {
         let once_state = once.as_ref().map(|once| once.state.clone());
         let numbers = plan.policy.guarantee == ProcessingGuarantees::EffectivelyOnce;
         let numbers = numbers && once.is_none();
-        let source = async {
-            Ok::<Box<dyn Source>, String>(match &plan.input {
-                Input::Topics(subscription) => {
-                    let taken = self.taken.clone();
-                    let source = TopicSource::subscribe(client, subscription, &properties, taken)
-                        .await
-                        .map_err(|error| format!("subscribing: {error}"))?;
-                    *seat.consumer.lock() = Some(source.handle());
-                    seat.subscribed.send_replace(true);
-                    Box::new(source)
-                }
-                Input::File(settings) => Box::new(FileStart::open(
-                    settings.clone(),
-                    inner.places(&self.id),
-                    seat.gauge.clone(),
-                )?),
-            })
-        };
-        let sink = async {
-            Ok::<Box<dyn Sink>, String>(match &plan.output {
-                Output::Topics {
-                    default,
-                    producer,
-                    forward_properties,
-                } => {
-                    let sink = TopicSink::open(
-                        client.clone(),
-                        self.id.fqfn(),
-                        default.clone(),
-                        producer.clone(),
-                        *forward_properties,
-                        properties.clone(),
-                        seat.gauge.refusals.clone(),
-                    );
-                    let mut sink = sink.await.map_err(|error| format!("output: {error}"))?;
-                    sink.limit(self.limits.clone());
-                    if numbers {
-                        sink.number();
-                    }
-                    Box::new(sink)
-                }
-                Output::File(settings) => {
-                    // A worker that keeps its components goes on with the file after a restart.
-                    let begin = fresh && !inner.is_kept();
-                    Box::new(FileEnd::open(settings, begin, client.clone())?)
-                }
-                Output::Table(_) => match &self.table {
-                    Some(table) => Box::new(TableEnd(table.clone())),
-                    None => return Err("no table".to_owned()),
-                },
-            })
-        };
         let state = async {
             match &plan.process {
                 Process::Identity | Process::Compat(_) => Ok(None),
@@ -778,21 +879,61 @@ impl Crew {
                 }
             }
         };
-        // All at once: each waits for the broker's disk. Each to its end: what is published from the
-        // subscription on is not missed, whatever else fails.
-        let (source, sink, state) = tokio::join!(source, sink, state);
-        let (source, sink, state) = (source?, sink?, state?);
-        let host = match (&plan.process, ready) {
-            (Process::Identity | Process::Compat(_), _) => None,
-            (Process::Host(..), Some((host, context))) => {
-                context.set_state(state.clone());
-                Some(host)
-            }
-            (Process::Host(..), None) => {
-                let started = self.start_host(inner, seat, number, state.clone(), tasks);
-                Some(started.await?.0)
-            }
+        let asks = Asks {
+            inner,
+            seat,
+            fresh,
+            properties: &properties,
+            numbers,
         };
+        let (source, sink, state, host);
+        if plan.asks_host() {
+            // It says what topics are, and so comes first. What is published from now on is not missed.
+            let subscribing = async {
+                if fresh && ready.is_none() {
+                    self.subscribe_once(client).await;
+                    seat.subscribed.send_replace(true);
+                }
+            };
+            let ((), opened) = tokio::join!(subscribing, state);
+            state = opened?;
+            let (started, context) = match ready {
+                Some(ready) => ready,
+                None => {
+                    self.start_host(inner, seat, number, state.clone(), tasks)
+                        .await?
+                }
+            };
+            context.set_state(state.clone());
+            host = Some(started);
+            let declared = context.declared();
+            let opened = tokio::join!(
+                self.open_source(&asks, &declared),
+                self.open_sink(&asks, &declared)
+            );
+            (source, sink) = (opened.0?, opened.1?);
+        } else {
+            // All at once: each waits for the broker's disk. Each to its end: what is published from the
+            // subscription on is not missed, whatever else fails.
+            let none = Declared::default();
+            let opened = tokio::join!(
+                self.open_source(&asks, &none),
+                self.open_sink(&asks, &none),
+                state
+            );
+            (source, sink, state) = (opened.0?, opened.1?, opened.2?);
+            host = match (&plan.process, ready) {
+                (Process::Identity | Process::Compat(_), _) => None,
+                (Process::Host(..), Some((host, context))) => {
+                    context.set_state(state.clone());
+                    Some(host)
+                }
+                (Process::Host(..), None) => {
+                    let started = self.start_host(inner, seat, number, state.clone(), tasks);
+                    Some(started.await?.0)
+                }
+            };
+        }
         seat.subscribed.send_replace(true);
         Ok(Instance {
             source,

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use geminga_client::{Schema, SchemaType, ServerError};
 use geminga_functions::{Component, Worker, WorkerConfig};
 use geminga_model::{
     ConsumerConfig, ProducerConfig, Resources, SinkConfig, SourceConfig, TopicName,
@@ -46,7 +47,11 @@ fn sample(field: &str) -> Value {
         "producerConfig.cryptoConfig" => crypto,
         "producerConfig.useThreadLocalProducers" | "inputSpecs.poolMessages" => json!(true),
         "inputSpecs.cryptoConfig" => crypto,
-        "inputSpecs.schemaProperties" | "topicToSchemaProperties" => json!({"a": "b"}),
+        "inputSpecs.schemaProperties" => {
+            let typed = json!({"schemaType": "string", "schemaProperties": {"a": "b"}});
+            return json!({"inputSpecs": {"in": typed}});
+        }
+        "topicToSchemaProperties" => json!({"a": "b"}),
         "inputSpecs.consumerProperties" => json!({"ackTimeoutMillis": "5"}),
         "inputSpecs.schemaType" => json!("string"),
         "topicToSerdeClassName" => json!({"in": "my.Serde"}),
@@ -190,7 +195,11 @@ async fn sources(stage: &Stage) -> Kind {
         }
         assert_eq!(texts(&got), numbers(0..40));
         match at {
-            0 => assert!(got[0].schema_version.is_some(), "the topic has the schema"),
+            0 => {
+                assert!(got[0].schema_version.is_some(), "it names the schema");
+                let schema = stage.client.schema(&topic).await.expect("answered");
+                assert_eq!(schema, Some(Schema::string()));
+            }
             1 => assert_eq!(compression, Some(3), "ZSTD"),
             _ => assert!(most <= 3, "{most} messages in an entry"),
         }
@@ -346,7 +355,45 @@ async fn sinks(stage: &Stage) -> Kind {
     );
     kind.see(&["parallelism"]);
     stage.worker.delete(&id).await.expect("deleted");
+    typed_sinks(stage, &mut kind).await;
     kind
+}
+
+/// A new topic is what its first reader says, and takes no other from then on.
+async fn typed_sinks(stage: &Stage, kind: &mut Kind) {
+    let (defined, named) = (stage.topic("sink-defined"), stage.topic("sink-typed"));
+    let definition = r#"{"type":"record","name":"Word","fields":[]}"#;
+    let properties = json!({"schema": definition, "a": "b"});
+    let own = [("a".to_owned(), "b".to_owned())];
+    for (given, topic, schema, see) in [
+        (
+            json!({"inputs": null, "inputSpecs": {&defined: {"schemaType": "avro", "schemaProperties": properties}}}),
+            &defined,
+            Schema::new(SchemaType::Avro, "Word", definition, own),
+            &["inputSpecs.schemaType", "inputSpecs.schemaProperties"][..],
+        ),
+        (
+            json!({"inputs": null, "topicToSchemaType": {&named: "INT64"}}),
+            &named,
+            Schema::of(SchemaType::Int64),
+            &["topicToSchemaType"],
+        ),
+    ] {
+        let mut config = kind.base.clone();
+        for (name, value) in given.as_object().expect("fields") {
+            config[name] = value.clone();
+        }
+        config["name"] = json!("typed");
+        let id = stage.sink(config).await;
+        let has = stage.client.schema(topic).await.expect("answered");
+        assert_eq!(has, Some(schema));
+        let other = stage.client.producer(topic).schema(Schema::string());
+        let refused = other.build().await.err();
+        let code = refused.and_then(|error| error.server_error());
+        assert_eq!(code, Some(ServerError::IncompatibleSchema));
+        kind.see(see);
+        stage.worker.delete(&id).await.expect("deleted");
+    }
 }
 
 #[tokio::test]

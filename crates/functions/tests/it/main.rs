@@ -17,6 +17,7 @@ mod once;
 mod operation;
 mod poison;
 mod powers;
+mod schemas;
 mod secrets;
 mod stage;
 mod stream;

@@ -57,7 +57,9 @@ final class Calls {
                 case "publish": {
                     Object with = a.length > 2 ? a[2] : null;
                     Values.Codec codec = with instanceof String ? Values.ofName((String) with, a[1], worker.loader) : Values.ofSchema(with);
-                    return worker.publish(in, new Block().add("topic", a[0]), codec.encode(a[1]));
+                    Block block = new Block().add("topic", a[0]);
+                    if (with != null) Values.mark(block, codec, worker.schemas);
+                    return worker.publish(in, block, codec.encode(a[1]));
                 }
                 case "newOutputMessage":
                     return Types.proxy(worker.contextType.getClassLoader(), "org.apache.pulsar.client.api.TypedMessageBuilder",
@@ -282,11 +284,12 @@ final class Calls {
         private final Values.Codec codec;
         private byte[] payload = new byte[0];
 
-        OfMessage(Worker worker, In in, String topic, Object schema) {
+        OfMessage(Worker worker, In in, String topic, Object schema) throws IOException {
             this.worker = worker;
             this.in = in;
             codec = Values.ofSchema(schema);
             block.add("topic", topic);
+            Values.mark(block, codec, worker.schemas);
         }
 
         @Override

@@ -1,7 +1,9 @@
 package geminga;
 
 import geminga.Blocks.Block;
+import geminga.Schemas.Definition;
 import geminga.Wire.Output;
+import java.io.IOException;
 import java.lang.reflect.*;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
@@ -26,6 +28,11 @@ final class Values {
         default Object schema(Worker.In in) throws Exception {
             return null;
         }
+
+        /** What it writes, for those who declare it; null for bytes and for SerDe classes. */
+        default Definition definition() {
+            return null;
+        }
     }
 
     abstract static class Named implements Codec {
@@ -43,7 +50,17 @@ final class Values {
 
     /** What the type alone says. */
     static Codec of(Type type) {
+        return of(type, null);
+    }
+
+    /** The same, declared to be of a schema. */
+    private static Codec of(Type type, Definition definition) {
         return new Named(type.getTypeName()) {
+            @Override
+            public Definition definition() {
+                return definition;
+            }
+
             @Override
             public Object decode(byte[] payload) {
                 return Values.decode(payload, type);
@@ -54,6 +71,18 @@ final class Values {
                 return Values.encode(value);
             }
         };
+    }
+
+    /**
+     * What the class says where the configuration says nothing, as Pulsar's instance reads it: text is `string`, other
+     * classes are what their topic has (`has` is the type of that, or null), or else `json`.
+     */
+    static Codec derived(Type type, String has, ClassLoader loader) throws Exception {
+        Class<?> raw = Types.raw(type);
+        if (raw == String.class) return of(type, has == null || has.equals("STRING") ? Definition.STRING : null);
+        if (!isObject(raw)) return of(type);
+        if ("AVRO".equals(has)) return ofSchema("avro", type, loader);
+        return of(type, has == null || has.equals("JSON") ? Definition.json(raw, loader) : null);
     }
 
     /** A class that implements Pulsar's SerDe. */
@@ -91,8 +120,8 @@ final class Values {
     /** A schema by its name (`string`, `json`, `avro`, ...) for the type of the class, or a class of its own. */
     static Codec ofSchema(String name, Type type, ClassLoader loader) throws Exception {
         String plain = name.toLowerCase(Locale.ROOT);
-        if (plain.isEmpty() || plain.equals("none") || plain.equals("bytes")) return of(type);
-        if (plain.equals("string") && (type == String.class || type == Object.class)) return of(String.class);
+        if (plain.isEmpty() || plain.equals("none") || plain.equals("bytes") || plain.startsWith("auto")) return of(type);
+        if (plain.equals("string") && (type == String.class || type == Object.class)) return of(String.class, Definition.STRING);
         Class<?> api;
         try {
             api = Class.forName(Host.SCHEMA, true, loader);
@@ -106,14 +135,15 @@ final class Values {
         }
         switch (plain) {
             case "json":
-                // Values that are no objects have no JSON schema in Pulsar.
-                if (!isObject(Types.raw(type))) return of(type);
+                // Numbers and text are written as JSON has them.
+                if (!isObject(Types.raw(type))) return of(type, Definition.json(Types.raw(type), loader));
                 return ofSchema(api.getMethod("JSON", Class.class).invoke(null, Types.raw(type)));
             case "avro": return ofSchema(api.getMethod("AVRO", Class.class).invoke(null, Types.raw(type)));
             case "protobuf": return ofSchema(api.getMethod("PROTOBUF", Class.class).invoke(null, Types.raw(type)));
             case "protobuf_native": return ofSchema(api.getMethod("PROTOBUF_NATIVE", Class.class).invoke(null, Types.raw(type)));
             default:
         }
+        if (plain.equals("boolean")) plain = "bool";
         for (Field field : api.getFields()) {
             if (field.getName().equalsIgnoreCase(plain)) return ofSchema(field.get(null));
         }
@@ -130,7 +160,13 @@ final class Values {
         if (api == null) return of(Object.class);
         try {
             Method decode = api.getMethod("decode", byte[].class), encode = api.getMethod("encode", Object.class);
+            Definition definition = Definition.of(api, schema);
             return new Named(schema.getClass().getSimpleName()) {
+                @Override
+                public Definition definition() {
+                    return definition;
+                }
+
                 @Override
                 public Object decode(byte[] payload) throws Exception {
                     return decode.invoke(schema, (Object) payload);
@@ -146,8 +182,8 @@ final class Values {
                     return schema;
                 }
             };
-        } catch (NoSuchMethodException error) {
-            throw new IllegalStateException(error);
+        } catch (ReflectiveOperationException error) {
+            throw new IllegalStateException(Host.cause(error));
         }
     }
 
@@ -188,7 +224,7 @@ final class Values {
     }
 
     /** The output of what a function returned, a Record with its own key, topic, properties and schema. */
-    static Output output(Object result, Codec codec) throws Exception {
+    static Output output(Object result, Codec codec, Schemas schemas) throws Exception {
         Class<?> record = Types.named(result.getClass(), Host.API + "Record");
         if (record == null) return new Output(null, codec.encode(result));
         Block block = new Block();
@@ -202,7 +238,15 @@ final class Values {
         Object value = record.getMethod("getValue").invoke(result);
         Object schema = record.getMethod("getSchema").invoke(result);
         if (value == null) return null;
-        return new Output(block, (schema == null ? codec : ofSchema(schema)).encode(value));
+        Codec own = schema == null ? codec : ofSchema(schema);
+        mark(block, own, schemas);
+        return new Output(block, own.encode(value));
+    }
+
+    /** Says what an output was written by. */
+    static void mark(Block block, Codec codec, Schemas schemas) throws IOException {
+        Definition definition = codec.definition();
+        if (definition != null) block.add("schema", schemas.number(definition));
     }
 
     private static Optional<?> option(Class<?> type, Object of, String getter) throws ReflectiveOperationException {

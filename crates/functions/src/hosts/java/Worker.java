@@ -21,6 +21,7 @@ final class Worker {
     final Object logger;
     final Values.Codec output;
     final ClassLoader loader;
+    final Schemas schemas;
     /** Pulsar's Context; null for a plain function, which sees none. */
     final Class<?> contextType;
     private final Object function;
@@ -93,6 +94,7 @@ final class Worker {
     Worker(Wire wire, Facts facts) throws Exception {
         this.wire = wire;
         this.facts = facts;
+        schemas = new Schemas(wire);
         @SuppressWarnings("unchecked")
         Map<String, Object> config = (Map<String, Object>) Json.parse(facts.values.getOrDefault("userConfig", "{}"));
         userConfig = config;
@@ -154,9 +156,22 @@ final class Worker {
                 inputs.put(key.substring(12), auto ? new TopicSchemas(this) : Values.ofSchema(fact.getValue(), takes, loader));
             }
         }
+        // Where nothing is said the class says it, and a topic may have another way already.
+        Map<String, Schemas.Definition> declared = new LinkedHashMap<>();
+        for (String topic : facts.inputs) {
+            Values.Codec codec = inputs.get(topic);
+            if (codec == null) {
+                codec = Values.derived(takes, facts.values.get("topicSchema." + topic), loader);
+                if (codec.definition() != null && codec.definition().type.equals("AVRO")) inputs.put(topic, codec);
+            }
+            if (codec.definition() != null) declared.put("input." + topic, codec.definition());
+        }
         Type given = Types.inside(gives);
         output = !facts.get("outputSerde").isEmpty() ? Values.ofSerde(facts.get("outputSerde"), given, loader)
-                : !facts.get("outputSchema").isEmpty() ? Values.ofSchema(facts.get("outputSchema"), given, loader) : Values.of(given);
+                : !facts.get("outputSchema").isEmpty() ? Values.ofSchema(facts.get("outputSchema"), given, loader)
+                : Values.derived(given, facts.values.get("topicSchema." + facts.get("output")), loader);
+        if (output.definition() != null) declared.put("output", output.definition());
+        schemas.declare(declared);
         if (context != null) lifecycle("initialize", contextType, context);
     }
 
@@ -313,7 +328,7 @@ final class Worker {
     private void finish(In in, Object result, int done) throws IOException {
         Output main;
         try {
-            main = result == null ? null : Values.output(result, output);
+            main = result == null ? null : Values.output(result, output, schemas);
         } catch (Exception | LinkageError error) {
             fail(in, error);
             return;

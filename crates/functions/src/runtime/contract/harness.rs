@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use geminga_client::Schema;
 use geminga_stdx::Tasks;
 use parking_lot::Mutex;
 
 use super::{
-    BoxFuture, Delivery, Failure, Host, LogLine, Message, Outcome, Output, Services, StateChange,
+    BoxFuture, Delivery, Failure, Host, LogLine, Message, Outcome, Output, SchemaOf, Services, StateChange,
     Verdict,
 };
 
@@ -28,9 +29,13 @@ pub(crate) struct Seen {
     /// The schemas of any topic, by version, or why there is none now; and which were asked for.
     pub(crate) schemas: Mutex<BTreeMap<u64, Result<Bytes, String>>>,
     pub(crate) schemas_asked: Mutex<Vec<u64>>,
+    pub(crate) declared: Mutex<Vec<(SchemaOf, Schema)>>,
 }
 
 impl Services for Seen {
+    fn declared(&self, of: SchemaOf, schema: Schema) {
+        self.declared.lock().push((of, schema));
+    }
     fn log(&self, line: LogLine) {
         self.logs.lock().push(line);
     }

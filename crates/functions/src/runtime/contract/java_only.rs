@@ -159,6 +159,11 @@ public class F implements Function<String, Record<Long>> {
         (output.key.as_deref(), output.topic.as_deref()),
         (Some("k"), Some("other"))
     );
+    let long = Schema::of(geminga_client::SchemaType::Int64);
+    assert_eq!(output.schema.as_deref(), Some(&long));
+    // The class says what comes in, and nothing of what goes out.
+    let topic = SchemaOf::Input("persistent://public/default/in".into());
+    assert_eq!(*f.seen.declared.lock(), [(topic, Schema::string())]);
     assert_eq!(outcome.state, [StateChange::Increment("n".into(), 2)]);
     f.stop().await;
 }

@@ -345,3 +345,45 @@ async fn threads_may_ask_for_state() {
     assert_eq!(payloads(&f.ask(b"end").await), [b"v7"]);
     f.stop().await;
 }
+
+/// Values as Pulsar's types have them, and classes that bring their own.
+#[tokio::test]
+async fn schemas_read_and_write_and_are_declared() {
+    let code = "class Word:\n    pass\n\
+        class Info:\n    def __init__(self, name): self.own = name\n    def schema_type(self): return 'SchemaType.AVRO'\n    \
+        def name(self): return self.own\n    def schema(self): return '{}'\n\
+        class Own:\n    def __init__(self, record): self.record = record\n    \
+        def encode(self, value): return b'<%d>' % value\n    def decode(self, data): return data.decode() + '!'\n    \
+        def schema_info(self): return Info(self.record.__name__)\n\
+        def process(input):\n    return len(input) if isinstance(input, str) else input + 1\n";
+    for (schema, output, payload, wanted) in [
+        ("int64", "int16", &7_i64.to_be_bytes()[..], &8_i16.to_be_bytes()[..]),
+        ("boolean", "double", &[1], &2_f64.to_be_bytes()),
+        ("f.Own", "f.Own", b"abc", b"<4>"),
+        ("auto_consume", "auto_publish", b"7", b"8"),
+    ] {
+        let (directory, mut spec) = function(code, "f.py");
+        let topic = "persistent://public/default/in".to_owned();
+        spec.inputs = vec![topic.clone()];
+        spec.input_schemas.insert(topic.clone(), schema.into());
+        spec.output_schema = Some(output.into());
+        spec.input_type = Some("f.Word".into());
+        spec.output_type = Some("f.Word".into());
+        let started = start_spec(Kind::Python, directory, spec).await;
+        let mut f = started.unwrap_or_else(|broken| panic!("{schema}: {broken:?}"));
+        let mut message = text(payload);
+        message.topic = topic.as_str().into();
+        f.send(message).await;
+        let outcome = f.outcomes(1).await.remove(0);
+        assert_eq!(payloads(&outcome), [wanted], "{schema}");
+        let declared = f.seen.declared.lock().clone();
+        if schema == "f.Own" {
+            let own = Schema::new(geminga_client::SchemaType::Avro, "Word", "{}", []);
+            let both = [(SchemaOf::Input(topic), own.clone()), (SchemaOf::Output, own)];
+            assert_eq!(declared, both);
+        } else {
+            assert_eq!(declared, []);
+        }
+        f.stop().await;
+    }
+}

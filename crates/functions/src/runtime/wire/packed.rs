@@ -2,18 +2,21 @@
 //! For languages that can unpack a struct; Python's host uses it.
 //!
 //! To the host: `H` greeting, `B` batch, `A` answer, `P` ping, `D` drain.
-//! From it: `R` ready, `F` fatal, `O` outcomes, `Q` question or request, `L` log, `M` metric, `G` pong.
+//! From it: `R` ready, `F` fatal, `O` outcomes, `Q` question or request, `L` log, `M` metric, `S` schema, `G` pong.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
+use geminga_client::Schema;
 
 use super::shell::from_base64;
 use super::{Codec, FromHost, HEAD_BYTES, WireError, frame};
 use crate::runtime::headers;
 use crate::runtime::{
-    Failure, FailureKind, HostSpec, Level, Message, Output, StateChange, Verdict,
+    Failure, FailureKind, HostSpec, Level, Message, Output, SchemaOf, StateChange, Verdict,
 };
+use crate::schema::{self, Named};
 
 /// Verdicts as they stand in an outcome.
 const DONE: u8 = 0;
@@ -26,12 +29,17 @@ const HOLD: u8 = 5;
 /// A frame carries the outcomes of up to a few megabytes beside one message at its limit.
 const FRAME_ROOM_BYTES: usize = 8 * 1024 * 1024;
 
+/// Schemas that one process may name: each is kept.
+const SCHEMAS_MAX: usize = 1000;
+
 /// State of the conversation: outcomes of a frame that are not handed on yet.
 #[derive(Debug)]
 pub(crate) struct Packed {
     pending: VecDeque<FromHost>,
     frame_bytes_max: usize,
     precise: bool,
+    /// By the numbers that the host gave them.
+    schemas: BTreeMap<u64, Arc<Schema>>,
 }
 
 impl Packed {
@@ -41,6 +49,7 @@ impl Packed {
             pending: VecDeque::new(),
             frame_bytes_max: max.saturating_add(FRAME_ROOM_BYTES),
             precise: false,
+            schemas: BTreeMap::new(),
         }
     }
 
@@ -213,11 +222,108 @@ impl Packed {
                 }
             }
             b'G' => FromHost::Pong,
-            b'Q' => request(body)?,
+            b'Q' => self.request(body)?,
+            b'S' => match self.schema(body)? {
+                Some(said) => said,
+                None => return Ok(()),
+            },
             other => return Err(broken(&format!("a frame of unknown kind {other}"))),
         };
         self.pending.push_back(said);
         Ok(())
+    }
+
+    /// A schema that outputs may name from now on. One without a type, for bytes, is none.
+    fn schema(&mut self, body: Reader) -> Result<Option<FromHost>, WireError> {
+        let (block, data) = body.block_and_rest()?;
+        let id = find(&block, "id").parse();
+        let id = id.map_err(|_| broken("a schema without a number"))?;
+        let Some(named) = schema::named(find(&block, "type")) else {
+            return Err(broken("a schema of an unknown type"));
+        };
+        let Named::Type(kind) = named else {
+            self.schemas.remove(&id);
+            return Ok(None);
+        };
+        if self.schemas.len() >= SCHEMAS_MAX {
+            return Err(broken("more schemas than a host may name"));
+        }
+        let properties = block.iter().filter_map(|(name, value)| {
+            let name = name.strip_prefix("prop.")?;
+            Some((name.to_owned(), value.clone()))
+        });
+        let schema = Schema::new(kind, find(&block, "name"), data, properties);
+        let schema = Arc::new(schema);
+        self.schemas.insert(id, schema.clone());
+        let of = block.iter().filter(|(name, _)| name == "of");
+        let of = of.filter_map(|(_, value)| match value.strip_prefix("input.") {
+            Some(topic) => Some(SchemaOf::Input(topic.to_owned())),
+            None => (value == "output").then_some(SchemaOf::Output),
+        });
+        let of = of.collect();
+        Ok(Some(FromHost::Schema { of, schema }))
+    }
+
+    /// Fills an output from its block.
+    fn to_output(&self, block: &[u8], output: &mut Output) -> Result<(), WireError> {
+        let Some(id) = headers::to_output(block, output) else {
+            return Ok(());
+        };
+        output.schema = Some(
+            self.schemas
+                .get(&id)
+                .cloned()
+                .ok_or_else(|| broken("an output of a schema that was not said"))?,
+        );
+        Ok(())
+    }
+
+    fn request(&self, body: Reader) -> Result<FromHost, WireError> {
+        let (block, payload) = body.block_and_rest()?;
+        let key = find(&block, "key").to_owned();
+        let message = find(&block, "message").parse().ok();
+        let state = |change| FromHost::State { message, change };
+        let ask = || {
+            let number = find(&block, "ask").parse();
+            number.map_err(|_| broken("a question without a number"))
+        };
+        Ok(match find(&block, "op") {
+            "state.get" => FromHost::StateGet { ask: ask()?, key },
+            "schema.get" => FromHost::SchemaGet {
+                ask: ask()?,
+                topic: find(&block, "topic").to_owned(),
+                version: match find(&block, "schemaVersion") {
+                    "" => None,
+                    text => Some(
+                        from_base64(text)
+                            .ok_or_else(|| broken("a schema version that is not base64"))?
+                            .into(),
+                    ),
+                },
+            },
+            "state.put" => state(StateChange::Put(key, payload)),
+            "state.delete" => state(StateChange::Delete(key)),
+            "state.increment" => state(StateChange::Increment(
+                key,
+                find(&block, "by")
+                    .parse()
+                    .map_err(|_| broken("an increment that is not a number"))?,
+            )),
+            "ack" => FromHost::Acknowledge(find(&block, "id").to_owned()),
+            "publish" => {
+                let mut output = Output {
+                    payload,
+                    ..Output::default()
+                };
+                let mut text = Vec::new();
+                for (name, value) in block.iter().filter(|(name, _)| name != "op") {
+                    headers::push(&mut text, name, value);
+                }
+                self.to_output(&text, &mut output)?;
+                FromHost::Publish(output)
+            }
+            other => return Err(broken(&format!("an unknown request `{other}`"))),
+        })
     }
 
     fn outcomes(&mut self, mut body: Reader) -> Result<(), WireError> {
@@ -241,7 +347,7 @@ impl Packed {
                     payload: body.bytes(size)?,
                     ..Output::default()
                 };
-                headers::to_output(&block, &mut output);
+                self.to_output(&block, &mut output)?;
                 outputs.push(output);
             }
             let fail = |kind| Verdict::Failed(Failure::new(kind, reason.clone()));
@@ -264,54 +370,6 @@ impl Packed {
     }
 }
 
-fn request(body: Reader) -> Result<FromHost, WireError> {
-    let (block, payload) = body.block_and_rest()?;
-    let key = find(&block, "key").to_owned();
-    let message = find(&block, "message").parse().ok();
-    let state = |change| FromHost::State { message, change };
-    let ask = || {
-        let number = find(&block, "ask").parse();
-        number.map_err(|_| broken("a question without a number"))
-    };
-    Ok(match find(&block, "op") {
-        "state.get" => FromHost::StateGet { ask: ask()?, key },
-        "schema.get" => FromHost::SchemaGet {
-            ask: ask()?,
-            topic: find(&block, "topic").to_owned(),
-            version: match find(&block, "schemaVersion") {
-                "" => None,
-                text => Some(
-                    from_base64(text)
-                        .ok_or_else(|| broken("a schema version that is not base64"))?
-                        .into(),
-                ),
-            },
-        },
-        "state.put" => state(StateChange::Put(key, payload)),
-        "state.delete" => state(StateChange::Delete(key)),
-        "state.increment" => state(StateChange::Increment(
-            key,
-            find(&block, "by")
-                .parse()
-                .map_err(|_| broken("an increment that is not a number"))?,
-        )),
-        "ack" => FromHost::Acknowledge(find(&block, "id").to_owned()),
-        "publish" => {
-            let mut output = Output {
-                payload,
-                ..Output::default()
-            };
-            let mut text = Vec::new();
-            for (name, value) in block.iter().filter(|(name, _)| name != "op") {
-                headers::push(&mut text, name, value);
-            }
-            headers::to_output(&text, &mut output);
-            FromHost::Publish(output)
-        }
-        other => return Err(broken(&format!("an unknown request `{other}`"))),
-    })
-}
-
 fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -324,7 +382,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn garbage_is_an_error_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in "[ROQLMFGX]") {
+        fn garbage_is_an_error_and_never_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), kind in "[ROQLMFGSX]") {
             let mut codec = Packed::new(1000);
             let mut input = BytesMut::from(&bytes[..]);
             while let Ok(Some(_)) = codec.decode(&mut input) {}
@@ -414,5 +472,64 @@ mod tests {
             codec.decode(&mut input),
             Err(WireError::TooLarge(_))
         ));
+    }
+
+    /// A schema's frame.
+    fn schema_frame(block: &str, data: &str) -> BytesMut {
+        let mut framed = Vec::new();
+        frame(&mut framed, b'S', |out| {
+            out.extend_from_slice(&length(block.len()));
+            out.extend_from_slice(block.as_bytes());
+            out.extend_from_slice(data.as_bytes());
+        });
+        BytesMut::from(&framed[..])
+    }
+
+    /// The frame of one outcome with one output of this block.
+    fn outcome_frame(block: &str) -> BytesMut {
+        let mut framed = Vec::new();
+        frame(&mut framed, b'O', |out| {
+            out.extend_from_slice(&1_u32.to_le_bytes());
+            out.extend_from_slice(&7_u64.to_le_bytes());
+            out.push(DONE);
+            out.extend_from_slice(&1_u32.to_le_bytes());
+            out.extend_from_slice(&0_u32.to_le_bytes());
+            out.extend_from_slice(&length(block.len()));
+            out.extend_from_slice(&0_u32.to_le_bytes());
+            out.extend_from_slice(block.as_bytes());
+        });
+        BytesMut::from(&framed[..])
+    }
+
+    #[test]
+    fn an_output_names_a_schema_that_was_said() {
+        use geminga_client::SchemaType;
+        let mut codec = Packed::new(1000);
+        let block = "id:3\ntype:AVRO\nname:Quake\nof:output\nof:input.in\nprop.a:b\n";
+        let said = codec.decode(&mut schema_frame(block, "{}"));
+        let properties = [("a".to_owned(), "b".to_owned())];
+        let schema = Arc::new(Schema::new(SchemaType::Avro, "Quake", "{}", properties));
+        let of = vec![SchemaOf::Output, SchemaOf::Input("in".to_owned())];
+        let wanted = FromHost::Schema {
+            of,
+            schema: schema.clone(),
+        };
+        assert_eq!(said, Ok(Some(wanted)));
+        let Ok(Some(FromHost::Outcome { outputs, .. })) =
+            codec.decode(&mut outcome_frame("schema:3\ntopic:t\n"))
+        else {
+            panic!("an outcome")
+        };
+        assert_eq!(outputs[0].schema, Some(schema));
+        assert!(codec.decode(&mut outcome_frame("schema:4\n")).is_err());
+        // Bytes are no schema.
+        let none = codec.decode(&mut schema_frame("id:5\ntype:BYTES\nof:output\n", ""));
+        assert_eq!(none, Ok(None));
+        assert!(
+            codec
+                .decode(&mut schema_frame("id:6\ntype:WRONG\n", ""))
+                .is_err()
+        );
+        assert!(codec.decode(&mut schema_frame("type:AVRO\n", "")).is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use geminga_broker::Broker;
-use geminga_client::{Consumer, InitialPosition};
+use geminga_client::{Consumer, InitialPosition, Schema};
 use geminga_functions::{ComponentId, FunctionState};
 use geminga_model::{FunctionConfig, TopicName};
 use serde_json::{Value, json};
@@ -115,6 +115,11 @@ impl Case<'_> {
         let got = texts(&receive(&mut consumer, count).await);
         consumer.close().await.expect("closed");
         got
+    }
+
+    /// What a topic's messages are.
+    pub(super) async fn schema(&self, topic: &str) -> Option<Schema> {
+        self.stage.client.schema(topic).await.expect("answered")
     }
 
     pub(super) async fn subscription(&self, topic: &str, name: &str) -> Value {

@@ -17,7 +17,7 @@ const BASH: &str = r#"process() {
 }"#;
 
 const PYTHON: &str = r#"import os, time
-from pulsar import Function
+from pulsar import Function, SerDe
 
 class Echo(Function):
     def process(self, word, context):
@@ -29,6 +29,42 @@ class Echo(Function):
             raise ValueError("no luck")
         context.get_logger().warning("saw %s", word)
         return "%s %s %s" % (word, context.get_user_config_value("greeting") or "none", context.get_secret("token") or "none")
+
+class Marked(SerDe):
+    def deserialize(self, data):
+        return data.decode() + "<"
+
+    def serialize(self, text):
+        return (">" + text).encode()
+
+class Word:
+    pass
+
+class Info:
+    def __init__(self, name):
+        self.own = name
+
+    def schema_type(self):
+        return "SchemaType.JSON"
+
+    def name(self):
+        return self.own
+
+    def schema(self):
+        return '{"type":"record","name":"%s","fields":[]}' % self.own
+
+class Schema:
+    def __init__(self, record):
+        self.record = record
+
+    def encode(self, text):
+        return ("}" + text).encode()
+
+    def decode(self, data):
+        return data.decode() + "{"
+
+    def schema_info(self):
+        return Info(self.record.__name__)
 "#;
 
 const EXEC: &str = r#"#!/bin/bash
@@ -132,9 +168,9 @@ public class Echo implements Function<String, String> {
     }
 }
 
-class Plain implements SerDe<String> {
-    public String deserialize(byte[] in) { return new String(in); }
-    public byte[] serialize(String out) { return out.getBytes(); }
+class Marked implements SerDe<String> {
+    public String deserialize(byte[] in) { return new String(in) + "<"; }
+    public byte[] serialize(String out) { return (">" + out).getBytes(); }
 }
 
 class Window implements java.util.function.Function<java.util.Collection<String>, String> {

@@ -1,6 +1,6 @@
 //! Who a function is, where it reads and writes, what it is given, what becomes of failures.
 
-use geminga_client::Message;
+use geminga_client::{Message, Schema};
 use serde_json::json;
 
 use super::case::{Case, keep};
@@ -63,7 +63,8 @@ pub(super) async fn common(case: &mut Case<'_>) {
         (second.key.as_deref(), second.property("colour")),
         (Some("k"), Some("red"))
     );
-    assert!(second.schema_version.is_some(), "the topic has the schema");
+    assert!(second.schema_version.is_some(), "it names the schema");
+    assert_eq!(case.schema(&output).await, Some(Schema::string()));
     case.see(&["forwardSourceMessageProperty", "outputSchemaType"]);
     let subscription = case.subscription(&input, "sub-name").await;
     assert_eq!(subscription["type"], "Shared");

@@ -1,6 +1,6 @@
 //! Fields that say how a function reads and writes topics.
 
-use geminga_client::{Batching, Message};
+use geminga_client::{Batching, Message, Schema, SchemaType, ServerError};
 use geminga_model::TopicName;
 use serde_json::json;
 
@@ -41,7 +41,7 @@ pub(super) async fn subscriptions(case: &mut Case<'_>) {
     let pattern = format!("persistent://public/default/many-{}-.*", case.runtime);
     let many = format!("persistent://public/default/many-{}-one", case.runtime);
     drop(keep(case.stage, &many).await);
-    let named = case.topic("in");
+    let (named, typed) = (case.topic("in"), case.topic("typed"));
     for (fields, input, see) in [
         (
             json!({"topicsPattern": &pattern}),
@@ -60,16 +60,17 @@ pub(super) async fn subscriptions(case: &mut Case<'_>) {
             &["inputSpecs.regexPattern"],
         ),
         (
-            json!({"customSchemaInputs": {&named: "{\"schemaType\":\"string\"}"}}),
-            &named,
+            json!({"customSchemaInputs": {&typed: "{\"schemaType\":\"string\"}"}}),
+            &typed,
             &["customSchemaInputs"],
         ),
         (
-            json!({"inputSpecs": {&named: {"schemaType": "string", "receiverQueueSize": 3,
+            json!({"inputSpecs": {&named: {"schemaType": "string", "schemaProperties": {"a": "b"}, "receiverQueueSize": 3,
                 "consumerProperties": {"consumerName": "my-name", "priorityLevel": "2"}}}}),
             &named,
             &[
                 "inputSpecs.schemaType",
+                "inputSpecs.schemaProperties",
                 "inputSpecs.receiverQueueSize",
                 "inputSpecs.consumerProperties",
             ],
@@ -79,7 +80,18 @@ pub(super) async fn subscriptions(case: &mut Case<'_>) {
         let output = case.topic("out");
         given["output"] = json!(&output);
         let id = case.make(given).await;
-        if see.len() == 3 {
+        if [&named, &typed].contains(&input) {
+            // A new topic is what its first reader says, and takes no other from then on.
+            let schema = case.schema(input).await.expect("it has one");
+            assert_eq!(schema.kind(), SchemaType::String, "{}", case.runtime);
+            let has = schema.properties().any(|it| it == ("a", "b"));
+            assert_eq!(has, input == &named);
+            let other = case.stage.client.producer(input);
+            let refused = other.schema(Schema::of(SchemaType::Int64)).build().await;
+            let code = refused.err().and_then(|error| error.server_error());
+            assert_eq!(code, Some(ServerError::IncompatibleSchema));
+        }
+        if see.len() == 4 {
             let consumer = case.permitted(input, &id.fqfn(), 3).await;
             assert_eq!(consumer["consumerName"], "my-name");
         }
