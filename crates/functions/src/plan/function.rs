@@ -432,6 +432,11 @@ fn output_schema(
         ));
     }
     let Some(who) = who else {
+        if let (Some((output, _)), false) = (custom, properties.is_empty()) {
+            refused.push(format!(
+                "`customSchemaOutputs` of `{output}`: `schemaProperties` is not supported in the runtime `compat`: remove it"
+            ));
+        }
         return (Typed::Bytes, Some(name).filter(|name| !name.is_empty()));
     };
     if name.is_empty() {

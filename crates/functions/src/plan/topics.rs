@@ -68,7 +68,14 @@ pub(super) fn topics(
             .map(|size| size.max(1));
         let schema = match who {
             Some(who) => input_schema(topic, spec, (who, has_class), refused),
-            None => Typed::Bytes,
+            None => {
+                if spec.schema_properties.as_ref().is_some_and(|it| !it.is_empty()) {
+                    refused.push(format!(
+                        "`schemaProperties` of input `{topic}` is not supported in the runtime `compat`: remove it"
+                    ));
+                }
+                Typed::Bytes
+            }
         };
         if schema != Typed::Bytes || settings != TopicSettings::default() {
             own.push(InputPlan {
