@@ -867,7 +867,7 @@ impl Crew {
         let once_state = once.as_ref().map(|once| once.state.clone());
         let numbers = plan.policy.guarantee == ProcessingGuarantees::EffectivelyOnce;
         let numbers = numbers && once.is_none();
-        let state = async {
+        let opening = async {
             match &plan.process {
                 Process::Identity | Process::Compat(_) => Ok(None),
                 Process::Host(..) if once_state.is_some() => Ok(once_state),
@@ -886,16 +886,17 @@ impl Crew {
             properties: &properties,
             numbers,
         };
-        let (source, sink, state, host);
+        let (source, sink): (Box<dyn Source>, Box<dyn Sink>);
+        let (state, host): (Option<Arc<FunctionState>>, Option<Box<dyn Host>>);
         if plan.asks_host() {
             // It says what topics are, and so comes first. What is published from now on is not missed.
+            let is_cold = fresh && ready.is_none();
             let subscribing = async {
-                if fresh && ready.is_none() {
+                if is_cold {
                     self.subscribe_once(client).await;
-                    seat.subscribed.send_replace(true);
                 }
             };
-            let ((), opened) = tokio::join!(subscribing, state);
+            let ((), opened) = tokio::join!(subscribing, opening);
             state = opened?;
             let (started, context) = match ready {
                 Some(ready) => ready,
@@ -919,7 +920,7 @@ impl Crew {
             let opened = tokio::join!(
                 self.open_source(&asks, &none),
                 self.open_sink(&asks, &none),
-                state
+                opening
             );
             (source, sink, state) = (opened.0?, opened.1?, opened.2?);
             host = match (&plan.process, ready) {

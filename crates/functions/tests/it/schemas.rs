@@ -89,7 +89,8 @@ async fn what_a_topic_has_already_is_taken_or_refused() {
         stage
             .until("it says why it does not run", |worker| {
                 let status = worker.status(&id).expect("there");
-                let error = &status.instances[0].status.error;
+                let error = status.instances[0].status.error.clone();
+                let error = error.unwrap_or_default();
                 error.contains(says) && error.contains("IncompatibleSchema")
             })
             .await;

@@ -38,6 +38,12 @@ final class Types {
         return type instanceof TypeVariable || type == CompletableFuture.class ? Object.class : type;
     }
 
+    /** Whether it is Pulsar's Record, or a future of one. */
+    static boolean isRecord(Type type) {
+        if (isFuture(type) && type instanceof ParameterizedType) type = ((ParameterizedType) type).getActualTypeArguments()[0];
+        return raw(type).getName().equals(Host.API + "Record");
+    }
+
     static boolean isFuture(Type type) {
         return raw(type) == CompletableFuture.class;
     }

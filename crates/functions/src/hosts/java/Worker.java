@@ -170,7 +170,9 @@ final class Worker {
         output = !facts.get("outputSerde").isEmpty() ? Values.ofSerde(facts.get("outputSerde"), given, loader)
                 : !facts.get("outputSchema").isEmpty() ? Values.ofSchema(facts.get("outputSchema"), given, loader)
                 : Values.derived(given, facts.values.get("topicSchema." + facts.get("output")), loader);
-        if (output.definition() != null) declared.put("output", output.definition());
+        // Records say for themselves what they are.
+        boolean isSaid = !facts.get("outputSchema").isEmpty() || !Types.isRecord(gives);
+        if (isSaid && output.definition() != null) declared.put("output", output.definition());
         schemas.declare(declared);
         if (context != null) lifecycle("initialize", contextType, context);
     }

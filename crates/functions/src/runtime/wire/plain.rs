@@ -230,6 +230,7 @@ pub(crate) fn output_from_json(value: &Value) -> Option<Output> {
         delay_ms: number("delayMs"),
         ordering_key: text("orderingKey"),
         sequence: number("sequence"),
+        schema: None,
     })
 }
 

@@ -66,7 +66,15 @@ pub(super) async fn common(case: &mut Case<'_>) {
     assert!(second.schema_version.is_some(), "it names the schema");
     assert_eq!(case.schema(&output).await, Some(Schema::string()));
     case.see(&["forwardSourceMessageProperty", "outputSchemaType"]);
-    let subscription = case.subscription(&input, "sub-name").await;
+    // One instance may have taken both before the other was ready.
+    let mut subscription = case.subscription(&input, "sub-name").await;
+    for _ in 0..1000 {
+        if subscription["consumers"].as_array().map(Vec::len) == Some(2) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        subscription = case.subscription(&input, "sub-name").await;
+    }
     assert_eq!(subscription["type"], "Shared");
     assert_eq!(subscription["consumers"].as_array().map(Vec::len), Some(2));
     case.see(&["subName", "parallelism", "processingGuarantees"]);
