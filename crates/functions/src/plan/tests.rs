@@ -602,7 +602,10 @@ fn a_schema_is_declared_or_refused_with_what_to_do() {
     ] {
         let text = format!(r#"{{"name":"s","topicName":"t","configs":{{"path":"/f"}},{fields}}}"#);
         let config: geminga_model::SourceConfig = serde_json::from_str(&text).expect(&text);
-        let said = plan(&config.into(), None).err().unwrap_or_default().join("; ");
+        let said = plan(&config.into(), None)
+            .err()
+            .unwrap_or_default()
+            .join("; ");
         assert_eq!(said.is_empty(), ok, "{fields}: {said}");
         assert!(ok || said.contains("auto_publish"), "{said}");
     }

@@ -69,7 +69,11 @@ pub(super) fn topics(
         let schema = match who {
             Some(who) => input_schema(topic, spec, (who, has_class), refused),
             None => {
-                if spec.schema_properties.as_ref().is_some_and(|it| !it.is_empty()) {
+                if spec
+                    .schema_properties
+                    .as_ref()
+                    .is_some_and(|it| !it.is_empty())
+                {
                     refused.push(format!(
                         "`schemaProperties` of input `{topic}` is not supported in the runtime `compat`: remove it"
                     ));

@@ -357,7 +357,12 @@ async fn schemas_read_and_write_and_are_declared() {
         def schema_info(self): return Info(self.record.__name__)\n\
         def process(input):\n    return len(input) if isinstance(input, str) else input + 1\n";
     for (schema, output, payload, wanted) in [
-        ("int64", "int16", &7_i64.to_be_bytes()[..], &8_i16.to_be_bytes()[..]),
+        (
+            "int64",
+            "int16",
+            &7_i64.to_be_bytes()[..],
+            &8_i16.to_be_bytes()[..],
+        ),
         ("boolean", "double", &[1], &2_f64.to_be_bytes()),
         ("f.Own", "f.Own", b"abc", b"<4>"),
         ("auto_consume", "auto_publish", b"7", b"8"),
@@ -379,7 +384,10 @@ async fn schemas_read_and_write_and_are_declared() {
         let declared = f.seen.declared.lock().clone();
         if schema == "f.Own" {
             let own = Schema::new(geminga_client::SchemaType::Avro, "Word", "{}", []);
-            let both = [(SchemaOf::Input(topic), own.clone()), (SchemaOf::Output, own)];
+            let both = [
+                (SchemaOf::Input(topic), own.clone()),
+                (SchemaOf::Output, own),
+            ];
             assert_eq!(declared, both);
         } else {
             assert_eq!(declared, []);
