@@ -16,9 +16,7 @@ use super::Gauge;
 use super::sink::with_key;
 use super::source::Taken;
 use super::state::FunctionState;
-use crate::runtime::{
-    BoxFuture, Level, LogLine, Output, SchemaOf, Services, StateChange, headers,
-};
+use crate::runtime::{BoxFuture, Level, LogLine, Output, SchemaOf, Services, StateChange, headers};
 use crate::worker::rights::Limits;
 
 /// Log lines that may wait for the log topic.

@@ -12,8 +12,8 @@ use geminga_stdx::Tasks;
 use parking_lot::Mutex;
 
 use super::{
-    BoxFuture, Delivery, Failure, Host, LogLine, Message, Outcome, Output, SchemaOf, Services, StateChange,
-    Verdict,
+    BoxFuture, Delivery, Failure, Host, LogLine, Message, Outcome, Output, SchemaOf, Services,
+    StateChange, Verdict,
 };
 
 /// What a host asked for, kept for the test to look at.
