@@ -326,7 +326,7 @@ fn subscription_rules_are_pulsars() {
 fn names_and_patterns_are_inputs_together() {
     let plan = planned(
         r#"{"name":"f","sh":"f.sh","inputs":["in"],"topicsPattern":"in-.*","output":"in-out","logTopic":"in-log",
-            "inputSpecs":{"t/n/x.*":{"regexPattern":true,"schemaType":"json"}},
+            "inputSpecs":{"t/n/x.*":{"regexPattern":true,"schemaType":"string"}},
             "windowConfig":{"windowLengthDurationMs":3,"timestampExtractorClassName":"eventTime"}}"#,
     )
     .expect("accepted");

@@ -391,13 +391,15 @@ fn what_the_worker_refuses_is_told_before_anything_starts() {
             "error[G0308]: function `f`: `exposePulsarAdminClientEnabled` is not supported: functions get no client \
              from the worker: remove it, and let the code call the admin API by itself, with an address from \
              `userConfig` and a token from `secrets`\n  --> f.yaml:4:33\n\
-             error[G0308]: function `f`: `outputSchemaType: avro` is not supported: use none, bytes, string or json\n  \
-             --> f.yaml:5:19\n",
+             error[G0308]: function `f`: `outputSchemaType: avro` is not supported: avro has a definition, and nobody \
+             gives it: give the definition as `schema` in the `schemaProperties` of `customSchemaOutputs`, or give the \
+             topic its schema by `pulsar-admin schemas upload`, and use auto_publish\n  --> f.yaml:5:19\n",
         ),
         (
             "name: f\nsh: f.sh\ncustomSchemaInputs:\n  in: '{\"schemaType\": \"avro\"}'\n",
-            "error[G0308]: function `f`: `schemaType: avro` of input `persistent://public/default/in` is not \
-             supported: use none, bytes, string or json\n  --> f.yaml:4:7\n",
+            "error[G0308]: function `f`: `schemaType: avro` of input `in` is not supported: avro has a definition, \
+             and nobody gives it: give the definition as `schema` in the `schemaProperties` of `inputSpecs`, or remove \
+             it: payloads come as they are\n  --> f.yaml:4:7\n",
         ),
         (
             "name: s\nsinkType: table\ninputs: [in]\nprocessingGuarantees: EFFECTIVELY_ONCE\n",
