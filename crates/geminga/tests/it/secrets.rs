@@ -88,6 +88,8 @@ fn a_server_reads_what_it_lists_and_an_edited_configuration_keeps_what_it_masks(
         "f.sh",
         "--inputs",
         "in",
+        "--output-topic",
+        "out",
         "--secrets",
         "{hunter2",
     ];
@@ -166,7 +168,8 @@ fn a_mesh_sees_a_changed_secret_and_shows_none() {
     };
     write("f.sh", CODE);
     let mesh = |secrets: &str, rest: &str| {
-        let text = format!("name: f\nsh: f.sh\ninputs: [in]\noutput: out\nsecrets: {secrets}\n{rest}");
+        let text =
+            format!("name: f\nsh: f.sh\ninputs: [in]\noutput: out\nsecrets: {secrets}\n{rest}");
         write("f.yaml", &text);
     };
     let run = |action: &str| {
