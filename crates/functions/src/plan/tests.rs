@@ -270,11 +270,7 @@ fn a_refusal_begins_with_its_field() {
         ),
         (
             r#""inputSpecs":{"in.1":{"schemaType":"avro"}}"#,
-            &[
-                "inputSpecs",
-                "persistent://public/default/in.1",
-                "schemaType",
-            ],
+            &["inputSpecs", "in.1", "schemaType"],
         ),
         (
             r#""customRuntimeOptions":"{\"mod\":\"spawn\"}""#,

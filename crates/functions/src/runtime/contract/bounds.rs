@@ -21,7 +21,8 @@ async fn answers_that_nobody_reads_do_not_fill_the_worker() {
          \x20   return '%d' % len(context.get_state('k'))\n",
         "f.py",
     );
-    spec.options.timeout_ms = 1_500;
+    // Long enough for a hundred megabytes on a busy machine.
+    spec.options.timeout_ms = 8_000;
     let mut f = start_spec(Kind::Python, directory, spec)
         .await
         .expect("starts");
