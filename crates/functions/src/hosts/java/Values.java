@@ -80,7 +80,8 @@ final class Values {
     static Codec derived(Type type, String has, ClassLoader loader) throws Exception {
         Class<?> raw = Types.raw(type);
         if (raw == String.class) return of(type, has == null || has.equals("STRING") ? Definition.STRING : null);
-        if (!isObject(raw)) return of(type);
+        // A GenericRecord is whatever its topic has: it says nothing of it.
+        if (!isObject(raw) || TopicSchemas.isGeneric(type)) return of(type);
         if ("AVRO".equals(has)) return ofSchema("avro", type, loader);
         return of(type, has == null || has.equals("JSON") ? Definition.json(raw, loader) : null);
     }

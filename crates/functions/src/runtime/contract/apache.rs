@@ -350,6 +350,13 @@ async fn java_examples_read_by_the_schemas_of_their_topics() {
         let outcome = f.outcomes(1).await.remove(0);
         assert_eq!(payloads(&outcome), [output.as_bytes()], "{outcome:?}");
     }
+    // The topics are not declared to be anything.
+    let declared = f.seen.declared.lock().clone();
+    let inputs: Vec<_> = declared
+        .iter()
+        .filter(|(of, _)| matches!(of, SchemaOf::Input(_)))
+        .collect();
+    assert!(inputs.is_empty(), "{inputs:?}");
     // Each schema was asked for once.
     assert_eq!(*f.seen.schemas_asked.lock(), [0, 1, 2]);
     // What is not of its schema is bad data; a schema that can not be had now may be there later.
