@@ -41,7 +41,7 @@ pub(super) async fn subscriptions(case: &mut Case<'_>) {
     let pattern = format!("persistent://public/default/many-{}-.*", case.runtime);
     let many = format!("persistent://public/default/many-{}-one", case.runtime);
     drop(keep(case.stage, &many).await);
-    let (named, typed) = (case.topic("in"), case.topic("typed"));
+    let (named, typed, beside) = (case.topic("in"), case.topic("typed"), case.topic("beside"));
     for (fields, input, see) in [
         (
             json!({"topicsPattern": &pattern}),
@@ -50,7 +50,7 @@ pub(super) async fn subscriptions(case: &mut Case<'_>) {
         ),
         // As in Pulsar, beside another one.
         (
-            json!({"inputs": [&named], "topicsPattern": &pattern}),
+            json!({"inputs": [&beside], "topicsPattern": &pattern}),
             &many,
             &["topicsPattern"],
         ),
