@@ -17,6 +17,8 @@ use crate::runtime::{Message, Output};
 const SUSPECTS_MAX: usize = 1000;
 /// After so many refusals for which no output was to blame it is the batches that are too large.
 const UNFOUND_MAX: u32 = 2;
+/// After so many, beginning again is no way to find it.
+const HOPEFUL_MAX: u32 = 8;
 
 /// Which outputs are sent alone. It outlives a run of its instance.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub(crate) struct Refusals {
     least: AtomicUsize,
     /// Refusals since one was found to be of an output.
     unfound: AtomicU32,
+    /// One has ended the run.
+    fresh: AtomicBool,
     no_batches: AtomicBool,
     /// Messages whose letters were refused whole.
     bare: Mutex<HashSet<String>>,
@@ -41,6 +45,7 @@ impl Default for Refusals {
             next: AtomicUsize::new(0),
             least: AtomicUsize::new(usize::MAX),
             unfound: AtomicU32::new(0),
+            fresh: AtomicBool::new(false),
             no_batches: AtomicBool::new(false),
             bare: Mutex::default(),
         }
@@ -72,6 +77,7 @@ impl Refusals {
     }
 
     fn count(&self) {
+        self.fresh.store(true, Ordering::Relaxed);
         if self.unfound.fetch_add(1, Ordering::Relaxed) + 1 >= UNFOUND_MAX {
             self.no_batches.store(true, Ordering::Relaxed);
         }
@@ -132,6 +138,12 @@ impl Refusals {
     pub(crate) fn wants_bare(&self, message: &Message) -> bool {
         let bare = self.bare.lock();
         !bare.is_empty() && bare.contains(&place_of(&message.topic, &message.id))
+    }
+
+    /// Whether the run that just ended did so to find what was refused: the next one is not put off.
+    pub(crate) fn take_ended(&self) -> bool {
+        let unfound = self.unfound.load(Ordering::Relaxed);
+        self.fresh.swap(false, Ordering::Relaxed) && unfound <= HOPEFUL_MAX
     }
 
     /// Whether outputs are sent one by one, and not many together.

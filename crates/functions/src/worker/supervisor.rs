@@ -621,7 +621,7 @@ impl Crew {
                 }
                 Err(why) => why,
             };
-            if began.elapsed() >= RECOVERED {
+            if began.elapsed() >= RECOVERED || seat.gauge.refusals.take_ended() {
                 backoff.reset();
             }
             let pause = backoff.next_delay();
