@@ -34,7 +34,8 @@ async fn answers_that_nobody_reads_do_not_fill_the_worker() {
     assert!((32..60).contains(&asked(&f)), "{}", asked(&f));
     // Who reads at last gets all of them.
     let before = asked(&f);
-    assert_eq!(payloads(&f.ask(b"late").await), [b"262144"]);
+    let late = f.ask(b"late").await;
+    assert_eq!(payloads(&late), [b"262144"], "{late:?}");
     assert_eq!(asked(&f) - before, 401);
     f.stop().await;
 }
