@@ -353,7 +353,9 @@ impl Warm {
             let wake_at = [time_out_at, self.stop_at].into_iter().flatten().min();
             let stopping = self.stop_at.is_some();
             let mut event = Event::None;
-            let is_heard = running.may_ask() && !is_full;
+            // Bytes are taken in all the same: who writes its questions in one go waits for nobody meanwhile.
+            let has_space = running.may_ask() || running.input.len() < READ_MAX;
+            let is_heard = has_space && !is_full;
             tokio::select! {
                 read = async { running.input.reserve(running.piece); running.reader.read_buf(&mut running.input).await }, if is_heard => {
                     event = match read {
