@@ -10,8 +10,7 @@ use geminga_proto::frame::Frame;
 use geminga_proto::marker::Marker;
 use geminga_proto::message::{peek, verify_checksum, with_transaction};
 use geminga_proto::pb::{
-    CommandCloseProducer, CommandProducer, CommandSendError, CommandSuccess, ProducerAccessMode,
-    ServerError,
+    CommandCloseProducer, CommandProducer, CommandSuccess, ProducerAccessMode, ServerError,
 };
 use geminga_proto::send::Send;
 use geminga_storage::managed::Initial;
@@ -222,14 +221,7 @@ impl Connection {
         let seen = match self.check_send(send, frame.block()) {
             Ok(seen) => seen,
             Err((kind, text)) => {
-                // In order with the receipts of what came before.
-                self.publish_batch();
-                self.peer.outbox.send(CommandSendError {
-                    producer_id: send.producer_id,
-                    sequence_id: send.sequence_id,
-                    error: kind as i32,
-                    message: text,
-                });
+                self.refuse_send(send, kind, text);
                 return Ok(());
             }
         };
@@ -246,13 +238,7 @@ impl Connection {
         let receipt = match receipt_of(&self.batch, send, &block, seen) {
             Ok(receipt) => receipt,
             Err(text) => {
-                self.publish_batch();
-                self.peer.outbox.send(CommandSendError {
-                    producer_id: send.producer_id,
-                    sequence_id: send.sequence_id,
-                    error: ServerError::PersistenceError as i32,
-                    message: text.to_owned(),
-                });
+                self.refuse_send(send, ServerError::PersistenceError, text.to_owned());
                 return Ok(());
             }
         };
@@ -267,6 +253,15 @@ impl Connection {
         batch.entries.push(block);
         batch.receipts.push(receipt);
         Ok(())
+    }
+
+    /// Answers a SEND that is not taken, in order with the receipts of what came before it.
+    fn refuse_send(&mut self, send: &Send, error: ServerError, text: String) {
+        let (topic, producer) = (self.batch_topic.clone(), self.batch.producer.clone());
+        self.publish_batch();
+        if let (Some(topic), Some(producer)) = (topic, producer) {
+            topic.refuse_send(&producer, send, error, text);
+        }
     }
 
     /// What the metadata says that matters from here on, unless the message must be refused.

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use geminga_model::Position;
+use geminga_proto::frame::encode_command;
 use geminga_proto::message::peek;
-use geminga_proto::pb::{CommandCloseProducer, CommandSendError, CommandSuccess};
-use geminga_proto::send::SendReceipt;
+use geminga_proto::pb::{CommandCloseProducer, CommandSendError, CommandSuccess, ServerError};
+use geminga_proto::send::{Send, SendReceipt};
 use geminga_storage::error::AppendError;
 use geminga_storage::managed::ReadBuffer;
 
@@ -43,12 +44,20 @@ pub(crate) enum Counts {
 /// Consecutive entries of one producer that wait for the disk.
 pub(crate) struct Run {
     producer: Arc<Producer>,
-    /// None for duplicates, which were not stored: they wait for the receipts before theirs.
+    /// None for duplicates and what is refused: that was not stored, and waits for the receipts before its own.
     first: Option<Position>,
+    refused: Option<Refusal>,
     count: usize,
     bytes: usize,
     /// The highest sequence id in it, where deduplication is on.
     sequence_id: Option<Sequence>,
+}
+
+/// Why messages are not taken.
+#[derive(Debug)]
+struct Refusal {
+    error: ServerError,
+    text: String,
 }
 
 /// Entries that are to become one run.
@@ -111,7 +120,7 @@ impl Topic {
                 .transaction
                 .map(|_| self.require_persistent("A transaction"))
             {
-                Some(Err(error)) => refuse_all(&producer, &batch.receipts, &error),
+                Some(Err(error)) => self.refuse(&mut state, &producer, &batch.receipts, &error),
                 _ => self.publish_now(&mut state, &producer, batch),
             }
             drop(state);
@@ -130,7 +139,7 @@ impl Topic {
             }
             // Any other error makes the Java client close its connection.
             let error = BrokerError::NotAllowed(error.to_string());
-            refuse_all(&producer, &batch.receipts, &error);
+            self.refuse(&mut state, &producer, &batch.receipts, &error);
             drop(state);
             return batch.clear();
         }
@@ -183,6 +192,7 @@ impl Topic {
                 state.runs.push_back(Run {
                     producer: producer.clone(),
                     first: Some(first),
+                    refused: None,
                     count,
                     bytes: part.bytes,
                     sequence_id,
@@ -191,7 +201,7 @@ impl Topic {
             }
             Err(AppendError::Terminated) => {
                 let error = BrokerError::Terminated(self.name.to_string());
-                refuse_all(producer, part.receipts, &error);
+                self.refuse(state, producer, part.receipts, &error);
             }
             Err(AppendError::Deleted) => self.failed("the topic was deleted"),
             Err(error) => {
@@ -232,17 +242,16 @@ impl Topic {
                     }
                 }
                 Verdict::Duplicate => {
-                    push_unstored(state, producer, std::slice::from_ref(receipt));
+                    push_unstored(state, producer, std::slice::from_ref(receipt), None);
                 }
                 Verdict::InFlight => {
                     let error = BrokerError::Persistence(
                         "Cannot determine whether the message is a duplicate at this time"
                             .to_owned(),
                     );
-                    let highest = receipt.highest_sequence_id.unwrap_or(0);
-                    let highest = highest.max(receipt.sequence_id);
-                    let error = send_error(producer, highest, &error);
-                    producer.peer.outbox.send(error);
+                    // At once: in its order there would be nothing left to determine.
+                    let refusal = Refusal::of(&error);
+                    producer.peer.outbox.send(refusal.answer(producer, receipt));
                 }
             }
         }
@@ -251,8 +260,40 @@ impl Topic {
 
     /// Receipts without a place, in order with those of what was stored before.
     fn answer_unstored(&self, state: &mut State, producer: &Arc<Producer>, receipts: &[Receipt]) {
-        push_unstored(state, producer, receipts);
+        push_unstored(state, producer, receipts, None);
         self.confirm_unstored(state);
+    }
+
+    /// An error for each, in order with the receipts of what came before: a client that hears of a later message
+    /// first takes it for one of another connection, or for a gap.
+    fn refuse(
+        &self,
+        state: &mut State,
+        producer: &Arc<Producer>,
+        receipts: &[Receipt],
+        error: &BrokerError,
+    ) {
+        push_unstored(state, producer, receipts, Some(Refusal::of(error)));
+        self.confirm_unstored(state);
+    }
+
+    /// Answers a SEND that its connection found wrong, in the same order.
+    pub(crate) fn refuse_send(
+        &self,
+        producer: &Arc<Producer>,
+        send: &Send,
+        error: ServerError,
+        text: String,
+    ) {
+        let receipt = Receipt {
+            sequence_id: send.sequence_id,
+            highest_sequence_id: send.highest_sequence_id,
+            counts: Counts::No,
+        };
+        let refusal = Refusal { error, text };
+        let mut state = self.lock();
+        push_unstored(&mut state, producer, &[receipt], Some(refusal));
+        self.confirm_unstored(&mut state);
     }
 
     /// What was not stored, and has nothing before it, has nothing to wait for.
@@ -466,6 +507,26 @@ fn tell_closed(producer: &Producer) {
     );
 }
 
+impl Refusal {
+    fn of(error: &BrokerError) -> Self {
+        Self {
+            error: error.server_error(),
+            text: error.to_string(),
+        }
+    }
+
+    fn answer(&self, producer: &Producer, receipt: &Receipt) -> CommandSendError {
+        let highest = receipt.highest_sequence_id.unwrap_or(0);
+        CommandSendError {
+            producer_id: producer.id,
+            // Clients look for a batch by its last message then, as Pulsar's brokers name it.
+            sequence_id: highest.max(receipt.sequence_id),
+            error: self.error as i32,
+            message: self.text.clone(),
+        }
+    }
+}
+
 /// What `confirm` did.
 #[derive(Default)]
 struct Confirmed {
@@ -485,6 +546,13 @@ impl Run {
     }
 
     fn encode(&self, receipts: impl Iterator<Item = Receipt>, out: &mut BytesMut) {
+        if let Some(refused) = &self.refused {
+            for receipt in receipts {
+                let answer = refused.answer(&self.producer, &receipt);
+                encode_command(&answer.into(), out);
+            }
+            return;
+        }
         let is_stored = self.first.is_some();
         let (ledger_id, mut entry_id) = self.first.unwrap_or(Position::EARLIEST).to_wire();
         for receipt in receipts {
@@ -512,33 +580,19 @@ fn flush(peer: &Peer, frames: &mut BytesMut) {
     }
 }
 
-fn push_unstored(state: &mut State, producer: &Arc<Producer>, receipts: &[Receipt]) {
+fn push_unstored(
+    state: &mut State,
+    producer: &Arc<Producer>,
+    receipts: &[Receipt],
+    refused: Option<Refusal>,
+) {
     state.receipts.extend(receipts.iter().copied());
     state.runs.push_back(Run {
         producer: producer.clone(),
         first: None,
+        refused,
         count: receipts.len(),
         bytes: 0,
         sequence_id: None,
     });
-}
-
-fn refuse_all(producer: &Producer, receipts: &[Receipt], error: &BrokerError) {
-    let mut outbox = producer.peer.outbox.batch();
-    for receipt in receipts {
-        outbox.command(&send_error(producer, receipt.sequence_id, error).into());
-    }
-}
-
-pub(crate) fn send_error(
-    producer: &Producer,
-    sequence_id: u64,
-    error: &BrokerError,
-) -> CommandSendError {
-    CommandSendError {
-        producer_id: producer.id,
-        sequence_id,
-        error: error.server_error() as i32,
-        message: error.to_string(),
-    }
 }

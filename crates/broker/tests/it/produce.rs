@@ -1,6 +1,6 @@
 //! PRODUCER, SEND, receipts, access modes.
 
-use geminga_broker::BrokerConfig;
+use geminga_broker::{BrokerConfig, Policies};
 use geminga_proto::Command;
 use geminga_proto::pb::*;
 
@@ -134,25 +134,50 @@ async fn trap_03_sends_of_a_producer_that_the_broker_closed_are_ignored() {
 }
 
 #[tokio::test]
-async fn a_wrong_checksum_is_answered_and_others_go_on() {
+async fn a_wrong_checksum_is_answered_in_its_turn_and_others_go_on() {
     let server = Server::new().await;
     let mut wire = server.connect().await;
     wire.producer(TOPIC, 1, None).await;
+    server.store.hold(true, None);
     wire.publish(1, 0, "good").await;
     wire.corrupt(1, 1).await;
+    // The error does not overtake the receipt of what waits for the disk.
+    wire.quiet().await;
+    server.store.hold(false, None);
     wire.publish(1, 2, "good").await;
-    // The error may overtake the receipt of what still waits for the disk.
-    let error = wire.find(|command, _| match command {
-        Command::SendError(error) => Some(error.clone()),
-        _ => None,
-    });
-    let error = error.await;
-    assert_eq!(
-        (error.error(), error.sequence_id),
-        (ServerError::ChecksumError, 1)
-    );
-    assert_eq!(wire.receipt().await.sequence_id, 0);
-    assert_eq!(wire.receipt().await.sequence_id, 2);
+    let mut answers = Vec::new();
+    while answers.len() < 3 {
+        answers.push(match wire.next().await.0 {
+            Command::SendReceipt(receipt) => (receipt.sequence_id, None),
+            Command::SendError(error) => (error.sequence_id, Some(error.error())),
+            other => panic!("{}", other.name()),
+        });
+    }
+    let wrong = Some(ServerError::ChecksumError);
+    assert_eq!(answers, [(0, None), (1, wrong), (2, None)]);
+}
+
+/// By its last message, for which the Java client looks.
+#[tokio::test]
+async fn a_refused_batch_is_named_by_its_last_message() {
+    let server = Server::new().await;
+    let topic = TOPIC.parse().unwrap();
+    let mut wire = server.connect().await;
+    wire.producer(TOPIC, 1, None).await;
+    let change = |policies: &mut Policies| {
+        policies.max_message_size = Some(100);
+        Ok(())
+    };
+    let changed = server.broker.update_topic_policies(&topic, change).await;
+    changed.unwrap();
+    let text = "x".repeat(60);
+    wire.publish_batch(1, 4, &[&text, &text, &text]).await;
+    let (answer, _) = wire.next().await;
+    let Command::SendError(error) = answer else {
+        panic!("{}", answer.name())
+    };
+    assert_eq!(error.error(), ServerError::NotAllowedError);
+    assert_eq!(error.sequence_id, 6);
 }
 
 #[tokio::test]

@@ -214,6 +214,7 @@ impl Wire {
         let send = Send {
             producer_id: id,
             sequence_id: metadata.sequence_id,
+            highest_sequence_id: metadata.highest_sequence_id,
             num_messages: metadata.num_messages_in_batch.unwrap_or(1),
             ..Send::default()
         };
@@ -279,6 +280,7 @@ impl Wire {
         let (payload, count) = builder.finish();
         let metadata = MessageMetadata {
             num_messages_in_batch: Some(count),
+            highest_sequence_id: Some(sequence + texts.len() as u64 - 1),
             ..metadata(sequence)
         };
         self.publish_with(id, metadata, &payload).await;

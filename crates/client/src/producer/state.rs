@@ -406,9 +406,7 @@ impl Producing for Core {
             {
                 let mut state = self.state.lock();
                 if state.is_linked_to(from) {
-                    state.fail_while(&error, &mut wakers, |frame| {
-                        frame.first_sequence == sequence
-                    });
+                    state.fail_one(sequence, &error, &mut wakers);
                     if state.pending.is_empty() {
                         state.flush_batch(self.shared.clock.now_ms());
                     }
@@ -623,6 +621,19 @@ impl State {
             let Some(frame) = self.pop_front() else {
                 return;
             };
+            self.settle_failed(&frame.slots, frame.txn.as_deref(), error, wakers);
+        }
+    }
+
+    /// Fails what the broker refused, wherever it is: Pulsar says so at once, and confirms what came before it later.
+    fn fail_one(&mut self, sequence: u64, error: &Error, wakers: &mut Vec<Waker>) {
+        // A batch is named by its last message, or where nobody looked into it by its first.
+        let is_it = |frame: &Frame| [frame.first_sequence, frame.last_sequence].contains(&sequence);
+        while let Some(at) = self.pending.iter().position(is_it) {
+            let Some(frame) = self.pending.remove(at) else {
+                return;
+            };
+            self.count_out(&frame);
             self.settle_failed(&frame.slots, frame.txn.as_deref(), error, wakers);
         }
     }

@@ -9,11 +9,19 @@ use crate::fake::{Fake, Sent, Session, fake};
 
 /// A producer without batches, and its connection.
 async fn plain(fake_broker: (geminga_client::ClientBuilder, Fake)) -> (Producer, Fake, Session) {
+    producer_of(fake_broker, Batching::off()).await
+}
+
+/// A producer that waits for its receipts without end, and its connection.
+async fn producer_of(
+    fake_broker: (geminga_client::ClientBuilder, Fake),
+    batching: Batching,
+) -> (Producer, Fake, Session) {
     let (builder, mut fake) = fake_broker;
     let client = builder.build();
     let building = client
         .producer("t")
-        .batching(Batching::off())
+        .batching(batching)
         .send_timeout(Duration::ZERO);
     let (producer, session) = tokio::join!(building.build(), async {
         let mut session = fake.accept().await;
@@ -122,6 +130,35 @@ async fn a_refused_message_fails_alone_and_a_storage_failure_is_tried_again() {
             entry as i64
         );
     }
+}
+
+/// Pulsar's brokers say at once what they refuse, before what came earlier is stored, and name a batch by its last message.
+#[tokio::test(start_paused = true)]
+async fn a_batch_is_refused_before_what_came_before_it_is_confirmed() {
+    let (producer, _fake, mut session) = producer_of(fake(), Batching::default()).await;
+    let mut receipts = enqueue(&producer, &["0", "1", "2", "3"]).await;
+    let first = session.sent().await;
+    let flush = producer.flush();
+    let broker = async {
+        let batch = session.sent().await;
+        assert_eq!(batch.send.sequence_id, 1);
+        assert_eq!(batch.send.highest_sequence_id, Some(3));
+        let named = pb::CommandSend {
+            sequence_id: 3,
+            ..batch.send
+        };
+        let error = pb::ServerError::NotAllowedError;
+        session.refuse_send(&named, error).await;
+        session.receipt(&first, 0).await;
+    };
+    let both = async { tokio::join!(flush, broker) };
+    let done = tokio::time::timeout(Duration::from_secs(1), both).await;
+    done.expect("nothing waits any more").0.expect("flushed");
+    for refused in receipts.drain(1..) {
+        let error = refused.await.unwrap_err();
+        assert_eq!(error.server_error(), Some(ServerError::NotAllowedError));
+    }
+    assert_eq!(receipts.remove(0).await.unwrap().entry_id, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -135,8 +135,9 @@ pub(super) fn function(
     {
         refused.push("`args` of `customRuntimeOptions`: use `runtimeFlags`".to_owned());
     }
-    if let Language::Bash | Language::Exec = language {
-        let way = Way::of(&options, language == Language::Bash, &path);
+    if let Language::Bash | Language::Exec = language
+        && let Some(way) = Way::of(&options, language == Language::Bash, &path)
+    {
         refused.extend(way.refuses(&options));
         if language == Language::Bash && way != Way::Shell && config.runtime_flags.is_some() {
             refused.push(format!(

@@ -270,6 +270,8 @@ async fn a_follower_that_shares_packages_runs_its_own_meanwhile() {
     };
     let worker = Worker::start(config).await.expect("started");
     let second = Other { worker, directory };
+    // Of the newest first, also when this fails: without its folder nobody would be let go.
+    let endless = endless;
     until("both know both", || first.worker.members().len() == 2).await;
     let (id, input, output) = uppercase(&stage, &first.worker, "z").await;
     let ids = std::slice::from_ref(&id);

@@ -57,17 +57,24 @@ const TABLE: [Row; 10] = [
 ];
 
 impl Way {
-    /// That of a script (`shell`) or an executable with these options.
-    pub(crate) fn of(options: &Options, shell: bool, path: &Path) -> Self {
-        if shell && super::super::bash::is_warm(options, path) {
-            return Shell;
+    /// That of a script (`shell`) or an executable with these options. `None` while it is for the script's first line to
+    /// say, and that is not on this machine: on a worker that has yet to fetch it, or before it is uploaded.
+    pub(crate) fn of(options: &Options, shell: bool, path: &Path) -> Option<Self> {
+        if shell && !matches!(options.mode, Some(Mode::Spawn | Mode::Batch)) {
+            // What else stands there (a pipe) may never answer.
+            if !path.is_file() {
+                return None;
+            }
+            if super::super::bash::is_warm(options, path) {
+                return Some(Shell);
+            }
         }
-        match options.mode.unwrap_or_default() {
+        Some(match options.mode.unwrap_or_default() {
             Mode::Spawn => Spawn,
             Mode::Batch => Batch,
             Mode::Stream if options.framing == Framing::Host => Host,
             Mode::Stream => Stream,
-        }
+        })
     }
 
     /// As it is said to a person.
@@ -110,6 +117,7 @@ mod tests {
 
     #[test]
     fn what_a_way_has_no_use_for_is_refused_by_its_name() {
+        let script = tempfile::NamedTempFile::new().expect("a script");
         for (options, shell, refused) in [
             (r#"{"args":["a"]}"#, true, "args"),
             (r#"{"framing":"json"}"#, true, "framing"),
@@ -136,7 +144,7 @@ mod tests {
             ),
         ] {
             let parsed = Options::parse(options).expect(options);
-            let way = Way::of(&parsed, shell, Path::new("/no/such"));
+            let way = Way::of(&parsed, shell, script.path()).expect("a way");
             let said = way.refuses(&parsed);
             let [one] = &said[..] else {
                 panic!("{options}: {said:?}")
@@ -164,9 +172,23 @@ mod tests {
             ),
         ] {
             let parsed = Options::parse(options).expect(options);
-            let way = Way::of(&parsed, shell, Path::new("/no/such"));
+            let way = Way::of(&parsed, shell, script.path()).expect("a way");
             assert_eq!(way.refuses(&parsed), Vec::<String>::new(), "{options}");
         }
+    }
+
+    /// It may have a first line by which its options are right: a worker that is yet to fetch it does not refuse it.
+    #[test]
+    fn a_script_that_is_not_here_is_judged_by_its_mode_alone() {
+        let absent = Path::new("/no/such");
+        let way = |options: &str| {
+            let parsed = Options::parse(options).expect(options);
+            Way::of(&parsed, true, absent)
+        };
+        assert_eq!(way(r#"{"input":"arg1"}"#), None);
+        assert_eq!(way(r#"{"mode":"stream"}"#), None);
+        assert_eq!(way(r#"{"mode":"spawn"}"#), Some(Spawn));
+        assert_eq!(way(r#"{"mode":"batch"}"#), Some(Batch));
     }
 
     /// The guide has the table as it is.
