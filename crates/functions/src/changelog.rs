@@ -8,6 +8,9 @@
 //!   reads the last record first, then from there on, and no more than that.
 //! - Who holds it alone ([`Changelog::open_alone`]) has fenced whoever held it before, and has read
 //!   all that was ever committed: nothing of a predecessor comes later.
+//! - Of [`Writer::Only`] it is one writer's too, from the first record on: that fences whoever wrote before, and fails
+//!   when somebody wrote since the topic was read. So one who stood still and was replaced writes nothing old behind
+//!   what is newer.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,8 +58,11 @@ pub(crate) struct Changelog {
     rewriting: AtomicBool,
     /// The last record that `open` read.
     read_to: MessageId,
-    /// The topic has no keeper yet: it is made before the first record.
-    is_unkept: AtomicBool,
+    writer: Writer,
+    /// The topic had its end here when it was opened.
+    end: MessageId,
+    /// Somebody else wrote to the topic since it was read, or is its writer now.
+    is_lost: AtomicBool,
 }
 
 /// When a topic that is not there is made.
@@ -67,6 +73,15 @@ pub(crate) enum Made {
     ByFirstRecord,
 }
 
+/// Who else writes to the topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// Whoever may, at any time.
+    BesideOthers,
+    /// Nobody, from the first record on.
+    Only,
+}
+
 impl Changelog {
     /// Reads the topic to its end. `records_max` is how many records may be written before the living ones
     /// are written anew.
@@ -75,18 +90,18 @@ impl Changelog {
         topic: &str,
         batching: Batching,
         records_max: u64,
-        made: Made,
+        (made, writer): (Made, Writer),
         mut take: impl FnMut(ReceivedMessage),
     ) -> Result<Self> {
-        let is_unkept = made == Made::ByFirstRecord && !exists(client, topic).await?;
         let mut last = None;
-        if !is_unkept {
+        if made == Made::Now || exists(client, topic).await? {
             let keeper = keeper(client, topic).await?;
             last = Some(keeper.last_message_id().await?).filter(|last| last.entry_id >= 0);
             keeper.close().await?;
         }
         let (mut from, mut records) = (None, 0);
         let mut read_to = MessageId::EARLIEST;
+        let mut end = last.unwrap_or(MessageId::EARLIEST);
         if let Some(last) = last {
             from = last_place(client, topic, last).await?;
             let mut reader = client
@@ -105,6 +120,9 @@ impl Changelog {
                 }
             }
             reader.close().await?;
+            if read_to.position() > end.position() {
+                end = read_to;
+            }
         }
         Ok(Self {
             client: client.clone(),
@@ -118,7 +136,9 @@ impl Changelog {
             patience: AtomicU64::new(0),
             rewriting: AtomicBool::new(false),
             read_to,
-            is_unkept: AtomicBool::new(is_unkept),
+            writer,
+            end,
+            is_lost: AtomicBool::new(false),
         })
     }
 
@@ -170,7 +190,9 @@ impl Changelog {
             before: AtomicU64::new(0),
             patience: AtomicU64::new(0),
             rewriting: AtomicBool::new(false),
-            is_unkept: AtomicBool::new(false),
+            writer: Writer::Only,
+            end: MessageId::EARLIEST,
+            is_lost: AtomicBool::new(false),
         };
         let mark = changelog.enqueue(Message::new(&b"mark"[..])).await?.await?;
         let reading = async {
@@ -214,17 +236,51 @@ impl Changelog {
         let mut held = self.producer.lock().await;
         let producer = match held.take() {
             Some(producer) => producer,
-            None => {
-                if self.is_unkept.load(Ordering::Acquire) {
-                    keeper(&self.client, &self.topic).await?.close().await?;
-                    self.is_unkept.store(false, Ordering::Release);
-                }
-                let made = self.client.producer(&self.topic);
-                let made = made.compression(Compression::Lz4);
-                made.batching(self.batching.clone()).build().await?
-            }
+            None => self.begin_writing().await?,
         };
-        held.insert(producer).enqueue(record).await
+        let sent = held.insert(producer).enqueue(record).await;
+        sent.inspect_err(|error| self.note(error))
+    }
+
+    /// Makes the producer, unless the topic is to be written by one alone and somebody wrote since it was read.
+    async fn begin_writing(&self) -> Result<Producer> {
+        let lost = || Error::Server {
+            code: ServerError::ProducerFenced as i32,
+            message: format!("somebody else writes to `{}` now", self.topic),
+        };
+        if self.is_lost() {
+            return Err(lost());
+        }
+        // Before the first record: it keeps the topic from there on.
+        let keeper = keeper(&self.client, &self.topic).await?;
+        let producer = self.client.producer(&self.topic);
+        let producer = producer.compression(Compression::Lz4);
+        let producer = producer.access_mode(match self.writer {
+            Writer::BesideOthers => ProducerAccessMode::Shared,
+            Writer::Only => ProducerAccessMode::ExclusiveWithFencing,
+        });
+        let producer = producer.batching(self.batching.clone()).build().await?;
+        let last = keeper.last_message_id().await?;
+        keeper.close().await?;
+        let is_new = last.entry_id >= 0 && last.position() > self.end.position();
+        if self.writer == Writer::Only && is_new {
+            self.is_lost.store(true, Ordering::Release);
+            producer.close().await?;
+            return Err(lost());
+        }
+        Ok(producer)
+    }
+
+    /// Remembers an error that says that somebody else is the topic's writer.
+    pub(crate) fn note(&self, error: &Error) {
+        if is_fenced(error) {
+            self.is_lost.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether somebody else writes to the topic now: what was read of it is old.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Acquire)
     }
 
     /// The same in a transaction, of a changelog that is held alone.
@@ -232,7 +288,10 @@ impl Changelog {
         let record = self.counted(record);
         let held = self.producer.lock().await;
         match &*held {
-            Some(producer) => producer.enqueue_in(txn, record).await,
+            Some(producer) => {
+                let sent = producer.enqueue_in(txn, record).await;
+                sent.inspect_err(|error| self.note(error))
+            }
             None => Err(Error::Closed),
         }
     }

@@ -185,6 +185,7 @@ impl Instance {
             acker: self.source.acker(),
             syncer: self.sink.syncer(),
             gauge: self.gauge.clone(),
+            state: self.state.clone(),
         };
         let committers = self.tasks.child();
         let (epochs, committing_epochs) = mpsc::channel(1);
@@ -729,7 +730,7 @@ impl Instance {
                     .map_err(Fault::Commit)?,
                 None => {
                     let recorded = state.record(&outcome.state).await;
-                    let receipts = recorded.map_err(|error| Fault::Sink(error.to_string()))?;
+                    let receipts = recorded.map_err(|error| Fault::Sink(state.note(&error)))?;
                     commit.receipts.extend(receipts);
                 }
             }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::refusals::is_refusal;
 use super::sink::Syncer;
 use super::source::{Acker, Origin};
+use super::state::FunctionState;
 use super::{Fault, Gauge};
 use crate::runtime::Message;
 
@@ -44,6 +45,7 @@ pub(crate) struct Committer {
     pub(crate) acker: Arc<dyn Acker>,
     pub(crate) syncer: Option<Arc<dyn Syncer>>,
     pub(crate) gauge: Arc<Gauge>,
+    pub(crate) state: Option<Arc<FunctionState>>,
 }
 
 impl Committer {
@@ -66,6 +68,9 @@ impl Committer {
                 Ok(()) => (turn.len(), None),
                 Err((first, error)) => {
                     let durable = ends.partition_point(|&end| end <= first);
+                    if let Some(state) = &self.state {
+                        state.note(&error);
+                    }
                     if is_refusal(&error) {
                         let rest = turn.iter().skip(durable);
                         let rest = rest.filter_map(|commit| commit.message.as_deref());

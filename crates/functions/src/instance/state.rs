@@ -3,7 +3,8 @@
 //! One value is shared by all instances of a function in this worker. A change made by a message is
 //! applied when the message is processed and recorded before the message is acknowledged, so that a
 //! worker that dies finds, by reading the topic, at least what its acknowledged messages did. A
-//! record holds the value that a change led to, not the change, so the topic can be rewritten.
+//! record holds the value that a change led to, not the change, so the topic can be rewritten; and so a worker
+//! that was replaced while it stood still must not write: who writes first from now on fences the one before.
 //!
 //! The state of an effectively-once instance is its own ([`FunctionState::open_alone`]). Its records
 //! are part of transactions, and hold the value after the messages released so far: the function may
@@ -23,7 +24,7 @@ use geminga_client::{
 use geminga_stdx::Tasks;
 use parking_lot::{Mutex, RwLock};
 
-use crate::changelog::{Changelog, Made, is_fenced};
+use crate::changelog::{Changelog, Made, Writer, is_fenced};
 
 use crate::runtime::{StateChange, incremented};
 
@@ -68,8 +69,6 @@ pub(crate) struct FunctionState {
 struct Alone {
     /// The values after the messages released so far.
     released: Mutex<BTreeMap<String, Entry>>,
-    /// Somebody else holds it now.
-    fenced: AtomicBool,
     /// Other instances of the function have state of their own: changes would be of no use.
     has_peers: bool,
 }
@@ -114,20 +113,14 @@ impl FunctionState {
         client: &Client,
         topic: &str,
         records_max: u64,
+        writer: Writer,
         tasks: &Tasks,
     ) -> Result<Self, geminga_client::Error> {
         let mut map = BTreeMap::new();
         let take = |message| take_in(&mut map, message);
-        let batching = Batching::default();
-        let changelog = Changelog::open(
-            client,
-            topic,
-            batching,
-            records_max,
-            Made::ByFirstRecord,
-            take,
-        )
-        .await?;
+        let (batching, how) = (Batching::default(), (Made::ByFirstRecord, writer));
+        let opening = Changelog::open(client, topic, batching, records_max, how, take);
+        let changelog = opening.await?;
         Ok(Self {
             map: RwLock::new(map),
             changelog: Some(changelog),
@@ -157,7 +150,6 @@ impl FunctionState {
         Ok(Self {
             alone: Some(Alone {
                 released: Mutex::new(map.clone()),
-                fenced: AtomicBool::new(false),
                 has_peers: taking.has_peers,
             }),
             map: RwLock::new(map),
@@ -250,19 +242,18 @@ impl FunctionState {
 
     /// Whether somebody else holds the state now.
     pub(crate) fn is_fenced(&self) -> bool {
-        let fenced = |alone: &Alone| alone.fenced.load(Ordering::Acquire);
-        self.alone.as_ref().is_some_and(fenced)
+        self.changelog.as_ref().is_some_and(Changelog::is_lost)
     }
 
     /// Remembers an error that says so, and gives its text.
     pub(crate) fn note(&self, error: &Error) -> String {
-        if let Some(alone) = &self.alone
-            && is_fenced(error)
-        {
-            alone.fenced.store(true, Ordering::Release);
-            return "another worker runs this instance now".to_owned();
+        match &self.changelog {
+            Some(changelog) if is_fenced(error) => {
+                changelog.note(error);
+                "another worker runs this instance now".to_owned()
+            }
+            _ => error.to_string(),
         }
-        error.to_string()
     }
 
     /// Puts the values that a released message's `changes` led to on their way, in its transaction.

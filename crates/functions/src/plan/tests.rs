@@ -107,6 +107,9 @@ fn what_is_refused_says_where_why_and_what_to_type() {
 
 #[test]
 fn settings_that_a_mode_would_pass_over_are_refused_by_their_name() {
+    // A script's first line counts too.
+    let script = tempfile::NamedTempFile::new().expect("a script");
+    let path = script.path().display();
     for (code, options, fields, name) in [
         (
             "exec",
@@ -154,7 +157,7 @@ fn settings_that_a_mode_would_pass_over_are_refused_by_their_name() {
     ] {
         let options = serde_json::Value::from(options);
         let text = format!(
-            r#"{{"name":"f","{code}":"/no/such","inputs":["in"],"customRuntimeOptions":{options},{fields}}}"#
+            r#"{{"name":"f","{code}":"{path}","inputs":["in"],"customRuntimeOptions":{options},{fields}}}"#
         );
         let refused = planned(&text).expect_err(&text);
         let [one] = &refused[..] else {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::packages::PackageRecord;
 use super::rights::Registrant;
 use super::schedule::Unit;
-use crate::changelog::{Changelog, Made};
+use crate::changelog::{Changelog, Made, Writer};
 use crate::component::{Component, ComponentId};
 use crate::error::WorkerError;
 
@@ -327,7 +327,7 @@ impl Catalog {
             topic,
             Batching::off(),
             records_max,
-            Made::Now,
+            (Made::Now, Writer::BesideOthers),
             |message| {
                 read += 1;
                 let value = (!message.null_value).then_some(&message.payload[..]);

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::Inner;
 use super::rights::Limits;
 use super::timings::{Timings, Work};
+use crate::changelog::Writer;
 use crate::compat::{self, Compat};
 use crate::component::{ComponentId, Kind};
 use crate::connector::file_sink::FileEnd;
@@ -242,16 +243,30 @@ impl Crew {
     pub(crate) async fn state(&self, inner: &Inner) -> Result<Arc<FunctionState>, WorkerError> {
         let id = &self.id;
         let mut held = self.state.lock().await;
-        if let Some(state) = &*held {
+        // What somebody else writes to meanwhile is read anew.
+        if let Some(state) = held.as_ref().filter(|state| !state.is_fenced()) {
             return Ok(state.clone());
+        }
+        if let Some(old) = held.take() {
+            old.close().await;
         }
         let topic = state::topic(&id.tenant, &id.namespace, &id.name);
         let records_max = inner.config.changelog_records_max;
-        let opening = FunctionState::open(&inner.config.client, &topic, records_max, &inner.tasks);
-        let state = opening
-            .await
-            .map(Arc::new)
-            .map_err(WorkerError::client(format!("state of {id}")))?;
+        let (client, failed) = (
+            &inner.config.client,
+            WorkerError::client(format!("state of {id}")),
+        );
+        let opening = async {
+            // The instance itself takes that for its own, and here nobody is to take it away.
+            let is_alone = self.plan.policy.guarantee == ProcessingGuarantees::EffectivelyOnce
+                && client.has_transactions().await?;
+            let writer = match is_alone {
+                true => Writer::BesideOthers,
+                false => Writer::Only,
+            };
+            FunctionState::open(client, &topic, records_max, writer, &inner.tasks).await
+        };
+        let state = Arc::new(opening.await.map_err(failed)?);
         if self.is_retired.load(Ordering::Acquire) {
             // To be read, and no more: the next crew's is to be changed.
             state.close().await;

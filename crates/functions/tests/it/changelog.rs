@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use geminga_client::{InitialPosition, SubType};
+use geminga_client::{InitialPosition, Message, ProducerAccessMode, SubType};
 use geminga_functions::{ComponentId, FunctionState};
 use geminga_model::FunctionConfig;
 use serde_json::json;
@@ -185,6 +185,51 @@ async fn a_value_that_was_put_outlives_updates() {
         stage.another_worker().await;
         let seen = stage.worker.state_get(&id, "k").await.expect("there");
         assert_eq!(seen.string_value, Some(n.to_string()), "{guarantee}");
+        stage.end().await;
+    }
+}
+
+/// One who stands still beyond its lease does not know that another worker has taken its place and counts on. It
+/// would write what it has in memory behind that; whether it wrote before, or begins to.
+#[tokio::test]
+async fn who_was_replaced_writes_nothing_old() {
+    for counted_before in [0, 3] {
+        let stage = Stage::new().await;
+        let (input, output) = (stage.topic("in"), stage.topic("out"));
+        let mut out = stage.consumer(&output).await;
+        let code = "process() { state incr n 1; emit \"$MSG $REPLY\"; }";
+        let id = stage
+            .function(
+                "f",
+                json!({"sh": code, "inputs": [&input], "output": &output}),
+            )
+            .await;
+        stage.send(&input, numbers(0..counted_before)).await;
+        receive(&mut out, counted_before).await;
+        // The successor counts to 100.
+        let topic = format!("persistent://{}-state-changelog", id.fqfn());
+        let successor = stage.client.producer(&topic);
+        let successor = successor.access_mode(ProducerAccessMode::ExclusiveWithFencing);
+        let successor = successor.build().await.expect("the topic is taken");
+        let count = Message::new(100_i64.to_be_bytes().to_vec()).key("n");
+        let count = count.property("geminga.counter", "1");
+        let count = count.property("geminga.version", "100");
+        successor.send(count).await.expect("counted");
+        stage.send(&input, ["more"]).await;
+        let wait = async {
+            while count_of(&stage, &id, "n").await != Some(101) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let counted = tokio::time::timeout(PATIENCE, wait).await;
+        let count = count_of(&stage, &id, "n").await;
+        assert!(counted.is_ok(), "{counted_before}: {count:?}");
+        // And the topic says so too.
+        let stopped = stage.worker.stop_instances(&id, None).await;
+        stopped.expect("stopped");
+        let started = stage.worker.start_instances(&id, None).await;
+        started.expect("started");
+        assert_eq!(count_of(&stage, &id, "n").await, Some(101));
         stage.end().await;
     }
 }
