@@ -30,9 +30,9 @@ pub use worker::report::{
     ExceptionInformation, FunctionState, FunctionStats, FunctionStatus, Latency, Progress,
 };
 pub use worker::{
-    Answered, Asked, BrokenBuiltin, CATALOG_TOPIC, DrainStatus, FunctionDefinition, MakeRuntime,
-    MemberInfo, Owner, PACKAGE_BYTES_MAX, PackageMetadata, PackageName, Reach, Registrant, Rights,
-    Spool, Spooled, Timing, Upload, Version, Worker, WorkerConfig,
+    Answered, Asked, Backlogs, BrokenBuiltin, CATALOG_TOPIC, DrainStatus, FunctionDefinition,
+    MakeRuntime, MemberInfo, Owner, PACKAGE_BYTES_MAX, PackageMetadata, PackageName, Reach,
+    Registrant, Rights, Spool, Spooled, Timing, Upload, Version, Worker, WorkerConfig,
 };
 
 /// What of a component's configuration every worker would refuse, each with the field that it is about.

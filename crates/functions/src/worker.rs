@@ -23,6 +23,7 @@ use crate::plan::{Input, Output, Plan, Process, plan};
 use crate::runtime::{Broken, LogLine, Processes, StateChange};
 use crate::secret::{SecretRules, declared};
 
+mod backlog;
 mod beside;
 mod builtins;
 pub(crate) mod catalog;
@@ -40,6 +41,7 @@ mod timings;
 mod trigger;
 mod warming;
 
+pub use self::backlog::Backlogs;
 pub use self::builtins::{BrokenBuiltin, FunctionDefinition};
 pub use self::change::Version;
 pub use self::cluster::{DrainStatus, MemberInfo, Owner};

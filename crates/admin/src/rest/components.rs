@@ -535,9 +535,10 @@ async fn act(
         }
     };
     match acted {
-        Err(WorkerError::NoInstance { .. }) => {
-            Err(ApiError::bad_request("Operation not permitted"))
-        }
+        // Pulsar's words, which name no reason.
+        Err(error @ WorkerError::NoInstance { .. }) => Err(ApiError::bad_request(format!(
+            "Operation not permitted: {error}"
+        ))),
         acted => {
             acted?;
             done()

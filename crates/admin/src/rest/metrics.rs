@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use geminga_functions::Backlogs;
 
 use super::{Admin, text};
 
@@ -29,12 +30,17 @@ async fn status() -> Response {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    let mut out = admin
-        .broker()
-        .metrics()
-        .render(&admin.broker().config().cluster_name, true);
+    let snapshot = admin.broker().metrics();
+    let cluster = &admin.broker().config().cluster_name;
+    let mut out = snapshot.render(cluster, true);
     if let Some(worker) = admin.worker() {
-        super::worker::write_metrics(worker, &admin.broker().config().cluster_name, &mut out);
+        let mut backlogs = Backlogs::default();
+        for topic in &snapshot.topics {
+            for of in &topic.subscriptions {
+                backlogs.add(&topic.topic, &of.subscription, of.backlog_entries);
+            }
+        }
+        super::worker::write_metrics(worker, cluster, Some(&backlogs), &mut out);
     }
     // Writing to a string cannot fail.
     let _ = writeln!(

@@ -37,7 +37,8 @@ pub(super) fn metrics_router(functions: Functions) -> Router {
     let render = move || {
         let mut out = String::new();
         if let Some(worker) = &functions.worker {
-            write_metrics(worker, &functions.cluster, &mut out);
+            // What waits is known to the broker, which is elsewhere.
+            write_metrics(worker, &functions.cluster, None, &mut out);
         }
         let kind = "text/plain; version=0.0.4; charset=utf-8";
         std::future::ready(([(header::CONTENT_TYPE, kind)], out).into_response())
@@ -166,7 +167,7 @@ async fn self_drained(State(functions): State<Functions>) -> Answer {
 /// Pulsar's `Metrics`: what a monitor of the worker reads as JSON.
 async fn monitoring(State(functions): State<Functions>) -> Answer {
     let mut out = String::new();
-    write_metrics(functions.worker()?, &functions.cluster, &mut out);
+    write_metrics(functions.worker()?, &functions.cluster, None, &mut out);
     document(&metrics::as_json(&out))
 }
 

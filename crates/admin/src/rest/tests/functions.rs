@@ -63,6 +63,11 @@ async fn a_function_is_made_used_changed_and_removed() {
     let (_, one) = server.ask("GET", &at("loud/0/status"), None).await;
     assert_eq!(one["running"], true);
     server.get(&at("loud/7/status"), 400, Value::Null).await;
+    for what in ["start", "stop", "restart"] {
+        let (status, said) = server.text("POST", &at(&format!("loud/7/{what}"))).await;
+        let want = "Operation not permitted: instance 7 of function public/default/loud doesn't exist: it has 1";
+        assert!(status == 400 && said.contains(want), "{what}: {said}");
+    }
     let (_, stats) = server.ask("GET", &at("loud/stats"), None).await;
     assert!(
         stats["1min"].is_object() && stats["receivedTotal"] == 1,
@@ -914,5 +919,84 @@ async fn the_metrics_are_pulsars_with_its_labels() {
         text.contains("# TYPE pulsar_function_worker_instance_count gauge\n"),
         "{text}"
     );
+    server.stop_functions().await;
+}
+
+/// What waits is counted once for a component, by all of its inputs, as its status has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_components_is_a_metric() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::with_functions(directory.path()).await;
+    let parts = "/admin/v2/persistent/public/default/parts/partitions";
+    server.change("PUT", parts, Some(&json!(2)), 204).await;
+    let function = json!({
+        "name": "loud", "sh": "loud.sh", "inputs": ["words", "parts"], "topicsPattern": "public/default/more-.*",
+        "subscriptionPosition": "Earliest", "parallelism": 2,
+    });
+    let (from, to) = (
+        directory.path().join("from.txt"),
+        directory.path().join("to.txt"),
+    );
+    std::fs::write(&from, "").unwrap();
+    let sink = json!({
+        "name": "keep", "sinkType": "file", "inputs": ["words"], "configs": {"path": to},
+        "sourceSubscriptionPosition": "Earliest",
+    });
+    let source = json!({
+        "name": "lines", "sourceType": "file", "topicName": "lines", "configs": {"path": from},
+    });
+    let function = Form::new()
+        .json("functionConfig", &function.to_string())
+        .file("data", "loud.sh", b"process() { :; }");
+    let sink = Form::new().json("sinkConfig", &sink.to_string());
+    let source = Form::new().json("sourceConfig", &source.to_string());
+    server.produce("more-1", &["before"]).await;
+    for (kind, name, form) in [
+        ("functions", "loud", function),
+        ("sinks", "keep", sink),
+        ("sources", "lines", source),
+    ] {
+        let path = format!("/admin/v3/{kind}/public/default/{name}");
+        assert_eq!(server.form("POST", &path, form).await, (204, String::new()));
+    }
+    for path in ["functions/public/default/loud", "sinks/public/default/keep"] {
+        let path = format!("/admin/v3/{path}/stop");
+        server.change("POST", &path, None, 204).await;
+    }
+    let read = server.backlog("more-1", "public/default/loud").await;
+    server.produce("words", &["a", "b"]).await;
+    server.produce("parts", &["a", "b", "c", "d"]).await;
+    server.produce("more-1", &["a", "b", "c"]).await;
+    server.produce("other", &["a"]).await;
+    // Whoever uses a topic has it in memory; a topic that nobody uses is not counted.
+    let client = server.client();
+    let mut producers = Vec::new();
+    for topic in ["words", "parts", "more-1"] {
+        producers.push(client.producer(topic).build().await.unwrap());
+    }
+    let (_, text) = server.text("GET", "/metrics/").await;
+    let found = text
+        .lines()
+        .filter(|line| line.starts_with("geminga_function_backlog{"))
+        .map(metric)
+        .map(|(_, labels, value)| {
+            assert!(!labels.contains_key("instance_id"), "{labels:?}");
+            (labels["kind"].clone(), labels["fqfn"].clone(), value)
+        });
+    let mut found: Vec<_> = found.collect();
+    found.sort_by(|a, b| a.1.cmp(&b.1));
+    let waits = 9 + read;
+    let own = |kind: &str, name: &str, count: u64| {
+        (
+            kind.to_owned(),
+            format!("public/default/{name}"),
+            count as f64,
+        )
+    };
+    let want = [own("sink", "keep", 2), own("function", "loud", waits)];
+    assert_eq!(found, want);
+    let status = "/admin/v3/functions/public/default/loud/status";
+    let (_, status) = server.ask("GET", status, None).await;
+    assert_eq!(status["backlog"], waits);
     server.stop_functions().await;
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use geminga_functions::{ComponentId, Kind, Latency, Owner, Worker};
+use geminga_functions::{Backlogs, ComponentId, Kind, Latency, Owner, Worker};
 use serde_json::{Map, Value, json};
 
 const OF_WORKER: &str = "pulsar_function_worker_";
@@ -53,8 +53,14 @@ impl<'a> Summary<'a> {
     }
 }
 
-/// The counters of all instances that run here.
-pub(crate) fn write_metrics(worker: &Worker, cluster: &str, out: &mut String) {
+/// The counters of all instances that run here; with `backlogs`, which a broker has, also what waits for each
+/// component, wherever it runs.
+pub(crate) fn write_metrics(
+    worker: &Worker,
+    cluster: &str,
+    backlogs: Option<&Backlogs<'_>>,
+    out: &mut String,
+) {
     let mut series = Series::default();
     let (mut functions, mut expected, mut running) = (0u64, 0u64, 0u64);
     for id in worker.components() {
@@ -62,6 +68,11 @@ pub(crate) fn write_metrics(worker: &Worker, cluster: &str, out: &mut String) {
             continue;
         };
         functions += 1;
+        if let Some(waiting) = backlogs.and_then(|backlogs| worker.waiting(&id, backlogs)) {
+            let kind = id.kind.as_str();
+            let labels = format!("{},kind=\"{kind}\"", labels(&id, None, cluster));
+            series.put("geminga_function_backlog", &labels, waiting as f64);
+        }
         expected += u64::from(status.num_instances);
         let prefix = format!("pulsar_{}", id.kind.as_str());
         for (instance, counted) in status.instances.iter().zip(&stats.instances) {
@@ -69,7 +80,7 @@ pub(crate) fn write_metrics(worker: &Worker, cluster: &str, out: &mut String) {
                 continue;
             }
             running += u64::from(instance.status.running);
-            let labels = labels(&id, instance.instance_id, cluster);
+            let labels = labels(&id, Some(instance.instance_id), cluster);
             let (status, counted) = (&instance.status, &counted.metrics);
             let mut put =
                 |name: &str, value: f64| series.put(&format!("{prefix}_{name}"), &labels, value);
@@ -229,17 +240,20 @@ fn quoted(text: &str) -> String {
     short.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
-fn labels(id: &ComponentId, instance: u32, cluster: &str) -> String {
+/// Of an instance, or of all of them together.
+fn labels(id: &ComponentId, instance: Option<u32>, cluster: &str) -> String {
     let ComponentId {
         tenant,
         namespace,
         name,
         ..
     } = id;
+    let instance = instance.map(|number| format!("instance_id=\"{number}\","));
     // Names hold no quotes: they were checked when the component was made.
     format!(
-        "tenant=\"{tenant}\",namespace=\"{tenant}/{namespace}\",name=\"{name}\",\
-         instance_id=\"{instance}\",cluster=\"{}\",fqfn=\"{}\"",
+        "tenant=\"{tenant}\",namespace=\"{tenant}/{namespace}\",name=\"{name}\",{}\
+         cluster=\"{}\",fqfn=\"{}\"",
+        instance.unwrap_or_default(),
         quoted(cluster),
         id.fqfn()
     )
