@@ -3,13 +3,15 @@
 //! It remembers how far each file is done (every line before is durable in its topic), in a small
 //! file of the worker that is replaced whole; so it goes on there after a restart, and a line may
 //! come twice after a crash but is never left out. A file that shrank is begun again.
+//!
+//! How many lines there are is for a progress bar alone: they are counted beside, and no message waits for that.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use geminga_mesh::builtin::FileSource;
@@ -116,15 +118,29 @@ impl FileStart {
                 .collect();
         }
         self.looked = true;
-        let total: u64 = self
-            .waiting
-            .iter()
-            .filter_map(|path| count_lines(path).ok())
-            .sum();
         if self.settings.is_bounded() {
-            self.gauge.total.fetch_add(total, Ordering::Relaxed);
+            self.count();
         }
         Ok(())
+    }
+
+    /// Counts the lines that are to come, on a thread of its own for as long as this source is there.
+    fn count(&self) {
+        let places = self.shared.places.lock();
+        let from = |path: &PathBuf| places.files.get(path).map_or(0, |place| place.offset);
+        let files = self.waiting.iter().map(|path| (path.clone(), from(path)));
+        let files: Vec<_> = files.collect();
+        let (shared, gauge) = (Arc::downgrade(&self.shared), self.gauge.clone());
+        tokio::task::spawn_blocking(move || {
+            let counts = files
+                .iter()
+                .map(|(path, offset)| count_lines(path, *offset, &shared));
+            // What can not be read says so when its turn comes.
+            let total = counts.filter_map(Result::ok).sum();
+            if shared.strong_count() > 0 {
+                gauge.total.fetch_add(total, Ordering::Relaxed);
+            }
+        });
     }
 
     fn open_next(&mut self) -> Result<bool, String> {
@@ -144,13 +160,6 @@ impl FileStart {
             .unwrap_or_default();
         let offset = if place.offset > size { 0 } else { place.offset };
         file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-        if offset > 0 && self.settings.is_bounded() {
-            let before = count_until(&path, offset).unwrap_or(0);
-            let total = self.gauge.total.load(Ordering::Relaxed);
-            self.gauge
-                .total
-                .store(total.saturating_sub(before), Ordering::Relaxed);
-        }
         let mut files = self.shared.files.lock();
         files.push((path.clone(), None));
         let number = files.len() - 1;
@@ -401,15 +410,15 @@ fn list(directory: &Path, settings: &FileSource, found: &mut Vec<PathBuf>) -> st
     Ok(())
 }
 
-fn count_lines(path: &Path) -> std::io::Result<u64> {
-    count_until(path, u64::MAX)
-}
-
-fn count_until(path: &Path, end: u64) -> std::io::Result<u64> {
-    use std::io::Read;
-    let mut file = BufReader::with_capacity(256 * 1024, File::open(path)?).take(end);
+/// The lines behind `offset`; of a file that shrank, all.
+fn count_lines(path: &Path, offset: u64, wanted: &Weak<Shared>) -> std::io::Result<u64> {
+    let mut file = File::open(path)?;
+    if offset <= file.metadata()?.len() {
+        file.seek(SeekFrom::Start(offset))?;
+    }
+    let mut file = BufReader::with_capacity(256 * 1024, file);
     let (mut count, mut last) = (0, b'\n');
-    loop {
+    while wanted.strong_count() > 0 {
         let buffer = file.fill_buf()?;
         let Some(&end) = buffer.last() else { break };
         last = end;
@@ -418,4 +427,63 @@ fn count_until(path: &Path, end: u64) -> std::io::Result<u64> {
         file.consume(size);
     }
     Ok(count + u64::from(last != b'\n'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All of the directory was counted on the runtime's thread before its first line.
+    #[test]
+    fn lines_come_before_they_are_counted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (read, store) = (
+            directory.path().join("in"),
+            directory.path().join("places.json"),
+        );
+        std::fs::create_dir(&read).unwrap();
+        std::fs::write(read.join("a"), "1\n2\n3\n").unwrap();
+        std::fs::write(read.join("b"), "4\n5").unwrap();
+        let mut places = Places::default();
+        let done = Place {
+            offset: 2,
+            done: false,
+        };
+        places.files.insert(read.join("a"), done);
+        std::fs::write(&store, serde_json::to_vec(&places).unwrap()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let settings = FileSource {
+            input_directory: Some(read.display().to_string()),
+            follow: Some(false),
+            ..FileSource::default()
+        };
+        runtime.block_on(async {
+            // Nothing else is counted while this has the only thread.
+            let (go, gone) = std::sync::mpsc::channel::<()>();
+            tokio::task::spawn_blocking(move || gone.recv());
+            let gauge = Arc::new(Gauge::default());
+            let mut source = FileStart::open(settings, Some(store), gauge.clone()).unwrap();
+            let mut lines = Vec::new();
+            loop {
+                let got = source.next(10).await.unwrap();
+                if got.is_empty() {
+                    break;
+                }
+                lines.extend(got.into_iter().map(|it| it.message.payload.clone()));
+            }
+            assert_eq!(lines, ["2", "3", "4", "5"]);
+            let counted = || gauge.total.load(Ordering::Relaxed);
+            assert_eq!(counted(), 0);
+            go.send(()).unwrap();
+            let until = std::time::Instant::now() + Duration::from_secs(10);
+            while counted() != 4 {
+                assert!(std::time::Instant::now() < until, "{}", counted());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
 }
