@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
 
 pub use form::Form;
-pub use functions::{Code, Component, Fqfn};
+pub use functions::{Code, Component, Fqfn, Registration};
 pub use hyper::Method;
 pub use payload::Payload;
 pub use topics::MessageId;

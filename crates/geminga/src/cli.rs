@@ -267,13 +267,9 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Perf(args) => perf::run(args, &global),
         Command::Explain(args) => explain::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "geminga",
-                &mut std::io::stdout(),
-            );
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "geminga", &mut script);
+            output::bytes(&script)
         }
     }
 }

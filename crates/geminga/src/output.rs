@@ -74,35 +74,46 @@ pub(crate) fn print<T: Serialize>(
     table: impl FnOnce(bool) -> Table,
     names: impl FnOnce() -> Vec<String>,
 ) -> Outcome {
-    let mut out = io::stdout().lock();
-    match format {
-        Format::Table => table(false).print(&mut out)?,
-        Format::Wide => table(true).print(&mut out)?,
-        Format::Name => {
-            for name in names() {
-                writeln!(out, "{name}")?;
+    to_stdout(|out| {
+        match format {
+            Format::Table => table(false).print(out)?,
+            Format::Wide => table(true).print(out)?,
+            Format::Name => {
+                for name in names() {
+                    writeln!(out, "{name}")?;
+                }
+            }
+            Format::Json => {
+                let text = serde_json::to_string_pretty(data).map_err(io::Error::other)?;
+                writeln!(out, "{text}")?;
+            }
+            Format::Yaml => {
+                let value: Value = serde_json::to_value(data).map_err(io::Error::other)?;
+                let text = serde_saphyr::to_string(&value).map_err(io::Error::other)?;
+                writeln!(out, "{}", text.trim_end())?;
             }
         }
-        Format::Json => {
-            let text = serde_json::to_string_pretty(data).map_err(io::Error::other)?;
-            writeln!(out, "{text}")?;
-        }
-        Format::Yaml => {
-            let value: Value = serde_json::to_value(data).map_err(io::Error::other)?;
-            let text = serde_saphyr::to_string(&value).map_err(io::Error::other)?;
-            writeln!(out, "{}", text.trim_end())?;
-        }
-    }
-    out.flush()?;
-    Ok(())
+        Ok(())
+    })
 }
 
 /// One line on stdout.
 pub(crate) fn line(text: &str) -> Outcome {
+    to_stdout(|out| writeln!(out, "{text}"))
+}
+
+/// Bytes on stdout, as they are.
+pub(crate) fn bytes(bytes: &[u8]) -> Outcome {
+    to_stdout(|out| out.write_all(bytes))
+}
+
+/// Writes to stdout. Who reads it may have had enough, like `head`: that is no failure.
+fn to_stdout(write: impl FnOnce(&mut io::StdoutLock<'_>) -> io::Result<()>) -> Outcome {
     let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
-    out.flush()?;
-    Ok(())
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }
 
 /// One line on stderr; a closed stderr is nobody's loss.

@@ -46,6 +46,27 @@ impl fmt::Display for Component {
     }
 }
 
+/// What becomes of a component that is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registration {
+    /// It is new.
+    Create,
+    Update {
+        /// The server is also to read its stored credentials anew. Geminga stores none.
+        auth_data: bool,
+    },
+}
+
+impl Registration {
+    /// Of one that is there, and nothing else is asked for.
+    pub const UPDATE: Self = Self::Update { auth_data: false };
+
+    #[must_use]
+    pub fn is_update(self) -> bool {
+        matches!(self, Self::Update { .. })
+    }
+}
+
 /// Where a component's code comes from.
 #[derive(Debug, Clone, Default)]
 pub enum Code {
@@ -76,7 +97,7 @@ impl AdminClient {
     pub async fn send_component(
         &self,
         kind: Component,
-        update: bool,
+        how: Registration,
         name: Fqfn<'_>,
         config: &Value,
         code: Code,
@@ -87,7 +108,15 @@ impl AdminClient {
             Code::File { name, path } => form = form.path("data", name, path).await?,
             Code::Url(url) => form = form.text("url", url),
         }
-        let method = if update { Method::PUT } else { Method::POST };
+        let method = match how {
+            Registration::Create => Method::POST,
+            Registration::Update { auth_data } => {
+                if auth_data {
+                    form = form.json("updateOptions", r#"{"updateAuthData":true}"#);
+                }
+                Method::PUT
+            }
+        };
         let path = self.component(kind, &name, "");
         self.send(method, &path, Some(form.finish()))
             .await

@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use super::body::{Launch, Speech};
 use super::process::{Planned, Processes, Scope};
-use super::toolchain::{cache, content_key, deployment, files, once, run, sources, write};
+use super::toolchain::{cache, content_key, deployment, files, flat, once, run, sources, write};
 use super::warm;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
 
@@ -130,15 +130,25 @@ pub async fn build_wasm(source: &Path) -> Result<PathBuf, Broken> {
     build_for(source, Target::Wasm).await
 }
 
+/// Tells changed sources from unchanged, without building them; none when they can not be read.
+#[must_use]
+pub fn digest(source: &Path) -> Option<String> {
+    let files = read(source).ok()?;
+    Some(format!("{:032x}", content_key(flat(&files))))
+}
+
+fn read(source: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, Broken> {
+    if source.is_dir() {
+        return sources(source);
+    }
+    let name = source.file_name().map(PathBuf::from).unwrap_or_default();
+    let text = std::fs::read(source)
+        .map_err(|_| deployment(format!("`{}` does not exist", source.display()), ""))?;
+    Ok(vec![(name, text)])
+}
+
 async fn build_for(source: &Path, target: Target) -> Result<PathBuf, Broken> {
-    let files = if source.is_dir() {
-        sources(source)?
-    } else {
-        let name = source.file_name().map(PathBuf::from).unwrap_or_default();
-        let text = std::fs::read(source)
-            .map_err(|_| deployment(format!("`{}` does not exist", source.display()), ""))?;
-        vec![(name, text)]
-    };
+    let files = read(source)?;
     if !files
         .iter()
         .any(|(name, _)| name.extension().is_some_and(|e| e == "go"))
@@ -157,10 +167,7 @@ async fn build_for(source: &Path, target: Target) -> Result<PathBuf, Broken> {
         true => source.display().to_string(),
         false => String::new(),
     };
-    let parts = files
-        .iter()
-        .flat_map(|(name, text)| [name.as_os_str().as_encoded_bytes(), text]);
-    let key = content_key(parts.chain([where_from.as_bytes(), &sdk_key.to_le_bytes()[..]]));
+    let key = content_key(flat(&files).chain([where_from.as_bytes(), &sdk_key.to_le_bytes()[..]]));
     let kind = match target {
         Target::Machine => "go",
         Target::Wasm => "go-wasm",

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use super::body::{Launch, Speech};
 use super::process::{Planned, Processes, Scope};
 use super::toolchain::{
-    cache, content_key, deployment, file_key, files, once, run, sources, write,
+    cache, content_key, deployment, file_key, files, flat, once, run, sources, write,
 };
 use super::warm;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
@@ -131,13 +131,24 @@ pub fn is_source(path: &Path) -> bool {
     path.is_dir() || path.extension().is_some_and(|ending| ending == "java")
 }
 
-/// Compiles a file, or a folder (`src/main/java` in it, as Maven has it, or the folder itself), against
-/// Pulsar's functions API and gives the jar; the same sources are compiled once. Whoever needs more than
-/// that API has a build of his own, and gives its jar.
-///
-/// # Errors
-/// What the compiler said, or why there is none.
-pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
+/// Tells changed sources from unchanged, without compiling them; none when they can not be read.
+#[must_use]
+pub fn digest(source: &Path) -> Option<String> {
+    let Read {
+        files, resources, ..
+    } = read(source).ok()?;
+    let key = content_key(flat(&files).chain(flat(&resources)));
+    Some(format!("{key:032x}"))
+}
+
+/// Sources and what goes into the jar with them.
+struct Read {
+    root: PathBuf,
+    files: Vec<(PathBuf, Vec<u8>)>,
+    resources: Vec<(PathBuf, Vec<u8>)>,
+}
+
+fn read(source: &Path) -> Result<Read, Broken> {
     let (root, files) = if source.is_dir() {
         let maven = source.join("src/main/java");
         let root = if maven.is_dir() {
@@ -154,6 +165,31 @@ pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
         let root = source.parent().unwrap_or(Path::new("")).to_path_buf();
         (root, vec![(name, text)])
     };
+    let resources = source.join("src/main/resources");
+    let resources = if resources.is_dir() {
+        sources(&resources)?
+    } else {
+        Vec::new()
+    };
+    Ok(Read {
+        root,
+        files,
+        resources,
+    })
+}
+
+/// Compiles a file, or a folder (`src/main/java` in it, as Maven has it, or the folder itself), against
+/// Pulsar's functions API and gives the jar; the same sources are compiled once. Whoever needs more than
+/// that API has a build of his own, and gives its jar.
+///
+/// # Errors
+/// What the compiler said, or why there is none.
+pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
+    let Read {
+        root,
+        files,
+        resources,
+    } = read(source)?;
     let of_java = |(name, _): &&(PathBuf, Vec<u8>)| name.extension().is_some_and(|e| e == "java");
     let names: Vec<PathBuf> = files
         .iter()
@@ -164,15 +200,8 @@ pub async fn build(source: &Path) -> Result<PathBuf, Broken> {
         let reason = format!("`{}` holds no Java source", source.display());
         return Err(deployment(reason, ""));
     }
-    let resources = source.join("src/main/resources");
-    let resources = if resources.is_dir() {
-        sources(&resources)?
-    } else {
-        Vec::new()
-    };
     let compiler = compiler().await;
-    let named = files.iter().chain(&resources);
-    let parts = named.flat_map(|(name, text)| [name.as_os_str().as_encoded_bytes(), text]);
+    let parts = flat(&files).chain(flat(&resources));
     let key = content_key(parts.chain([compiler.as_bytes()]));
     let place = cache().join(format!("java-{key:032x}"));
     once(&place, |into| async move {

@@ -311,6 +311,13 @@ pub(crate) fn sources(folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>, Broken> 
     Ok(files)
 }
 
+/// Names and contents, as parts of a key.
+pub(crate) fn flat(files: &[(PathBuf, Vec<u8>)]) -> impl Iterator<Item = &[u8]> {
+    files
+        .iter()
+        .flat_map(|(name, text)| [name.as_os_str().as_encoded_bytes(), text])
+}
+
 /// Writes files into a directory.
 pub(crate) fn write(into: &Path, files: &[(&str, &str)]) -> Result<(), Broken> {
     for (name, text) in files {

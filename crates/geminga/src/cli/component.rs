@@ -10,7 +10,7 @@ pub(crate) mod settle;
 use std::path::Path;
 
 use clap::builder::TypedValueParser;
-use geminga_admin::client::{AdminClient, ClientError, Code, Component, Fqfn};
+use geminga_admin::client::{AdminClient, ClientError, Code, Component, Fqfn, Registration};
 use geminga_mesh::decode::decode_document;
 use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
 use geminga_stdx::Diagnostic;
@@ -455,7 +455,8 @@ pub(crate) fn code(path: &str) -> Outcome<Code> {
     let file = Path::new(path);
     if file.is_dir() {
         return Err(refused(
-            "it is a directory: build it or make a zip of it".to_owned(),
+            "it is a directory: build it or make a zip of it; a folder of Go or Java is built here"
+                .to_owned(),
         ));
     }
     // It is read when it is sent; what cannot be read is said now.
@@ -563,17 +564,21 @@ pub(crate) fn nest(
 pub(crate) async fn send(
     client: &AdminClient,
     kind: Component,
-    update: bool,
+    how: Registration,
     prepared: Prepared,
 ) -> Outcome {
     let Prepared { name, config, code } = prepared;
-    let sent = client.send_component(kind, update, name.fqfn(), &config, code);
+    let sent = client.send_component(kind, how, name.fqfn(), &config, code);
     output::patiently(sent, || format!("the server takes {kind} {name} in"))
         .await
-        .map_err(|error| refused(kind, update, &name, error))?;
+        .map_err(|error| refused(kind, how.is_update(), &name, error))?;
     output::note(&format!(
         "{kind} {name} {}",
-        if update { "updated" } else { "created" }
+        if how.is_update() {
+            "updated"
+        } else {
+            "created"
+        }
     ));
     settle::watch(client, kind, &name, settle::deadline()).await;
     Ok(())

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use geminga_admin::client::{Code, Component};
+use geminga_admin::client::{Code, Component, Registration};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -59,16 +59,11 @@ pub(super) trait Connector: Serialize + Send + 'static {
 }
 
 pub(super) fn create<F: Connector>(flags: F, global: &Global) -> Outcome {
-    send(flags, false, global)
+    send(flags, Registration::Create, global)
 }
 
 pub(super) fn update<F: Connector>(flags: F, auth_data: bool, global: &Global) -> Outcome {
-    if auth_data {
-        return Err(usage(
-            "--update-auth-data is not supported: there are no stored credentials yet",
-        ));
-    }
-    send(flags, true, global)
+    send(flags, Registration::Update { auth_data }, global)
 }
 
 pub(super) fn act(kind: Component, action: Action, global: &Global) -> Outcome {
@@ -78,9 +73,10 @@ pub(super) fn act(kind: Component, action: Action, global: &Global) -> Outcome {
     })
 }
 
-fn send<F: Connector>(flags: F, update: bool, global: &Global) -> Outcome {
+fn send<F: Connector>(flags: F, how: Registration, global: &Global) -> Outcome {
     admin::with_client(global, |client| async move {
-        component::send(&client, F::KIND, update, prepare(&flags, update)?).await
+        let prepared = prepare(&flags, how.is_update())?;
+        component::send(&client, F::KIND, how, prepared).await
     })
 }
 

@@ -8,9 +8,9 @@ mod state;
 
 use std::path::PathBuf;
 
-use geminga_admin::client::{AdminClient, Code, Component};
+use geminga_admin::client::{AdminClient, Code, Component, Registration};
 use geminga_functions::runtime::Broken;
-use geminga_model::FunctionConfig;
+use geminga_model::{FunctionConfig, Runtime};
 use geminga_stdx::Diagnostic;
 use serde_json::Value;
 
@@ -46,7 +46,7 @@ enum Command {
     Update {
         #[command(flatten)]
         flags: Box<FunctionFlags>,
-        /// Refresh stored credentials
+        /// Have stored credentials read anew; Geminga stores none, so that an update may consist of this alone
         #[arg(long)]
         update_auth_data: bool,
     },
@@ -113,18 +113,16 @@ pub(crate) fn run(args: FunctionsArgs, global: &Global) -> Outcome {
             Command::Localrun(_) => Err(usage("localrun asks no server")),
             Command::Create(flags) => {
                 let prepared = prepare(&flags, false).await?;
-                component::send(&client, kind, false, prepared).await
+                component::send(&client, kind, Registration::Create, prepared).await
             }
             Command::Update {
                 flags,
                 update_auth_data,
             } => {
-                if update_auth_data {
-                    return Err(usage(
-                        "--update-auth-data is not supported: there are no stored credentials yet",
-                    ));
-                }
-                component::send(&client, kind, true, prepare(&flags, true).await?).await
+                let how = Registration::Update {
+                    auth_data: update_auth_data,
+                };
+                component::send(&client, kind, how, prepare(&flags, true).await?).await
             }
             Command::Stats(args) => {
                 let name = args.name.resolve()?;
@@ -174,16 +172,10 @@ async fn prepare(flags: &FunctionFlags, update: bool) -> Outcome<Prepared> {
             "builtin://{}",
             typed.function_type.as_deref().unwrap_or_default()
         )),
-        ["go"] if typed.go.as_deref().is_some_and(is_go_source) => {
-            go_program(typed.go.as_deref().unwrap_or_default(), false).await?
-        }
-        ["wasm"] if typed.wasm.as_deref().is_some_and(is_go_source) => {
-            go_program(typed.wasm.as_deref().unwrap_or_default(), true).await?
-        }
-        ["jar"] if typed.jar.as_deref().is_some_and(is_java_source) => {
-            java_jar(typed.jar.as_deref().unwrap_or_default()).await?
-        }
-        [_] => component::code(typed.code().map_or("", |(_, path)| path))?,
+        [_] => match typed.code() {
+            Some((runtime, path)) => code(runtime, path).await?,
+            None => component::code("")?,
+        },
         [first, second, ..] => {
             return Err(usage(format!(
                 "`{first}` and `{second}` are both given: give one of them"
@@ -199,12 +191,16 @@ async fn prepare(flags: &FunctionFlags, update: bool) -> Outcome<Prepared> {
     })
 }
 
-fn is_go_source(path: &str) -> bool {
-    geminga_functions::runtime::go::is_source(std::path::Path::new(path))
-}
-
-fn is_java_source(path: &str) -> bool {
-    geminga_functions::runtime::java::is_source(std::path::Path::new(path))
+/// What is sent along for a function's code: sources in Go and Java are built here, all else is sent as it is.
+pub(super) async fn code(runtime: Runtime, path: &str) -> Outcome<Code> {
+    use geminga_functions::runtime::{go, java};
+    let file = std::path::Path::new(path);
+    match runtime {
+        Runtime::Go if go::is_source(file) => go_program(path, false).await,
+        Runtime::Wasm if go::is_source(file) => go_program(path, true).await,
+        Runtime::Java if java::is_source(file) => java_jar(path).await,
+        _ => component::code(path),
+    }
 }
 
 /// Builds Go sources here, so that the server needs no compiler.

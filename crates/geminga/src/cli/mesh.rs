@@ -8,17 +8,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use geminga_admin::client::{AdminClient, Code, Component as Kind};
+use geminga_admin::client::{AdminClient, Code, Component as Kind, Registration};
+use geminga_functions::runtime::{go, java};
 use geminga_mesh::check::FileKind;
 use geminga_mesh::graph::draw::draw;
 use geminga_mesh::load::{Component, Config};
 use geminga_mesh::plan::diff::{Action, Change, State, Step, diff};
 use geminga_mesh::plan::{Plan, plan};
+use geminga_model::Runtime;
 use geminga_stdx::Diagnostic;
 use serde_json::{Value, json};
 
 use super::admin::{failure, with_client};
-use super::component::{FullName, code, failed, settle};
+use super::component::{FullName, failed, settle};
+use super::functions::code;
 use super::{Global, block_on};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::output::{self, Format, Table};
@@ -288,9 +291,8 @@ const CODES: [&str; 6] = ["jar", "py", "go", "sh", "exec", "wasm"];
 fn config_of(component: &Component) -> Value {
     let mut config = component.config.to_json();
     if let Config::Function(function) = &component.config
-        && let Some((_, path)) = function.code()
-        && let Ok(code) = std::fs::File::open(path)
-        && let Ok(digest) = digest(code)
+        && let Some((runtime, path)) = function.code()
+        && let Some(digest) = digest_of(runtime, Path::new(path))
     {
         config["codeDigest"] = json!(digest);
     }
@@ -310,6 +312,19 @@ fn config_of(component: &Component) -> Value {
         }
     }
     config
+}
+
+/// Of a file, or of the sources in a folder; none of what is elsewhere.
+fn digest_of(runtime: Runtime, path: &Path) -> Option<String> {
+    if !path.is_dir() {
+        return digest(std::fs::File::open(path).ok()?).ok();
+    }
+    match runtime {
+        Runtime::Go | Runtime::Wasm => go::digest(path),
+        Runtime::Java => java::digest(path),
+        // A folder of them is not sent.
+        Runtime::Bash | Runtime::Exec | Runtime::Python => None,
+    }
 }
 
 /// FNV-1a of 128 bits: tells changed code from unchanged, and defends against nobody.
@@ -429,9 +444,9 @@ async fn apply(client: &AdminClient, plan: &Plan, steps: &mut [Step]) -> Outcome
         else {
             continue;
         };
-        let is_update = match step.action {
-            Action::Create => false,
-            Action::Update(_) => true,
+        let how = match step.action {
+            Action::Create => Registration::Create,
+            Action::Update(_) => Registration::UPDATE,
             Action::Unchanged if !step.not_compared.is_empty() => {
                 if send_secrets(client, component, step).await? {
                     started.push((kind_of(component.kind()), name_of(&component.fqfn())));
@@ -440,7 +455,7 @@ async fn apply(client: &AdminClient, plan: &Plan, steps: &mut [Step]) -> Outcome
             }
             Action::Delete | Action::Unchanged => continue,
         };
-        send(client, component, is_update).await?;
+        send(client, component, how).await?;
         started.push((kind_of(component.kind()), name_of(&component.fqfn())));
     }
     for step in steps.iter().filter(|step| step.action == Action::Delete) {
@@ -454,14 +469,14 @@ async fn apply(client: &AdminClient, plan: &Plan, steps: &mut [Step]) -> Outcome
     Ok(())
 }
 
-async fn send(client: &AdminClient, component: &Component, is_update: bool) -> Outcome {
+async fn send(client: &AdminClient, component: &Component, how: Registration) -> Outcome {
     let kind = kind_of(component.kind());
     let name = name_of(&component.fqfn());
     let mut config = config_of(component);
     let code = match &component.config {
         Config::Function(function) => match function.code() {
             Some((runtime, path)) => {
-                let sent = code(path)?;
+                let sent = code(runtime, path).await?;
                 if let Code::File { name, .. } = &sent {
                     config[runtime.code_field()] = json!(name);
                 }
@@ -473,7 +488,7 @@ async fn send(client: &AdminClient, component: &Component, is_update: bool) -> O
         Config::Sink(sink) => builtin(sink.builtin()),
     };
     client
-        .send_component(kind, is_update, name.fqfn(), &config, code)
+        .send_component(kind, how, name.fqfn(), &config, code)
         .await
         .map_err(|error| failed(kind, error))
 }
@@ -491,7 +506,7 @@ async fn send_secrets(
         "tenant": name.tenant, "namespace": name.namespace, "name": name.name, "secrets": whole["secrets"],
     });
     step.not_compared.clear();
-    let sent = client.send_component(kind, true, name.fqfn(), &change, Code::None);
+    let sent = client.send_component(kind, Registration::UPDATE, name.fqfn(), &change, Code::None);
     match sent.await {
         Err(error) if error.status() == Some(400) && error.to_string().contains(NO_CHANGE) => {
             Ok(false)

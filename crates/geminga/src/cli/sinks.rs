@@ -30,7 +30,7 @@ enum Command {
     Update {
         #[command(flatten)]
         flags: Box<SinkFlags>,
-        /// Refresh stored credentials
+        /// Have stored credentials read anew; Geminga stores none, so that an update may consist of this alone
         #[arg(long)]
         update_auth_data: bool,
     },

@@ -171,7 +171,7 @@ fn create_secret_key(file: Option<PathBuf>, base64: bool) -> Outcome {
                 })?;
         }
         None if base64 => output::line(&String::from_utf8_lossy(&bytes))?,
-        None => std::io::stdout().write_all(&bytes)?,
+        None => output::bytes(&bytes)?,
     }
     Ok(())
 }

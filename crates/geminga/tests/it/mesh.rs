@@ -210,3 +210,39 @@ fn built_in_functions_are_made_and_stay_as_they_are() {
         );
     }
 }
+
+/// `functions create` builds a folder of Go, `apply` refused it as a directory.
+#[test]
+fn a_folder_of_sources_is_built_and_compared() {
+    let server = Server::ephemeral();
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| {
+        std::fs::write(directory.path().join(name), text).expect("writes");
+    };
+    let program = |mark: &str| {
+        format!(
+            "package main\n\nimport (\n\t\"context\"\n\n\t\"github.com/apache/pulsar/pulsar-function-go/pf\"\n)\n\n\
+             func exclaim(ctx context.Context, in []byte) ([]byte, error) {{\n\treturn append(in, '{mark}'), nil\n}}\n\n\
+             func main() {{ pf.Start(exclaim) }}\n"
+        )
+    };
+    std::fs::create_dir(directory.path().join("loud")).expect("made");
+    write("loud/main.go", &program("!"));
+    write(
+        "mesh.yaml",
+        "name: loud\ngo: loud\ninputs: [words]\noutput: shouts\n",
+    );
+    let run = |args: &[&str]| mesh(&server, directory.path(), args);
+    let ask = |want: &str| {
+        let words = "functions trigger loud --trigger-value hello";
+        assert_eq!(server.check(words, 0).0, format!("hello{want}\n"));
+    };
+    assert_eq!(steps(&run(&["apply", "mesh.yaml"])), [("create", "loud")]);
+    ask("!");
+    let again = run(&["apply", "mesh.yaml"]);
+    assert_eq!(steps(&again), [("unchanged", "loud")], "{again}");
+    write("loud/main.go", &program("?"));
+    let changed = run(&["apply", "mesh.yaml"]);
+    assert_eq!(steps(&changed), [("update", "loud")], "{changed}");
+    ask("?");
+}

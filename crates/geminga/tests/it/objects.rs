@@ -8,6 +8,39 @@ use std::time::Duration;
 use crate::server::Server;
 use crate::{geminga, text};
 
+/// `| head -1` made an error of it.
+#[test]
+fn who_reads_no_further_is_no_failure() {
+    let server = Server::ephemeral();
+    server.check("topics create words", 0);
+    let words = [
+        "topics list",
+        "topics list -o name",
+        "topics list -o json",
+        "topics stats words -o yaml",
+        "tenants list",
+        "completions bash",
+        "tokens create-secret-key",
+    ];
+    for words in words {
+        let (read, write) = std::io::pipe().expect("a pipe");
+        drop(read);
+        let output = geminga()
+            .env("GEMINGA_ADMIN_URL", &server.admin_url)
+            .args(words.split(' '))
+            .stdout(write)
+            .stderr(Stdio::piped())
+            .output()
+            .expect("runs");
+        let said = text(&output.stderr);
+        assert_eq!(
+            (output.status.code(), said.as_str()),
+            (Some(0), ""),
+            "{words}"
+        );
+    }
+}
+
 #[test]
 fn topics_subscriptions_and_functions_from_the_command_line() {
     let server = Server::ephemeral();
@@ -58,6 +91,9 @@ fn topics_subscriptions_and_functions_from_the_command_line() {
     assert_eq!(out, "HELLO\n");
     let (out, _) = server.check("functions get loud -o json", 0);
     assert!(out.contains("\"output\": \"shouts\""), "{out}");
+    // As pulsar-admin has it: nothing is stored that could be read anew, and that alone is an update.
+    server.check("functions update loud --update-auth-data", 0);
+    server.check("functions update loud", 1);
     server.check("functions delete loud", 0);
 
     server.check("tenants create acme", 0);
