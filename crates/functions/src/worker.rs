@@ -39,6 +39,7 @@ pub(crate) mod schedule;
 pub(crate) mod supervisor;
 mod timings;
 mod trigger;
+mod turns;
 mod warming;
 
 pub use self::backlog::Backlogs;
@@ -187,10 +188,17 @@ pub(crate) struct Inner {
     lines: trigger::Lines,
     /// Packages that are on their way from other workers.
     fetching: Mutex<BTreeSet<String>>,
-    /// One change at a time.
-    changing: tokio::sync::Mutex<()>,
-    /// One at a time makes what runs follow the catalogue.
-    settling: tokio::sync::Mutex<()>,
+    /// Held by each change; a worker that ends lets no more begin.
+    open: tokio::sync::RwLock<()>,
+    /// One change of a component at a time.
+    changing: turns::Turns,
+    /// One at a time writes what depends on the whole catalogue: who runs what, which packages are needed.
+    /// Nobody waits for user code while he has it.
+    writing: tokio::sync::Mutex<()>,
+    /// One at a time makes what runs of a component follow the catalogue.
+    settling: turns::Turns,
+    /// What is about to wait for that.
+    to_settle: Mutex<BTreeSet<ComponentId>>,
 }
 
 /// A component and its instances.
@@ -269,8 +277,11 @@ impl Worker {
                 warming: Mutex::default(),
                 lines: trigger::Lines::default(),
                 fetching: Mutex::default(),
-                changing: tokio::sync::Mutex::new(()),
-                settling: tokio::sync::Mutex::new(()),
+                open: tokio::sync::RwLock::default(),
+                changing: turns::Turns::default(),
+                writing: tokio::sync::Mutex::default(),
+                settling: turns::Turns::default(),
+                to_settle: Mutex::default(),
             }),
         };
         worker.reload_builtin_functions().await?;
@@ -550,8 +561,14 @@ impl Worker {
     pub async fn shutdown(&self, grace: Duration) {
         // Nothing is begun any more, and what others say is not answered.
         self.inner.cluster.go();
-        // A change that is under way may end; one that hangs keeps nobody.
-        let _one = tokio::time::timeout(grace, self.inner.changing.lock()).await;
+        // Changes that are under way may end; one that hangs keeps nobody.
+        let none = async {
+            (
+                self.inner.open.write().await,
+                self.inner.writing.lock().await,
+            )
+        };
+        let _none = tokio::time::timeout(grace, none).await;
         let entries: Vec<Arc<Entry>> = self.inner.components.lock().values().cloned().collect();
         let tasks = Tasks::new();
         for entry in entries {

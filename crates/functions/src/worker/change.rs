@@ -2,6 +2,9 @@
 //!
 //! The leader writes the change to the catalogue first, then makes what runs follow it (`settle`);
 //! the other workers read the same and do the same. So there is one way from "it is so" to "it runs".
+//!
+//! What must hold: two changes of a component do not overlap, from the first look at it to the answer; and
+//! who waits for code to start, to stop or to subscribe holds nothing that a change of another one needs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,6 +12,7 @@ use std::time::Duration;
 
 use geminga_model::validate::Violation;
 use geminga_stdx::tasks::OnError;
+use tokio::sync::RwLockReadGuard;
 use tokio::time::Instant;
 
 use super::catalog::{Key, Record};
@@ -16,6 +20,7 @@ use super::membership::Judged;
 use super::package::{self, Upload};
 use super::rights::{Limits, Registrant};
 use super::supervisor::{Crew, Health};
+use super::turns::Turn;
 use super::warming::Beginning;
 use super::{Entry, STOP_GRACE, Worker};
 use crate::component::{Component, ComponentId};
@@ -66,10 +71,10 @@ impl Worker {
         mut component: Component,
         mut code: Option<Upload>,
     ) -> Result<ComponentId, WorkerError> {
-        let _one = self.inner.changing.lock().await;
         let id = component
             .id()
             .ok_or_else(|| WorkerError::Invalid(vec!["`name` is missing".to_owned()]))?;
+        let _own = self.change(&id).await;
         if self
             .inner
             .catalog
@@ -92,8 +97,13 @@ impl Worker {
     async fn keep(&self, code: Option<Upload>) -> Result<Option<String>, WorkerError> {
         let Some(upload) = code else { return Ok(None) };
         let file = package::store(&self.inner.packages, upload).await?;
-        self.inner.share(&file).await?;
         Ok(Some(file))
+    }
+
+    /// Waits for the change of a component that is under way.
+    async fn change(&self, id: &ComponentId) -> (RwLockReadGuard<'_, ()>, Turn) {
+        let open = self.inner.open.read().await;
+        (open, self.inner.changing.of(id).await)
     }
 
     /// Puts a checked record into the catalogue, gives its units to workers, and waits for those
@@ -116,12 +126,7 @@ impl Worker {
             tracing::warn!(component = %id, "{warning}");
         }
         let before = self.record(id).ok();
-        self.inner.catalog.put_component(id, record).await?;
-        if let Some(before) = before {
-            let before = before.packages().map(str::to_owned).collect();
-            self.inner.drop_unneeded(&before);
-        }
-        self.assign(id, &plan).await?;
+        self.write(id, before.as_ref(), record, &plan).await?;
         self.settle(Some(&BTreeSet::from([id.clone()]))).await;
         let config = &self.inner.config;
         let limit = match undoes(&plan) {
@@ -137,6 +142,28 @@ impl Worker {
         }
         let _ = tokio::time::timeout(config.subscribe_wait, entry.crew.subscribed()).await;
         Ok(entry)
+    }
+
+    /// Puts a record into the catalogue and gives its units to workers.
+    async fn write(
+        &self,
+        id: &ComponentId,
+        before: Option<&Record>,
+        record: Record,
+        plan: &Plan,
+    ) -> Result<(), WorkerError> {
+        let _one = self.inner.writing.lock().await;
+        if let Some(file) = &record.package
+            && before.is_none_or(|before| before.package.as_ref() != Some(file))
+        {
+            self.inner.share(file).await?;
+        }
+        self.inner.catalog.put_component(id, record).await?;
+        if let Some(before) = before {
+            let before = before.packages().map(str::to_owned).collect();
+            self.inner.drop_unneeded(&before);
+        }
+        self.assign(id, plan).await
     }
 
     /// Changes a component: `change` holds the new fields alone. Instances are started anew.
@@ -163,7 +190,7 @@ impl Worker {
         change: Component,
         mut code: Option<Upload>,
     ) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
+        let _own = self.change(id).await;
         let record = self.record(id)?;
         let stored = &record.component;
         let mut change = change.unmasked(stored);
@@ -204,7 +231,7 @@ impl Worker {
     /// What may not change (so it may not be left out either), what can not be honoured, and when
     /// nothing changes.
     pub async fn replace(&self, id: &ComponentId, component: Component) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
+        let _own = self.change(id).await;
         let record = self.record(id)?;
         let stored = &record.component;
         let component = component.unmasked(stored);
@@ -292,7 +319,7 @@ impl Worker {
         id: &ComponentId,
         to: Option<u64>,
     ) -> Result<u64, WorkerError> {
-        let _one = self.inner.changing.lock().await;
+        let _own = self.change(id).await;
         let record = self.record(id)?;
         let past = match to {
             None => record.past.first(),
@@ -345,18 +372,13 @@ impl Worker {
     /// # Errors
     /// When it does not exist, or the catalogue can not be written.
     pub async fn delete(&self, id: &ComponentId) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
+        let _own = self.change(id).await;
         let before = self.record(id)?.packages().map(str::to_owned).collect();
         let entry = self.entry(id).ok();
         let elsewhere = entry
             .as_ref()
             .is_some_and(|entry| (0..entry.crew.len()).any(|n| !self.inner.is_mine(id, n)));
-        self.inner
-            .catalog
-            .remove(Key::Component(id.clone()))
-            .await?;
-        self.unassign(id).await?;
-        self.inner.drop_unneeded(&before);
+        self.erase(id, &before).await?;
         self.settle(Some(&BTreeSet::from([id.clone()]))).await;
         let Some(entry) = entry.filter(|entry| entry.crew.plan.cleanup_subscription) else {
             return Ok(());
@@ -382,6 +404,20 @@ impl Worker {
                 tracing::warn!(component = %id, "subscription not removed: somebody uses it");
                 Ok::<(), std::convert::Infallible>(())
             });
+        Ok(())
+    }
+
+    /// Takes a component out of the catalogue.
+    async fn erase(
+        &self,
+        id: &ComponentId,
+        packages: &BTreeSet<String>,
+    ) -> Result<(), WorkerError> {
+        let _one = self.inner.writing.lock().await;
+        let key = Key::Component(id.clone());
+        self.inner.catalog.remove(key).await?;
+        self.unassign(id).await?;
+        self.inner.drop_unneeded(packages);
         Ok(())
     }
 
@@ -415,7 +451,7 @@ impl Worker {
         instance: Option<u32>,
         stopped: bool,
     ) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
+        let _own = self.change(id).await;
         let entry = self.entry(id)?;
         let mut record = self.record(id)?;
         let before = record.stopped.clone();
@@ -443,9 +479,9 @@ impl Worker {
         id: &ComponentId,
         instance: Option<u32>,
     ) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
+        let _own = self.change(id).await;
         // No other version takes their place meanwhile.
-        let _settles = self.inner.settling.lock().await;
+        let _settles = self.inner.settling.of(id).await;
         let entry = self.entry(id)?;
         let mut numbers = entry.crew.numbers(id, instance)?;
         let is_own = |n: &u32| self.inner.is_mine(id, *n) && !entry.record.stopped.contains(n);
@@ -460,34 +496,59 @@ impl Worker {
         Ok(())
     }
 
-    /// Makes what runs here follow the catalogue: of these components, or of all.
+    /// Makes what runs here follow the catalogue: of these components, or of all. Each for itself: one that
+    /// takes its time to stop holds up no other.
     pub(crate) async fn settle(&self, ids: Option<&BTreeSet<ComponentId>>) {
-        let _one = self.inner.settling.lock().await;
-        let ids: BTreeSet<ComponentId> = match ids {
-            Some(ids) => ids.clone(),
-            None => {
-                let mut all: BTreeSet<ComponentId> =
-                    self.inner.components.lock().keys().cloned().collect();
-                all.extend(
-                    self.inner
-                        .catalog
-                        .read(|view| view.components.keys().cloned().collect::<Vec<_>>()),
-                );
-                all
+        let ids = ids.cloned().unwrap_or_else(|| self.all_ids());
+        if ids.len() == 1 {
+            for id in &ids {
+                self.settle_one(id, self.inner.settling.of(id).await).await;
             }
-        };
-        let may_run = self.inner.may_run();
-        for id in &ids {
-            if self.inner.cluster.is_leaving() {
-                // Who ends this worker ends what it runs.
-                return;
+            return;
+        }
+        let tasks = self.inner.tasks.child();
+        for id in ids {
+            let worker = self.clone();
+            tasks.spawn_cancellable("component settles", async move {
+                let turn = worker.inner.settling.of(&id).await;
+                worker.settle_one(&id, turn).await;
+            });
+        }
+        tasks.join(Duration::MAX).await;
+    }
+
+    /// The same behind the answer, for who has other things to do than to wait for code that does not stop.
+    pub(crate) fn settle_soon(&self, ids: Option<&BTreeSet<ComponentId>>) {
+        let ids = ids.cloned().unwrap_or_else(|| self.all_ids());
+        for id in ids {
+            // One that has not begun will see what the catalogue says by then.
+            if !self.inner.to_settle.lock().insert(id.clone()) {
+                continue;
             }
-            self.settle_one(id, may_run).await;
+            let worker = self.clone();
+            let tasks = &self.inner.tasks;
+            tasks.spawn_cancellable("component settles", async move {
+                let turn = worker.inner.settling.of(&id).await;
+                worker.inner.to_settle.lock().remove(&id);
+                worker.settle_one(&id, turn).await;
+            });
         }
     }
 
-    async fn settle_one(&self, id: &ComponentId, may_run: bool) {
+    fn all_ids(&self) -> BTreeSet<ComponentId> {
+        let mut all: BTreeSet<ComponentId> = self.inner.components.lock().keys().cloned().collect();
+        let catalog = &self.inner.catalog;
+        all.extend(catalog.read(|view| view.components.keys().cloned().collect::<Vec<_>>()));
+        all
+    }
+
+    async fn settle_one(&self, id: &ComponentId, _turn: Turn) {
         let inner = &self.inner;
+        if inner.cluster.is_leaving() {
+            // Who ends this worker ends what it runs.
+            return;
+        }
+        let may_run = inner.may_run();
         let record = inner.catalog.read(|view| view.components.get(id).cloned());
         let known = inner.components.lock().get(id).cloned();
         let Some(record) = record else {

@@ -115,20 +115,25 @@ impl Worker {
         metadata: PackageMetadata,
         replace: bool,
     ) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
-        let (known, count) = self
-            .inner
-            .catalog
-            .read(|view| (view.packages.contains_key(name), view.packages.len()));
-        if known && !replace {
-            return Err(WorkerError::PackageExists(name.to_owned()));
-        }
-        if count >= PACKAGES_MAX {
-            return Err(WorkerError::Invalid(vec![format!(
-                "there are {count} packages already: remove some"
-            )]));
-        }
+        let is_free = || {
+            let look = |view: &View| (view.packages.contains_key(name), view.packages.len());
+            let (known, count) = self.inner.catalog.read(look);
+            if known && !replace {
+                return Err(WorkerError::PackageExists(name.to_owned()));
+            }
+            if count >= PACKAGES_MAX {
+                return Err(WorkerError::Invalid(vec![format!(
+                    "there are {count} packages already: remove some"
+                )]));
+            }
+            Ok(())
+        };
+        is_free()?;
         let file = package::store(&self.inner.packages, upload).await?;
+        self.inner.have(&file).await?;
+        let _one = self.inner.writing.lock().await;
+        // Somebody may have been quicker.
+        is_free()?;
         self.inner.share(&file).await?;
         let now = Clock::system().now_ms();
         let metadata = PackageMetadata {
@@ -164,7 +169,7 @@ impl Worker {
         name: &str,
         metadata: PackageMetadata,
     ) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
+        let _one = self.inner.writing.lock().await;
         let mut record = self.inner.package(name)?;
         record.metadata = PackageMetadata {
             create_time: record.metadata.create_time,
@@ -183,7 +188,7 @@ impl Worker {
     /// # Errors
     /// When there is none of that name.
     pub async fn delete_package(&self, name: &str) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
+        let _one = self.inner.writing.lock().await;
         let record = self.inner.package(name)?;
         self.inner
             .catalog

@@ -94,7 +94,7 @@ impl Worker {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             // It is being started.
-            drop(self.inner.settling.lock().await);
+            drop(self.inner.settling.of(id).await);
         };
         // It goes on behind the answer.
         let _ = tokio::time::timeout(limit, waits).await;

@@ -94,6 +94,111 @@ async fn an_update_that_does_not_start_in_time_is_undone() {
     end(stage, [first]).await;
 }
 
+/// Something that goes on beside the test, until it is asked what came of it.
+struct Beside<T>(tokio::sync::oneshot::Receiver<T>);
+
+impl<T: Send + 'static> Beside<T> {
+    fn begin(tasks: &Tasks, doing: impl Future<Output = T> + Send + 'static) -> Self {
+        let (done, answered) = tokio::sync::oneshot::channel();
+        tasks.spawn_cancellable("beside", async move {
+            let _ = done.send(doing.await);
+        });
+        Self(answered)
+    }
+
+    fn goes_on(&mut self) -> bool {
+        self.0.try_recv().is_err()
+    }
+
+    async fn end(self) -> T {
+        self.0.await.expect("it ended")
+    }
+}
+
+/// Everything that is done to a component.
+async fn live_and_die(worker: &Worker, fields: Value) {
+    let all = async {
+        let id = make(worker, "process() { :; }", fields).await;
+        let code = Upload::new("f.sh", "process() { : 2; }");
+        update(worker, &id, json!({}), code).await;
+        worker.stop_instances(&id, None).await.expect("stopped");
+        worker.start_instances(&id, None).await.expect("started");
+        worker
+            .restart_instances(&id, None)
+            .await
+            .expect("restarted");
+        worker.roll_back(&id, None).await.expect("back");
+        worker.delete(&id).await.expect("deleted");
+    };
+    let all = tokio::time::timeout(PATIENCE, all).await;
+    all.expect("it waits for somebody else's code");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn code_that_is_slow_to_start_holds_up_no_change_of_another() {
+    let stage = empty_stage().await;
+    let directory = tempfile::tempdir().expect("directory");
+    let config = WorkerConfig {
+        subscribe_wait: PATIENCE * 4,
+        prove_wait: PATIENCE * 4,
+        ..config(&stage, directory.path().to_owned(), "a")
+    };
+    let worker = Worker::start(config).await.expect("started");
+    let first = Other { worker, directory };
+    let tasks = Tasks::new();
+    for (name, options) in [
+        ("plain", r#"{"startTimeoutMs":300000}"#),
+        (
+            "undone",
+            r#"{"startTimeoutMs":300000,"onFailedUpdate":"rollback"}"#,
+        ),
+    ] {
+        let path = |what: &str| stage.directory.path().join(format!("{name}-{what}"));
+        let (begun, gate) = (path("begun"), path("go"));
+        let (input, other) = (stage.topic(name), stage.topic("other"));
+        let fields = json!({"name": name, "inputs": [input], "customRuntimeOptions": options});
+        let id = make(&first.worker, "process() { :; }", fields).await;
+        let wait = format!("while [ ! -e '{}' ]; do sleep 0.02; done", gate.display());
+        let code = format!(": > '{}'\n{wait}\nprocess() {{ :; }}", begun.display());
+        let (worker, of) = (first.worker.clone(), id.clone());
+        let mut slow = Beside::begin(&tasks, async move {
+            update(&worker, &of, json!({}), Upload::new("f.sh", code)).await;
+        });
+        until("the new code starts", || begun.exists()).await;
+        live_and_die(&first.worker, json!({"name": "b", "inputs": [other]})).await;
+        assert!(slow.goes_on(), "the other had to wait");
+        // Another change of its own does.
+        let (worker, of) = (first.worker.clone(), id.clone());
+        let mut deleting = Beside::begin(&tasks, async move { worker.delete(&of).await });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(deleting.goes_on(), "two changes of one");
+        std::fs::write(&gate, "").expect("written");
+        slow.end().await;
+        deleting.end().await.expect("deleted");
+    }
+    end(stage, [first]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn code_that_does_not_stop_holds_up_no_change_of_another() {
+    let stage = empty_stage().await;
+    let first = another(&stage, "a").await;
+    let (input, other) = (stage.topic("in"), stage.topic("other"));
+    let begun = stage.directory.path().join("begun");
+    let fields = json!({"name": "f", "inputs": [&input]});
+    let id = make(&first.worker, &stuck(&begun), fields).await;
+    stage.send(&input, ["m"]).await;
+    until("it hangs", || begun.exists()).await;
+    let tasks = Tasks::new();
+    let worker = first.worker.clone();
+    let mut deleting = Beside::begin(&tasks, async move { worker.delete(&id).await });
+    // It gets some seconds for its message.
+    live_and_die(&first.worker, json!({"name": "b", "inputs": [other]})).await;
+    assert!(deleting.goes_on(), "the other had to wait");
+    deleting.end().await.expect("deleted");
+    end(stage, [first]).await;
+}
+
 /// The restart of an old version and the beginning of the new one, at once: one of them runs then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_while_an_update_starts_leaves_one_version() {

@@ -124,12 +124,12 @@ impl Worker {
             }
             let holds = self.inner.may_run();
             if holds != held {
-                self.settle(None).await;
+                self.settle_soon(None);
             }
             held = holds;
             let again = std::mem::take(&mut *cluster.again.lock());
             if !again.is_empty() {
-                self.settle(Some(&again)).await;
+                self.settle_soon(Some(&again));
             }
         }
     }

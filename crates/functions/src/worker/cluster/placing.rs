@@ -163,6 +163,10 @@ impl Worker {
         let rests = |unit: &Unit| !force && placed.get(unit).is_some_and(|at| at.elapsed() < rest);
         let mut all = Vec::new();
         for (id, entry) in entries {
+            if !inner.catalog.read(|view| view.components.contains_key(&id)) {
+                // It is being stopped.
+                continue;
+            }
             for (unit, weight) in units(&id, &entry.crew.plan, entry.crew.len()) {
                 let known = self.assigned(&unit);
                 all.push(Standing {
@@ -245,9 +249,7 @@ impl Worker {
         if resting || standing.iter().any(|s| s.to.is_some()) {
             cluster.dirty.store(true, Ordering::Release);
         }
-        if !touched.is_empty() {
-            self.settle(Some(&touched)).await;
-        }
+        self.settle_soon(Some(&touched));
         if worked {
             let (all, strategy) = match force {
                 true => (Work::Rebalance, Work::RebalanceStrategy),

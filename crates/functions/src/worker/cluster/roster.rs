@@ -194,7 +194,7 @@ impl Worker {
     /// # Errors
     /// When there is no such worker, or this one does not lead.
     pub async fn drain(&self, worker_id: &str) -> Result<(), WorkerError> {
-        let _one = self.inner.changing.lock().await;
+        let _one = self.inner.writing.lock().await;
         let members = self.members();
         let Some(member) = members
             .into_iter()

@@ -35,7 +35,7 @@ impl Worker {
                 tracing::warn!("another worker leads now");
             }
             // What runs here goes on only with a lease of the new leader.
-            self.settle(None).await;
+            self.settle_soon(None);
             tokio::time::sleep(self.inner.cluster.lease / 10).await;
         }
     }
@@ -62,7 +62,7 @@ impl Worker {
                     }
                 }
                 inner.catalog.replace(view);
-                self.settle(None).await;
+                self.settle_soon(None);
                 reader
             }
         };
@@ -85,7 +85,7 @@ impl Worker {
                 }
                 messages = reader.next_batch(1000) => {
                     let touched = inner.catalog.follow(&messages?);
-                    self.settle(Some(&touched)).await;
+                    self.settle_soon(Some(&touched));
                 }
             }
         }
@@ -157,6 +157,7 @@ impl Worker {
             tracing::warn!(%error, "not scheduled");
         }
         if let Some(ready) = ready.take() {
+            self.settle(None).await;
             let _ = ready.send(());
         }
         cluster.wake.notify_one();
