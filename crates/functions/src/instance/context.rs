@@ -7,22 +7,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use geminga_client::{Client, Message, Schema};
+use geminga_client::{Client, Message as Sent, Schema};
 use geminga_stdx::Tasks;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 use super::Gauge;
-use super::sink::with_key;
+use super::sink::{Sink, TopicSink, WriteError};
 use super::source::Taken;
 use super::state::FunctionState;
-use crate::runtime::{BoxFuture, Level, LogLine, Output, SchemaOf, Services, StateChange, headers};
-use crate::worker::rights::Limits;
+use crate::runtime::{
+    BoxFuture, Level, LogLine, Message, Output, SchemaOf, Services, StateChange, headers,
+};
 
 /// Log lines that may wait for the log topic.
 const LOGS_WAITING: usize = 2000;
 /// Publications outside a message that may wait.
 const PUBLISH_WAITING: usize = 1000;
+/// So many of them are under way together.
+const PUBLISHED_AT_ONCE: usize = 256;
 
 /// Takes log lines that are also wanted elsewhere, such as the terminal of `geminga run`.
 pub(crate) type OnLog = Arc<dyn Fn(&LogLine) + Send + Sync>;
@@ -107,7 +110,7 @@ impl Context {
                 }
             };
             while let Some(line) = lines.recv().await {
-                let mut message = Message::new(line.text.into_bytes())
+                let mut message = Sent::new(line.text.into_bytes())
                     .property("loglevel", line.level.as_str())
                     .property("instance", instance.to_string())
                     .property("fqn", fqfn.clone());
@@ -121,40 +124,36 @@ impl Context {
         });
     }
 
-    /// Publishes what code publishes outside a message.
-    pub(crate) fn publish_by(&mut self, client: Client, limits: Option<Limits>, tasks: &Tasks) {
+    /// Publishes what code publishes outside a message, as outputs are: each once or not at all.
+    pub(crate) fn publish_by(&mut self, mut sink: TopicSink, tasks: &Tasks) {
         let gauge = self.gauge.clone();
         let (sender, mut outputs) = mpsc::channel::<Output>(PUBLISH_WAITING);
         self.publications = Some(sender);
         tasks.spawn_cancellable("function publications", async move {
-            let mut producers = std::collections::HashMap::new();
-            while let Some(output) = outputs.recv().await {
-                let Some(topic) = output.topic.as_deref().map(crate::plan::full_name) else {
-                    continue;
-                };
-                if let Some(Err(why)) = limits.as_ref().map(|limits| limits.may_publish(&topic)) {
-                    tracing::warn!(topic, why, "not published");
-                    gauge.stats.system_exception(why);
-                    continue;
-                }
-                if !producers.contains_key(&topic) {
-                    match client.producer(&topic).build().await {
-                        Ok(producer) => drop(producers.insert(topic.clone(), producer)),
-                        Err(error) => {
-                            tracing::warn!(topic, %error, "not published");
-                            continue;
-                        }
+            let of_no_message = Message::default();
+            let lost = |why: String| {
+                tracing::warn!(why, "not published");
+                gauge
+                    .stats
+                    .system_exception(format!("not published, outside a message: {why}"));
+            };
+            let mut turn = Vec::new();
+            while outputs.recv_many(&mut turn, PUBLISHED_AT_ONCE).await > 0 {
+                let mut receipts = Vec::with_capacity(turn.len());
+                for output in turn.drain(..) {
+                    match sink.write(&of_no_message, vec![output], None).await {
+                        Ok(sent) => receipts.extend(sent),
+                        Err(
+                            WriteError::Message(why)
+                            | WriteError::Spoiled(why)
+                            | WriteError::Sink(why),
+                        ) => lost(why),
                     }
                 }
-                let mut message = Message::new(output.payload).properties(output.properties);
-                message = with_key(message, output.key.as_deref(), output.key_is_base64);
-                if let Some(time) = output.event_time {
-                    message = message.event_time(time);
-                }
-                if let Some(producer) = producers.get(&topic)
-                    && let Err(error) = producer.post(message).await
-                {
-                    tracing::warn!(topic, %error, "not published");
+                for receipt in receipts {
+                    if let Err(error) = receipt.await {
+                        lost(error.to_string());
+                    }
                 }
             }
         });

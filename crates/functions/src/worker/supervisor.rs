@@ -389,7 +389,21 @@ impl Crew {
         if let Some(topic) = &plan.log_topic {
             context.log_to(client.clone(), topic.clone(), self.id.fqfn(), number, tasks);
         }
-        context.publish_by(client.clone(), self.limits.clone(), tasks);
+        if let Output::Topics { producer, .. } = &plan.output {
+            // No default topic, so that it makes no producer before it is asked.
+            let sink = TopicSink::open(
+                client.clone(),
+                self.id.fqfn(),
+                (None, None),
+                producer.clone(),
+                false,
+                self.properties(number),
+                Arc::default(),
+            );
+            let mut sink = sink.await.map_err(|error| error.to_string())?;
+            sink.limit(self.limits.clone());
+            context.publish_by(sink, tasks);
+        }
         context.schemas_by(client.clone(), self.taken.clone());
         let mut unread = self.unread(inner, spec, number);
         if *language == Language::Java && plan.asks_host() {
@@ -853,6 +867,20 @@ impl Crew {
         })
     }
 
+    /// By which others know the producers and consumers of an instance.
+    fn properties(&self, number: u32) -> Vec<(String, String)> {
+        let application = match self.id.kind {
+            Kind::Function => "pulsar-function",
+            Kind::Source => "pulsar-source",
+            Kind::Sink => "pulsar-sink",
+        };
+        vec![
+            ("application".to_owned(), application.to_owned()),
+            ("id".to_owned(), self.id.fqfn()),
+            ("instance_id".to_owned(), number.to_string()),
+        ]
+    }
+
     async fn build(
         &self,
         inner: &Arc<Inner>,
@@ -867,16 +895,7 @@ impl Crew {
         }
         let client = &inner.config.client;
         let plan = &self.plan;
-        let application = match self.id.kind {
-            Kind::Function => "pulsar-function",
-            Kind::Source => "pulsar-source",
-            Kind::Sink => "pulsar-sink",
-        };
-        let properties = vec![
-            ("application".to_owned(), application.to_owned()),
-            ("id".to_owned(), self.id.fqfn()),
-            ("instance_id".to_owned(), number.to_string()),
-        ];
+        let properties = self.properties(number);
         // First of all: what a predecessor does later must not count.
         let once = self.once(inner, seat, number).await?;
         let once_state = once.as_ref().map(|once| once.state.clone());

@@ -452,3 +452,39 @@ async fn a_call_that_is_under_way_outlives_an_update() {
     assert!(matches!(answer, Answered::Output { payload, .. } if payload == "new x"));
     stage.end().await;
 }
+
+/// It goes the way of outputs: with all that they may say, and with the reason in the status where it is not taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_outside_a_message_is_whole_or_told() {
+    let stage = Stage::with_messages_of(20_000).await;
+    let (input, late) = (stage.topic("in"), stage.topic("late"));
+    let mut out = stage.consumer(&late).await;
+    let code = format!(
+        "import threading, time\n\
+         def later(context):\n\
+         \x20   while context._active: time.sleep(0.01)\n\
+         \x20   conf = {{'partition_key': 'k', 'ordering_key': 'o', 'sequence_id': 77, 'event_timestamp': 5}}\n\
+         \x20   context.publish('{late}', 'x' * 30000)\n\
+         \x20   context.publish('{late}', 'said', properties={{'a': 'b'}}, message_conf=conf)\n\
+         class F:\n\
+         \x20   def process(self, input, context):\n\
+         \x20       threading.Thread(target=later, args=(context,)).start()\n"
+    );
+    let fields = json!({"py": code, "className": "f.F", "inputs": [&input],
+        "producerConfig": {"compressionType": "NONE"}});
+    let id = stage.function("f", fields).await;
+    stage.send(&input, ["begin"]).await;
+    let got = receive(&mut out, 1).await.remove(0);
+    assert_eq!(texts(std::slice::from_ref(&got)), ["said"]);
+    assert_eq!(got.key.as_deref(), Some("k"));
+    assert_eq!(got.ordering_key.as_deref(), Some(&b"o"[..]));
+    assert_eq!((got.sequence_id, got.event_time), (77, Some(5)));
+    assert_eq!(got.property("a"), Some("b"));
+    let status = stage.worker.status(&id).expect("there");
+    let told = &status.instances[0].status.latest_system_exceptions;
+    let [one] = &told[..] else { panic!("{told:?}") };
+    let why = &one.exception_string;
+    assert!(why.starts_with("not published"), "{why}");
+    assert!(why.contains("20000"), "{why}");
+    stage.end().await;
+}

@@ -30,7 +30,6 @@ impl Worker {
             .arg("--functions-directory")
             .arg(data.with_extension("functions"))
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .expect("starts");
         let mut line = String::new();
@@ -156,7 +155,9 @@ fn workers_are_killed_and_frozen_and_nothing_is_lost() {
             std::thread::sleep(Duration::from_secs(4));
             workers[victim].signal("-CONT");
         } else {
-            workers[victim].signal("-KILL");
+            // Gone before its successor starts, which wants its directory.
+            let _ = workers[victim].process.kill();
+            workers[victim].process.wait().expect("it ends");
             workers[victim] = Worker::start(&server, &data(victim));
         }
     }
