@@ -4,6 +4,7 @@
 //! carries the server's reason, and a server that cannot be reached is told apart from one that
 //! refuses.
 
+mod connect;
 mod form;
 mod functions;
 mod payload;
@@ -13,11 +14,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
+use geminga_client::tls::TlsError;
+use geminga_client::{Tls, TlsSettings};
 use http_body_util::{BodyExt, Limited};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,10 +43,13 @@ const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Why a request did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("`{url}` is not an admin URL of the form `http://host:port`")]
+    #[error("`{url}` is not an admin URL of the form `http://host:port` or `https://host:port`")]
     Url { url: String },
-    #[error("`{url}` needs TLS, which the admin client does not speak yet")]
-    Tls { url: String },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// What was to be sent over TLS, a token perhaps, is not sent without.
+    #[error("`{url}` sent the request on to `{to}`, which is without TLS")]
+    Downgraded { url: String, to: String },
     #[error("no admin API answers at `{url}`")]
     Unreachable {
         url: String,
@@ -88,11 +93,12 @@ pub struct Reply {
 /// A handle to one server's admin API. Cheap to clone.
 #[derive(Clone)]
 pub struct AdminClient {
-    http: legacy::Client<HttpConnector, payload::Sending>,
-    /// `http://host:port`, without a slash at the end.
+    http: legacy::Client<connect::Connector, payload::Sending>,
+    /// `http://host:port` or `https://host:port`, without a slash at the end.
     base: String,
     /// The value of `Authorization`.
     authorization: Option<HeaderValue>,
+    is_tls: bool,
     /// Another worker asks, for what the one that is asked knows itself.
     as_worker: bool,
 }
@@ -107,26 +113,30 @@ impl std::fmt::Debug for AdminClient {
 }
 
 impl AdminClient {
-    /// A client of the server at `url`; connects at the first request.
+    /// A client of the server at `url`; connects at the first request. Over TLS it trusts whom this machine trusts.
     ///
     /// # Errors
-    /// When `url` is not `http://host[:port]`.
+    /// When `url` is neither `http://host[:port]` nor `https://host[:port]`, or TLS is asked for and nobody trusted.
     pub fn new(url: &str) -> Result<Self, ClientError> {
+        Self::with_tls(url, &TlsSettings::default())
+    }
+
+    /// The same with settings of TLS, for a URL of `https`.
+    ///
+    /// # Errors
+    /// As `new`, and when a file that the settings name can not be used.
+    pub fn with_tls(url: &str, tls: &TlsSettings) -> Result<Self, ClientError> {
         let base = url.trim_end_matches('/').to_owned();
-        if base.starts_with("https://") {
-            return Err(ClientError::Tls { url: base });
-        }
         let parsed: Option<Uri> = base.parse().ok();
-        let fits = parsed.is_some_and(|uri| {
-            uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty())
-        });
-        if !fits {
-            return Err(ClientError::Url { url: base });
-        }
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(Duration::from_secs(10)));
-        connector.set_nodelay(true);
+        let parsed = parsed.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+        let tls = match parsed.as_ref().and_then(Uri::scheme_str) {
+            Some("http") => None,
+            Some("https") => Some(Tls::new(tls)?),
+            _ => return Err(ClientError::Url { url: base }),
+        };
+        let connector = connect::Connector::new(tls);
         Ok(Self {
+            is_tls: connector.speaks_tls(),
             http: legacy::Client::builder(TokioExecutor::new()).build(connector),
             base,
             authorization: None,
@@ -176,6 +186,12 @@ impl AdminClient {
             let (head, body) = self.exchange(&method, &url, path, body.as_ref()).await?;
             let to = head.headers.get(LOCATION).and_then(|to| to.to_str().ok());
             match to.filter(|_| head.status == StatusCode::TEMPORARY_REDIRECT) {
+                Some(to) if self.is_tls && !to.starts_with("https://") => {
+                    return Err(ClientError::Downgraded {
+                        url: self.base.clone(),
+                        to: to.to_owned(),
+                    });
+                }
                 Some(to) => url = to.to_owned(),
                 None if head.status.is_success() => {
                     return Ok(Reply {
@@ -406,11 +422,17 @@ mod tests {
             ("http://localhost:8080/", true),
             ("localhost:8080", false),
             ("pulsar://localhost:6650", false),
-            ("https://localhost", false),
+            ("https://localhost", true),
+            ("https://", false),
             ("http://", false),
             ("", false),
         ] {
-            assert_eq!(AdminClient::new(url).is_ok(), ok, "{url}");
+            let tls = TlsSettings {
+                // Whatever this machine trusts.
+                allow_insecure: true,
+                ..TlsSettings::default()
+            };
+            assert_eq!(AdminClient::with_tls(url, &tls).is_ok(), ok, "{url}");
         }
     }
 

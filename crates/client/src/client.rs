@@ -17,11 +17,14 @@ use crate::consumer::{ConsumerBuilder, Selection, Topics, Wanted};
 use crate::error::{Error, Result};
 use crate::producer::ProducerBuilder;
 use crate::reader::ReaderBuilder;
+use crate::tls::{Tls, TlsSettings};
 use crate::transaction::Coordinators;
-use crate::transport::{Connector, Tcp};
+use crate::transport::{Connector, Tcp, TcpWithTls};
 
 /// Where Pulsar listens by default.
 const DEFAULT_PORT: u16 = 6650;
+/// The same with TLS.
+const DEFAULT_PORT_TLS: u16 = 6651;
 
 /// Speaks to a Pulsar cluster. Cheap to clone; clones share connections.
 #[derive(Clone)]
@@ -43,6 +46,7 @@ pub struct ClientBuilder {
     service_url: String,
     connector: Option<Arc<dyn Connector>>,
     token: Option<String>,
+    tls: Option<Tls>,
     operation_timeout: Duration,
     keep_alive: Duration,
     backoff_first: Duration,
@@ -71,6 +75,14 @@ impl ClientBuilder {
     #[must_use]
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
+        self
+    }
+
+    /// How to speak TLS with a service URL of `pulsar+ssl://`; unless set, whom this machine trusts is trusted. A
+    /// certificate says who this client is where no token does.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -112,9 +124,10 @@ impl ClientBuilder {
     /// The client. Nothing is connected yet.
     ///
     /// # Errors
-    /// When the service URL is not `pulsar://host[:port][,host[:port]]...`.
-    pub fn try_build(self) -> Result<Client> {
-        let addresses = parse_service_url(&self.service_url)?;
+    /// When the service URL is not `pulsar://host[:port][,host[:port]]...`, or `pulsar+ssl://` in its place and
+    /// nothing is trusted.
+    pub fn try_build(mut self) -> Result<Client> {
+        let addresses = self.addresses()?;
         Ok(Client {
             shared: Arc::new(Shared::new(self, addresses)),
         })
@@ -122,8 +135,8 @@ impl ClientBuilder {
 
     /// The client; a wrong service URL becomes the error of the first operation.
     #[must_use]
-    pub fn build(self) -> Client {
-        let addresses = parse_service_url(&self.service_url);
+    pub fn build(mut self) -> Client {
+        let addresses = self.addresses();
         let (addresses, error) = match addresses {
             Ok(addresses) => (addresses, None),
             Err(error) => (Vec::new(), Some(error)),
@@ -134,6 +147,19 @@ impl ClientBuilder {
             shared: Arc::new(shared),
         }
     }
+
+    /// The addresses of the service URL. TLS is made ready where it asks for that.
+    fn addresses(&mut self) -> Result<Vec<String>> {
+        let Service { addresses, is_tls } = parse_service_url(&self.service_url)?;
+        match is_tls {
+            false => self.tls = None,
+            true if self.tls.is_some() => {}
+            // A connector that somebody brings makes its own.
+            true if self.connector.is_some() => {}
+            true => self.tls = Some(Tls::new(&TlsSettings::default())?),
+        }
+        Ok(addresses)
+    }
 }
 
 impl Client {
@@ -143,6 +169,7 @@ impl Client {
             service_url: service_url.into(),
             connector: None,
             token: None,
+            tls: None,
             operation_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(30),
             backoff_first: Duration::from_millis(100),
@@ -262,15 +289,29 @@ impl Drop for Shared {
 
 impl Shared {
     fn new(builder: ClientBuilder, addresses: Vec<String>) -> Self {
+        let tcp = Tcp::default();
+        let connector: Arc<dyn Connector> = match (builder.connector, builder.tls.clone()) {
+            (Some(connector), _) => connector,
+            (None, None) => Arc::new(tcp),
+            (None, Some(tls)) => Arc::new(TcpWithTls {
+                tls,
+                timeout: tcp.timeout,
+            }),
+        };
+        // Pulsar's names of the ways to say who one is.
+        let shows_certificate = builder.tls.as_ref().is_some_and(Tls::has_certificate);
+        let auth_method = match &builder.token {
+            Some(_) => Some("token"),
+            None => shows_certificate.then_some("tls"),
+        };
         Self {
             addresses,
             url_error: None,
             next_address: AtomicUsize::new(0),
-            connector: builder
-                .connector
-                .unwrap_or_else(|| Arc::new(Tcp::default())),
+            connector,
             hello: Hello {
-                auth_method: builder.token.is_some().then(|| "token".to_owned()),
+                is_tls: builder.tls.is_some(),
+                auth_method: auth_method.map(str::to_owned),
                 auth_data: builder.token.map(Bytes::from),
                 proxy_to_broker_url: None,
                 keep_alive: builder.keep_alive,
@@ -326,6 +367,11 @@ impl Shared {
                 .store(index.wrapping_add(1), Ordering::Relaxed);
         }
         Err(last)
+    }
+
+    /// Whether brokers are spoken to with TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.hello.is_tls
     }
 
     /// The connection to a broker for the producer or consumer `user`, made if there is none.
@@ -390,7 +436,7 @@ pub(crate) fn topic_name(text: &str) -> Result<TopicName> {
 
 /// The `host:port` of a broker's URL.
 pub(crate) fn broker_address(url: &str) -> Result<String> {
-    match parse_service_url(url)?.into_iter().next() {
+    match parse_service_url(url)?.addresses.into_iter().next() {
         Some(address) => Ok(address),
         None => Err(Error::Url {
             url: url.to_owned(),
@@ -399,16 +445,25 @@ pub(crate) fn broker_address(url: &str) -> Result<String> {
     }
 }
 
-fn parse_service_url(url: &str) -> Result<Vec<String>> {
+/// What a service URL names.
+#[derive(Debug, PartialEq, Eq)]
+struct Service {
+    /// `host:port` each.
+    addresses: Vec<String>,
+    is_tls: bool,
+}
+
+fn parse_service_url(url: &str) -> Result<Service> {
     let error = |reason| Error::Url {
         url: url.to_owned(),
         reason,
     };
-    if url.starts_with("pulsar+ssl://") {
-        return Err(error("asks for TLS, which this client does not speak yet"));
-    }
-    let Some(hosts) = url.strip_prefix("pulsar://") else {
-        return Err(error("does not begin with `pulsar://`"));
+    let (hosts, is_tls) = if let Some(hosts) = url.strip_prefix("pulsar+ssl://") {
+        (hosts, true)
+    } else if let Some(hosts) = url.strip_prefix("pulsar://") {
+        (hosts, false)
+    } else {
+        return Err(error("does not begin with `pulsar://` or `pulsar+ssl://`"));
     };
     let hosts = hosts.trim_end_matches('/');
     let mut addresses = Vec::new();
@@ -425,11 +480,12 @@ fn parse_service_url(url: &str) -> Result<Vec<String>> {
             Some(port) => port
                 .parse::<u16>()
                 .map_err(|_| error("has a port that is no number"))?,
+            None if is_tls => DEFAULT_PORT_TLS,
             None => DEFAULT_PORT,
         };
         addresses.push(format!("{name}:{port}"));
     }
-    Ok(addresses)
+    Ok(Service { addresses, is_tls })
 }
 
 #[cfg(test)]
@@ -438,14 +494,18 @@ mod tests {
 
     #[test]
     fn service_urls_are_read_or_refused() {
-        let good: [(&str, &[&str]); 4] = [
+        let good: [(&str, &[&str]); 6] = [
             ("pulsar://localhost:6650", &["localhost:6650"]),
             ("pulsar://localhost/", &["localhost:6650"]),
             ("pulsar://a:1,b:2,c", &["a:1", "b:2", "c:6650"]),
             ("pulsar://[::1]:6650", &["[::1]:6650"]),
+            ("pulsar+ssl://a", &["a:6651"]),
+            ("pulsar+ssl://a:1,b", &["a:1", "b:6651"]),
         ];
         for (url, addresses) in good {
-            assert_eq!(parse_service_url(url).unwrap(), addresses, "{url}");
+            let service = parse_service_url(url).unwrap();
+            assert_eq!(service.addresses, addresses, "{url}");
+            assert_eq!(service.is_tls, url.starts_with("pulsar+ssl"), "{url}");
         }
         for url in [
             "",
@@ -454,10 +514,9 @@ mod tests {
             "pulsar://",
             "pulsar://a:x",
             "pulsar://a/b",
+            "pulsar+ssl://",
         ] {
             assert!(parse_service_url(url).is_err(), "{url}");
         }
-        let error = parse_service_url("pulsar+ssl://a").unwrap_err().to_string();
-        assert!(error.contains("TLS"), "{error}");
     }
 }

@@ -45,6 +45,8 @@ pub(crate) trait Producing: Send + Sync {
 /// What CONNECT says about us.
 #[derive(Debug, Clone)]
 pub(crate) struct Hello {
+    /// Of addresses that a broker names, those with TLS are meant.
+    pub(crate) is_tls: bool,
     pub(crate) auth_method: Option<String>,
     pub(crate) auth_data: Option<Bytes>,
     /// The broker that a proxy should connect us to.
@@ -62,6 +64,7 @@ pub(crate) struct Connection {
     routes: Mutex<Routes>,
     request_timeout: Duration,
     max_message_size: usize,
+    is_tls: bool,
     server_version: String,
     goes_by_source_position: bool,
     tells_of_topics: bool,
@@ -107,6 +110,7 @@ impl Connection {
             routes: Mutex::default(),
             request_timeout: limit,
             max_message_size,
+            is_tls: hello.is_tls,
             server_version: connected.server_version,
             goes_by_source_position: flags
                 .is_some_and(|flags| flags.supports_repl_dedup_by_lid_and_eid()),
@@ -491,13 +495,21 @@ impl Connection {
             Command::CloseProducer(close) => {
                 let producer = self.routes.lock().producers.remove(&close.producer_id);
                 if let Some(producer) = producer {
-                    producer.closed_by_broker(self, close.assigned_broker_service_url);
+                    let to = [
+                        close.assigned_broker_service_url,
+                        close.assigned_broker_service_url_tls,
+                    ];
+                    producer.closed_by_broker(self, self.one_of(to));
                 }
             }
             Command::CloseConsumer(close) => {
                 let consumer = self.routes.lock().consumers.remove(&close.consumer_id);
                 if let Some(consumer) = consumer {
-                    consumer.closed_by_broker(self, close.assigned_broker_service_url);
+                    let to = [
+                        close.assigned_broker_service_url,
+                        close.assigned_broker_service_url_tls,
+                    ];
+                    consumer.closed_by_broker(self, self.one_of(to));
                 }
             }
             Command::ActiveConsumerChange(change) => {
@@ -531,8 +543,16 @@ impl Connection {
         }
     }
 
+    /// The address to go to: the plain one, or the one with TLS.
+    fn one_of(&self, [plain, tls]: [Option<String>; 2]) -> Option<String> {
+        if self.is_tls { tls } else { plain }
+    }
+
     fn migrated(&self, moved: &pb::CommandTopicMigrated) {
-        let url = moved.broker_service_url.clone();
+        let url = self.one_of([
+            moved.broker_service_url.clone(),
+            moved.broker_service_url_tls.clone(),
+        ]);
         let mut routes = self.routes.lock();
         if moved.resource_type == pb::command_topic_migrated::ResourceType::Producer as i32 {
             if let Some(producer) = routes.producers.remove(&moved.resource_id) {

@@ -21,6 +21,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// What is needed to speak TLS can not be used.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
     /// A topic name is not legal.
     #[error("topic `{topic}`: {source}")]
     Topic {
@@ -151,7 +154,9 @@ impl Error {
     #[must_use]
     pub fn is_retriable(&self) -> bool {
         match self {
-            Error::Connect { .. } | Error::Disconnected { .. } | Error::Timeout { .. } => true,
+            // Who is not trusted now will not be a little later.
+            Error::Connect { source, .. } => crate::tls::Distrust::behind(&**source).is_none(),
+            Error::Disconnected { .. } | Error::Timeout { .. } => true,
             Error::TooManyRedirects { .. } => true,
             Error::Server { .. } => matches!(
                 self.server_error(),

@@ -1,5 +1,5 @@
-//! A Pulsar client: lookup, producer, consumer, reader, transactions, over TCP or a pipe in the
-//! process.
+//! A Pulsar client: lookup, producer, consumer, reader, transactions, over TCP, with TLS or
+//! without, or a pipe in the process.
 //!
 //! The CLI, the functions worker and the tests use it; it works with any Pulsar broker. It knows
 //! the broker only by the protocol.
@@ -53,6 +53,7 @@ mod raw;
 mod reader;
 mod routing;
 mod schema;
+pub mod tls;
 mod transaction;
 pub mod transport;
 
@@ -70,5 +71,6 @@ pub use raw::{RawMessage, RawProducer, RawReceipt};
 pub use reader::{Reader, ReaderBuilder};
 pub use routing::{HashingScheme, Routing};
 pub use schema::{Schema, SchemaType};
+pub use tls::{Tls, TlsSettings};
 pub use transaction::{Transaction, TransactionId};
 pub use transport::{Connector, Pipe, Tcp};

@@ -129,7 +129,16 @@ impl Shared {
             let Command::LookupResponse(answer) = answer else {
                 return Err(Error::UnexpectedAnswer(answer.name()));
             };
-            let url = answer.broker_service_url();
+            let url = match self.is_tls() {
+                true => answer.broker_service_url_tls(),
+                false => answer.broker_service_url(),
+            };
+            if self.is_tls() && url.is_empty() {
+                return Err(Error::Url {
+                    url: answer.broker_service_url().to_owned(),
+                    reason: "is all that the broker says of itself: it names no address with TLS",
+                });
+            }
             let broker = Broker {
                 address: broker_address(url)?,
                 through_service_url: answer.proxy_through_service_url(),

@@ -1,4 +1,5 @@
-//! How a client reaches a broker: a [`Connector`] makes byte streams, over TCP or in the process.
+//! How a client reaches a broker: a [`Connector`] makes byte streams, over TCP, with TLS or without, or in the
+//! process.
 
 use std::fmt;
 use std::future::Future;
@@ -9,6 +10,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+
+use crate::tls::Tls;
 
 /// The two halves of a byte stream.
 pub struct Io {
@@ -86,6 +89,34 @@ impl Connector for Tcp {
                 .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             stream.set_nodelay(true)?;
             Ok(Io::tcp(stream))
+        })
+    }
+}
+
+/// Connects by TCP and speaks TLS.
+#[derive(Debug, Clone)]
+pub struct TcpWithTls {
+    /// Whom it trusts, and who it says that it is.
+    pub tls: Tls,
+    /// How long one attempt may take, the handshake with it.
+    pub timeout: Duration,
+}
+
+impl Connector for TcpWithTls {
+    fn connect(&self, address: &str) -> Connecting {
+        let address = address.to_owned();
+        let (tls, limit) = (self.tls.clone(), self.timeout);
+        Box::pin(async move {
+            let connected = async {
+                let stream = TcpStream::connect(&address).await?;
+                stream.set_nodelay(true)?;
+                let host = address.rsplit_once(':').map_or(&*address, |(host, _)| host);
+                tls.connect(host, stream).await
+            };
+            let stream = tokio::time::timeout(limit, connected).await;
+            Ok(Io::new(
+                stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??,
+            ))
         })
     }
 }

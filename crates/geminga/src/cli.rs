@@ -28,6 +28,7 @@ mod storage;
 mod subscriptions;
 mod tenants;
 mod test;
+mod tls;
 mod tokens;
 mod topics;
 mod worker;
@@ -64,7 +65,7 @@ pub(crate) struct Cli {
 /// Options that every command takes.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Global {
-    /// The broker's address; pulsar://127.0.0.1:6650 when left out
+    /// The broker's address, pulsar:// or pulsar+ssl://; pulsar://127.0.0.1:6650 when left out
     #[arg(
         long,
         global = true,
@@ -73,7 +74,7 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) service_url: Option<String>,
-    /// The admin API's address; http://127.0.0.1:8080 when left out
+    /// The admin API's address, http:// or https://; http://127.0.0.1:8080 when left out
     #[arg(
         long,
         global = true,
@@ -92,6 +93,8 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     pub(crate) token: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: tls::TlsFlags,
     /// How data is printed
     #[arg(
         short,
@@ -116,7 +119,8 @@ impl Global {
 
     /// A client of the admin API.
     pub(crate) fn admin_client(&self) -> Outcome<AdminClient> {
-        let client = AdminClient::new(self.admin_url()).map_err(admin::failure)?;
+        let tls = self.tls.settings();
+        let client = AdminClient::with_tls(self.admin_url(), &tls).map_err(admin::failure)?;
         Ok(match self.token()? {
             Some(token) => client.with_token(token),
             None => client,

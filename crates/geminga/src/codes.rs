@@ -136,13 +136,20 @@ const CODES: &[Code] = &[
     (
         "G0211",
         "the admin URL is not usable",
-        "An admin URL is `http://host:port`; the broker's own port 6650 speaks another protocol. TLS is not \
-         supported yet.",
+        "An admin URL is `http://host:port`, or `https://host:port` with TLS; the broker's own port 6650 speaks \
+         another protocol.",
     ),
     (
         "G0212",
         "the answer was not understood",
         "What answers at the admin URL is not the admin API of Geminga or Pulsar, or of a version that differs.",
+    ),
+    (
+        "G0213",
+        "TLS can't be spoken",
+        "A file that `--tls-trust-certs-file-path`, `--tls-certificate-file-path` or `--tls-key-file-path` (or \
+         GEMINGA_TLS_TRUST_CERTS_FILE_PATH and so on) names can't be used, nobody is trusted, or a request that \
+         was sent over TLS is to go on without it. The files are PEM; certificate and key go together.",
     ),
     (
         "G0301",

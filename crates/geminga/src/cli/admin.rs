@@ -7,7 +7,7 @@ use geminga_model::{NamespaceName, TopicName};
 use geminga_stdx::Diagnostic;
 use serde_json::Value;
 
-use super::{Global, block_on};
+use super::{Global, block_on, tls};
 use crate::failure::{Exit, Failure, Outcome};
 
 /// Runs one command against the admin API that the global options name.
@@ -24,17 +24,28 @@ where
 pub(crate) fn failure(error: ClientError) -> Failure {
     let text = error.to_string();
     match error {
-        ClientError::Url { .. } | ClientError::Tls { .. } => Failure::new(
+        ClientError::Tls(error) => tls::unusable(&error),
+        ClientError::Downgraded { .. } => Failure::new(
+            Exit::Failed,
+            Diagnostic::error("G0213", text)
+                .help("name the server that answers it with `--admin-url https://...`, or reach this one by `http://`"),
+        ),
+        ClientError::Url { .. } => Failure::new(
             Exit::Usage,
             Diagnostic::error("G0211", text)
                 .help("--admin-url http://127.0.0.1:8080 (or set GEMINGA_ADMIN_URL)"),
         ),
-        ClientError::Unreachable { url, source } => Failure::new(
-            Exit::Unreachable,
-            Diagnostic::error("G0201", text).cause(innermost(&source)).help(format!(
-                "start a server with `geminga standalone`, or name another than {url} with --admin-url"
-            )),
-        ),
+        ClientError::Unreachable { url, source } => {
+            let help = tls::help(&source).map(str::to_owned).unwrap_or_else(|| {
+                format!("start a server with `geminga standalone`, or name another than {url} with --admin-url")
+            });
+            Failure::new(
+                Exit::Unreachable,
+                Diagnostic::error("G0201", text)
+                    .cause(innermost(&source))
+                    .help(help),
+            )
+        }
         ClientError::TimedOut { .. } => {
             Failure::new(Exit::TimedOut, Diagnostic::error("G0206", text))
         }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use geminga_client::{Client, Error};
+use geminga_client::{Client, Error, Tls};
 use geminga_functions::Reach;
 use geminga_stdx::Diagnostic;
 
-use super::Global;
+use super::{Global, tls};
 use crate::failure::{Exit, Failure};
 
 /// How long a broker may take to answer at all. Somebody waits: the client itself would go on for
@@ -18,6 +18,10 @@ pub(crate) async fn client(global: &Global) -> Result<Client, Failure> {
     let mut builder = Client::builder(global.service_url());
     if let Some(token) = global.token()? {
         builder = builder.token(token);
+    }
+    if global.service_url().starts_with("pulsar+ssl://") {
+        let settings = global.tls.settings();
+        builder = builder.tls(Tls::new(&settings).map_err(|error| tls::unusable(&error))?);
     }
     let client = builder
         .try_build()
@@ -83,9 +87,9 @@ pub(crate) fn failure(error: &Error, global: &Global) -> Failure {
             Exit::Unreachable,
             Diagnostic::error("G0501", format!("can't reach the broker at {url}"))
                 .cause(error.to_string())
-                .help(
+                .help(tls::help(error).unwrap_or(
                     "start one with `geminga standalone`, or name another with `--service-url URL`",
-                ),
+                )),
         ),
         None => Diagnostic::error("G0502", error.to_string()).into(),
     }

@@ -9,6 +9,7 @@ mod run;
 mod secrets;
 mod server;
 mod storage;
+mod tls;
 mod workers;
 
 /// The binary, with nothing of this shell's settings.
@@ -18,6 +19,12 @@ fn geminga() -> std::process::Command {
         "GEMINGA_SERVICE_URL",
         "GEMINGA_ADMIN_URL",
         "GEMINGA_DATA",
+        "GEMINGA_TOKEN",
+        "GEMINGA_TLS_TRUST_CERTS_FILE_PATH",
+        "GEMINGA_TLS_CERTIFICATE_FILE_PATH",
+        "GEMINGA_TLS_KEY_FILE_PATH",
+        "GEMINGA_TLS_ALLOW_INSECURE_CONNECTION",
+        "GEMINGA_TLS_ENABLE_HOSTNAME_VERIFICATION",
         "COLUMNS",
     ] {
         command.env_remove(name);

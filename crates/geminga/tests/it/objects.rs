@@ -316,7 +316,7 @@ fn failures_say_what_to_type() {
         (
             "functions localrun --sh x.sh --inputs a --use-tls",
             2,
-            "--use-tls cannot be honoured",
+            "give --broker-service-url pulsar+ssl://HOST:6651",
         ),
         (
             "functions create f --exec /bin/cat --inputs a --namespace none",

@@ -11,6 +11,8 @@ pub(crate) struct Server {
     process: Child,
     pub(crate) admin_url: String,
     pub(crate) service_url: String,
+    pub(crate) admin_url_tls: Option<String>,
+    pub(crate) service_url_tls: Option<String>,
 }
 
 impl Server {
@@ -44,10 +46,13 @@ impl Server {
         BufReader::new(stdout).read_line(&mut line).expect("reads");
         let ready: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         let url = |field: &str| ready[field].as_str().expect("an address").to_owned();
+        let url_tls = |field: &str| ready[field].as_str().map(str::to_owned);
         Self {
             process,
             admin_url: url("adminUrl"),
             service_url: url("serviceUrl"),
+            admin_url_tls: url_tls("adminUrlTls"),
+            service_url_tls: url_tls("serviceUrlTls"),
         }
     }
 

@@ -10,6 +10,7 @@ use axum::body::{Body, HttpBody};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use geminga_client::tls::trusted_by_machine;
 use geminga_functions::{Upload, Worker};
 use geminga_stdx::Tasks;
 use http_body_util::{BodyExt, Empty};
@@ -17,8 +18,7 @@ use hyper::Uri;
 use hyper::body::Frame;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
@@ -30,14 +30,6 @@ use crate::error::{Answer, ApiError};
 const IDLE: Duration = Duration::from_secs(20);
 /// How long a whole package may take.
 const WHOLE: Duration = Duration::from_secs(300);
-
-/// Where systems keep the certificates that they trust; `SSL_CERT_FILE` comes first.
-const TRUSTED: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// Fetches a package by `http` or `https`. A redirect is not followed: it would lead where nobody
 /// allowed it.
@@ -161,25 +153,8 @@ async fn connect(
     Ok(Box::new(stream))
 }
 
-/// The certificates that this machine trusts.
 fn trusted() -> Result<RootCertStore, String> {
-    let named = std::env::var("SSL_CERT_FILE").ok();
-    let named = named.filter(|path| !path.is_empty());
-    let usual = TRUSTED.into_iter().find(|path| Path::new(path).exists());
-    let Some(path) = named.as_deref().or(usual) else {
-        return Err(
-            "no certificates to trust are known on this machine: name their file in `SSL_CERT_FILE`"
-                .to_owned(),
-        );
-    };
-    let pem = std::fs::read(path).map_err(|error| format!("`{path}` can not be read: {error}"))?;
-    let mut roots = RootCertStore::empty();
-    // A bundle may hold some that are not understood.
-    roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
-    match roots.is_empty() {
-        true => Err(format!("`{path}` holds no certificate")),
-        false => Ok(roots),
-    }
+    trusted_by_machine().map_err(|error| error.to_string())
 }
 
 /// Sends a file, a piece at a time.
@@ -244,7 +219,8 @@ mod tests {
     use super::*;
     use crate::rest::tests::harness::Server;
     use rustls::ServerConfig;
-    use rustls::pki_types::PrivateKeyDer;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use tokio::io::AsyncWriteExt;
     use tokio_rustls::TlsAcceptor;
 

@@ -48,6 +48,9 @@ pub(super) struct LocalrunArgs {
     /// EnvironmentBasedSecretsProvider, each the environment variable of its name
     #[arg(long, value_name = "CLASS", value_parser = SecretsProvider::parse)]
     secrets_provider_classname: Option<SecretsProvider>,
+    /// Speak TLS: the URL begins with `pulsar+ssl://` then
+    #[arg(long, hide = true, alias = "use_tls", num_args = 0..=1, default_missing_value = "true")]
+    use_tls: Option<bool>,
     #[command(flatten)]
     refused: Refused,
 }
@@ -92,9 +95,6 @@ struct Refused {
     client_auth_plugin: Option<String>,
     #[arg(long, hide = true, alias = "clientAuthParams")]
     client_auth_params: Option<String>,
-    #[arg(long, hide = true, alias = "hostname_verification_enabled", num_args = 0..=1,
-          default_missing_value = "true")]
-    hostname_verification_enabled: Option<bool>,
     #[arg(long, hide = true, alias = "instanceIdOffset")]
     instance_id_offset: Option<i32>,
     #[arg(long, hide = true)]
@@ -105,13 +105,6 @@ struct Refused {
     secrets_provider_config: Option<String>,
     #[arg(long, hide = true, alias = "stateStorageServiceUrl")]
     state_storage_service_url: Option<String>,
-    #[arg(long, hide = true, alias = "tls_allow_insecure", num_args = 0..=1,
-          default_missing_value = "true")]
-    tls_allow_insecure: Option<bool>,
-    #[arg(long, hide = true, alias = "tls_trust_cert_path")]
-    tls_trust_cert_path: Option<String>,
-    #[arg(long, hide = true, alias = "use_tls", num_args = 0..=1, default_missing_value = "true")]
-    use_tls: Option<bool>,
 }
 
 impl Refused {
@@ -121,10 +114,6 @@ impl Refused {
             ("--web-service-url", self.web_service_url.is_some()),
             ("--client-auth-plugin", self.client_auth_plugin.is_some()),
             ("--client-auth-params", self.client_auth_params.is_some()),
-            (
-                "--hostname-verification-enabled",
-                self.hostname_verification_enabled == Some(true),
-            ),
             (
                 "--instance-id-offset",
                 self.instance_id_offset.is_some_and(|offset| offset != 0),
@@ -144,12 +133,6 @@ impl Refused {
                 "--state-storage-service-url",
                 self.state_storage_service_url.is_some(),
             ),
-            (
-                "--tls-allow-insecure",
-                self.tls_allow_insecure == Some(true),
-            ),
-            ("--tls-trust-cert-path", self.tls_trust_cert_path.is_some()),
-            ("--use-tls", self.use_tls == Some(true)),
         ];
         match given.iter().find(|(_, given)| *given) {
             None => Ok(()),
@@ -178,6 +161,12 @@ pub(super) fn run(args: &LocalrunArgs, global: &Global) -> Outcome {
     }
     let named = args.broker_service_url.clone();
     let named = named.or_else(|| global.service_url.clone());
+    let is_tls = |url: &String| url.starts_with("pulsar+ssl://");
+    if args.use_tls == Some(true) && !named.as_ref().is_some_and(is_tls) {
+        return Err(usage(
+            "--use-tls wants a broker with TLS: give --broker-service-url pulsar+ssl://HOST:6651",
+        ));
+    }
     block_on(serve(typed, named, global, name.to_string()))
 }
 
