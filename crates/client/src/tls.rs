@@ -322,9 +322,10 @@ impl Distrust {
     pub fn behind(error: &(dyn StdError + 'static)) -> Option<Self> {
         let mut next = Some(error);
         while let Some(error) = next {
-            let of_io = error
-                .downcast_ref::<io::Error>()
-                .and_then(io::Error::get_ref);
+            // Errors of this crate share theirs.
+            let shared = error.downcast_ref::<Arc<io::Error>>().map(|it| &**it);
+            let of_io = shared.or_else(|| error.downcast_ref::<io::Error>());
+            let of_io = of_io.and_then(io::Error::get_ref);
             let of_io = of_io.and_then(|it| it.downcast_ref::<rustls::Error>());
             if let Some(found) = of_io.or_else(|| error.downcast_ref::<rustls::Error>()) {
                 return Self::of(found);

@@ -548,6 +548,7 @@ async fn act(
 
 async fn trigger(
     State(functions): State<Functions>,
+    Extension(session): Extension<Session>,
     Segments(named): Segments<Named>,
     request: Request,
 ) -> Answer {
@@ -555,8 +556,9 @@ async fn trigger(
     let id = named.id(Kind::Function);
     worker.get(&id)?;
     let (topic, payload): (Option<String>, Bytes) = form::trigger(request).await?;
+    let input = rights::asked(&functions, &session, &id, topic.as_deref())?;
     let asked = Asked {
-        topic,
+        topic: Some(input),
         payload,
         limit: TRIGGER_LIMIT,
         ..Asked::default()

@@ -204,6 +204,18 @@ impl Slot {
 }
 
 impl Worker {
+    /// The input topic, in full, that a message for a function goes to.
+    ///
+    /// # Errors
+    /// When there is no such function, or `named` is not one of its inputs, or left out where there are several.
+    pub fn input_topic(
+        &self,
+        id: &ComponentId,
+        named: Option<&str>,
+    ) -> Result<String, WorkerError> {
+        input(&self.entry(id)?.crew.plan, named)
+    }
+
     /// Sends a message through a function and gives what came of it.
     ///
     /// # Errors

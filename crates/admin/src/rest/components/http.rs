@@ -8,19 +8,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use axum::{Extension, Router};
 use bytes::Bytes;
+use geminga_broker::auth::Session;
 use geminga_functions::{Answered, Asked, ComponentId, FUNCTION, Kind, WorkerError};
 use http_body_util::{BodyExt, Limited};
 use parking_lot::Mutex;
 
 use super::super::extract::Segments;
 use super::super::functions::state::Functions;
-use super::Named;
+use super::{Named, rights};
 use crate::error::{Answer, ApiError};
 
 /// Longest message: what a broker takes as it comes.
@@ -46,7 +47,9 @@ pub(super) fn router() -> Router<Functions> {
     let calls = Arc::new(Calls::default());
     Router::new().route(
         "/functions/{tenant}/{namespace}/{name}",
-        post(move |functions, named, request| call(calls.clone(), functions, named, request)),
+        post(move |functions, session, named, request| {
+            call(calls.clone(), functions, session, named, request)
+        }),
     )
 }
 
@@ -90,6 +93,7 @@ impl Drop for Call {
 async fn call(
     calls: Arc<Calls>,
     State(functions): State<Functions>,
+    Extension(session): Extension<Session>,
     Segments(named): Segments<Named>,
     request: Request,
 ) -> Answer {
@@ -109,6 +113,8 @@ async fn call(
     };
     let (head, body) = request.into_parts();
     let mut asked = asked(&head.headers)?;
+    let input = rights::asked(&functions, &session, &id, asked.topic.as_deref())?;
+    asked.topic = Some(input);
     let body = tokio::time::timeout(BODY_LIMIT, Limited::new(body, BODY_BYTES_MAX).collect()).await;
     asked.payload = match body {
         Ok(Ok(body)) => body.to_bytes(),

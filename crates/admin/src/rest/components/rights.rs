@@ -13,6 +13,7 @@ use geminga_functions::{Component, ComponentId, Registrant, Rights};
 use geminga_model::TopicName;
 
 use crate::error::{Answer, ApiError};
+use crate::rest::functions::state::Functions;
 
 const READ: &[Action] = &[Action::Consume];
 const WRITE: &[Action] = &[Action::Produce];
@@ -132,6 +133,30 @@ pub(super) fn check(
         })?;
     }
     Ok(())
+}
+
+/// The input that a message for a function goes to, where whoever sends it may: into a topic of another namespace
+/// with the right to produce there, since others read that topic too.
+pub(super) fn asked(
+    functions: &Functions,
+    session: &Session,
+    id: &ComponentId,
+    named: Option<&str>,
+) -> Answer<String> {
+    let input = functions.worker()?.input_topic(id, named)?;
+    let Some(broker) = &functions.broker else {
+        return Ok(input);
+    };
+    let refused = || ApiError::unauthorized(format!("not authorized to produce to `{input}`"));
+    let topic: TopicName = input.parse().map_err(|_| refused())?;
+    if topic.namespace_str() != format!("{}/{}", id.tenant, id.namespace) {
+        let need = Need::Topic {
+            topic: &topic,
+            actions: WRITE,
+        };
+        broker.authorize(session, &need).map_err(|_| refused())?;
+    }
+    Ok(input)
 }
 
 /// Whether an input is a pattern: whatever its namespace will hold may match.

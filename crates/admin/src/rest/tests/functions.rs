@@ -180,6 +180,45 @@ async fn a_function_publishes_what_its_registrant_may() {
     assert_eq!(answer.status().as_u16(), 400);
     let why = String::from_utf8(body(answer).await).unwrap();
     assert!(why.contains(refused) && why.contains("boss"), "{why}");
+    // Where that one may, whoever sends the message needs the right too: others read that topic.
+    let grant = async |role: &str, actions: Value| {
+        let path = format!("/admin/v2/namespaces/public/default/permissions/{role}");
+        let granted = ask(&server, "POST", &path, Some(&token("root")), &actions).await;
+        assert_eq!(granted.0, 204, "{granted:?}");
+    };
+    grant("boss", json!(["consume", "produce"])).await;
+    // What was asked before is remembered for a while.
+    let again = Form::new().json("functionConfig", r#"{"parallelism":2}"#);
+    let (kind, form) = again.finish().in_memory().expect("no file");
+    let request = Request::put("/admin/v3/functions/t/n/g")
+        .header("content-type", kind)
+        .header("authorization", format!("Bearer {}", token("boss")));
+    let answer = server.send(request.body(Body::from(form)).unwrap()).await;
+    assert_eq!(answer.status().as_u16(), 204);
+    let send_by = async |path: &str, role: &str| {
+        let (kind, form) = Form::new()
+            .text("data", "t/n/other")
+            .finish()
+            .in_memory()
+            .expect("no file");
+        let request = Request::post(path)
+            .header("content-type", kind)
+            .header("authorization", format!("Bearer {}", token(role)));
+        let answer = server.send(request.body(Body::from(form)).unwrap()).await;
+        let status = answer.status().as_u16();
+        (status, String::from_utf8(body(answer).await).unwrap())
+    };
+    let by_trigger = "/admin/v3/functions/t/n/g/trigger";
+    for (path, role) in [("/functions/t/n/g", "maker"), (by_trigger, "coder")] {
+        let (status, why) = send_by(path, role).await;
+        assert!(
+            status == 401 && why.contains(refused),
+            "{path}: {status} {why}"
+        );
+    }
+    grant("coder", json!(["produce"])).await;
+    let (status, said) = send_by(by_trigger, "coder").await;
+    assert_eq!((status, said.as_str()), (200, "told t/n/other"));
     // Who has only the functions of the namespace changes nothing that is beyond them.
     let elsewhere = json!({"output": "public/default/x"});
     let form = Form::new().json("functionConfig", &elsewhere.to_string());
