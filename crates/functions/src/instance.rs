@@ -36,7 +36,8 @@ use self::stats::Stats;
 use self::window::{Added, Fired};
 use crate::plan::Policy;
 use crate::runtime::{
-    Broken, Delivery, Failure, FailureKind, Host, Message, Outcome, Output, Verdict,
+    Broken, Delivery, Failure, FailureKind, Host, Level, LogLine, Message, Outcome, Output,
+    Services, Verdict,
 };
 use crate::worker::rights::Limits;
 
@@ -141,6 +142,8 @@ pub(crate) struct Instance {
     pub(crate) policy: Policy,
     /// What it may reach, where somebody is asked.
     pub(crate) limits: Option<Limits>,
+    /// Of a connector with a log topic: what becomes of messages that are not taken is said there.
+    pub(crate) log: Option<Arc<dyn Services>>,
     pub(crate) gauge: Arc<Gauge>,
     pub(crate) tasks: Tasks,
 }
@@ -513,7 +516,20 @@ impl Instance {
             work.in_host += batch.len();
             return host.deliver(batch).await.map_err(Fault::Host);
         }
+        let tries = self.policy.retries.is_some_and(|retries| retries > 0);
         for Delivery { ticket, message } in batch {
+            // Only where it is to be tried again: the sink says so itself when it is written.
+            if tries && let Some(why) = self.sink.refuses(&message) {
+                let outcome = Outcome {
+                    ticket,
+                    verdict: Verdict::Failed(Failure::new(FailureKind::Temporary, why)),
+                    outputs: Vec::new(),
+                    state: Vec::new(),
+                    took: Duration::ZERO,
+                };
+                self.settle(outcome, work);
+                continue;
+            }
             self.gauge.stats.processed(Duration::ZERO);
             let output = Output {
                 payload: message.payload.clone(),
@@ -549,8 +565,15 @@ impl Instance {
         }
         if let Verdict::Failed(failure) = &outcome.verdict {
             self.gauge.stats.failed(failure, outcome.took);
-            let attempts = work.line.get(ticket).map_or(1, |held| held.attempts + 1);
+            let held = work.line.get(ticket);
+            let attempts = held.map_or(1, |held| held.attempts + 1);
             if let Decision::Retry(delay) = decide(&self.policy, &outcome.verdict, attempts) {
+                if let Some(held) = held {
+                    let reason = &failure.reason;
+                    let text =
+                        format!("not taken at attempt {attempts}, and tried again: {reason}");
+                    self.tell(Level::Warn, &held.message, text);
+                }
                 let delay = jittered(delay, &mut work.random);
                 let at = Instant::now() + delay.min(RETRY_MAX);
                 self.gauge.stats.retried();
@@ -739,6 +762,17 @@ impl Instance {
         Ok(())
     }
 
+    /// Says of a message, on the log topic, what became of it.
+    fn tell(&self, level: Level, message: &Message, text: String) {
+        if let Some(log) = &self.log {
+            log.log(LogLine {
+                level,
+                text: format!("{} of {}: {text}", message.id, message.topic),
+                message_id: Some(message.id.clone()),
+            });
+        }
+    }
+
     /// Why outputs of this message were refused before the instance began again, if they were.
     fn refused(&self, message: &Message) -> Option<String> {
         self.once.as_ref()?;
@@ -792,6 +826,10 @@ impl Instance {
             false => &held.parts[..],
         };
         for message in given_up {
+            let reason = &failure.reason;
+            let text =
+                format!("given up after {attempts} attempts, and sent to `{topic}`: {reason}");
+            self.tell(Level::Error, message, text);
             let letter = Letter::dead(message, failure, attempts);
             let sent = self.sink.dead_letter(&topic, letter, message, txn.as_ref());
             commit.receipts.extend(sent.await.map_err(Fault::Sink)?);

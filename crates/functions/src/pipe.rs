@@ -78,6 +78,7 @@ pub async fn run_pipe(
         gather,
         policy,
         limits: None,
+        log: None,
         gauge: gauge.clone(),
         tasks: tasks.clone(),
     };

@@ -118,6 +118,7 @@ pub async fn run_trial(
         gather,
         policy,
         limits: None,
+        log: None,
         gauge: gauge.clone(),
         tasks: tasks.clone(),
     };

@@ -235,13 +235,6 @@ const CODES: &[Code] = &[
          written from outside is drawn as external; if that is meant, all is well.",
     ),
     (
-        "G0315",
-        "a resource is not enforced",
-        "`resources` of a file for Kubernetes name shares of CPU, memory and disk. A built-in connector runs in the \
-         worker, and nothing holds it to them on one machine. A function's processes are held where the kernel \
-         allows it; `functions status` lists what is not.",
-    ),
-    (
         "G0400",
         "the functions worker did not start",
         "The worker reads its catalogue from the topic `persistent://public/functions/metadata` and keeps code \

@@ -54,7 +54,6 @@ pub fn check(
         if !found[before..].iter().any(Diagnostic::is_error) {
             check_honoured(component, refusals, &mut found);
         }
-        check_resources(component, &mut found);
     }
     check_names(components, &mut found);
     check_cycles(components, graph, &mut found);
@@ -98,39 +97,6 @@ fn check_honoured(
         let error = Diagnostic::error("G0308", message);
         found.push(component.origin.place_setting(error, &field));
     }
-}
-
-/// Resources that every file for Kubernetes has, and that nothing holds a connector to on one machine.
-fn check_resources(component: &Component, found: &mut Vec<Diagnostic>) {
-    let resources = match &component.config {
-        Config::Source(config) => &config.resources,
-        Config::Sink(config) => &config.resources,
-        // What holds its processes depends on the machine: status says it.
-        Config::Function(_) => return,
-    };
-    let Some(resources) = resources else { return };
-    let given = [
-        ("cpu", resources.cpu.is_some()),
-        ("memory", resources.ram.is_some()),
-        ("disk", resources.disk.is_some()),
-    ];
-    let names: Vec<&str> = given
-        .iter()
-        .filter(|(_, is)| *is)
-        .map(|(n, _)| *n)
-        .collect();
-    if names.is_empty() {
-        return;
-    }
-    let message = format!(
-        "{} `{}` is not held to its {} on this machine",
-        component.kind(),
-        component.name(),
-        names.join(" and ")
-    );
-    let help = "a built-in connector runs in the worker; on Kubernetes they hold";
-    let warning = Diagnostic::warning("G0315", message).help(help);
-    found.push(component.origin.place(warning, &["resources"]));
 }
 
 fn check_connector(

@@ -74,7 +74,18 @@ impl Lines {
     }
 }
 
+/// Why a message is no line.
+fn no_line(payload: &[u8]) -> Option<String> {
+    payload
+        .contains(&b'\n')
+        .then(|| "a message with a newline is not one line".to_owned())
+}
+
 impl Sink for FileEnd {
+    fn refuses(&self, message: &Message) -> Option<String> {
+        no_line(&message.payload)
+    }
+
     fn write<'a>(
         &'a mut self,
         _input: &'a Message,
@@ -85,10 +96,8 @@ impl Sink for FileEnd {
             let full = {
                 let mut waiting = self.file.waiting.lock();
                 for output in outputs {
-                    if output.payload.contains(&b'\n') {
-                        return Err(WriteError::Message(
-                            "a message with a newline is not one line".to_owned(),
-                        ));
+                    if let Some(why) = no_line(&output.payload) {
+                        return Err(WriteError::Message(why));
                     }
                     waiting.extend_from_slice(&output.payload);
                     waiting.push(b'\n');

@@ -105,7 +105,24 @@ fn compare(a: Option<&Value>, b: Option<&Value>) -> std::cmp::Ordering {
 
 pub(crate) struct TableEnd(pub(crate) TableView);
 
+impl TableView {
+    /// Why there is no room for a message's row.
+    fn full(rows: &BTreeMap<String, Value>, key: &str) -> Option<String> {
+        (rows.len() >= ROWS_MAX && !rows.contains_key(key))
+            .then(|| format!("the table has {ROWS_MAX} rows"))
+    }
+}
+
+/// The key of a message's row.
+fn key_of(message: &Message) -> String {
+    message.key.clone().unwrap_or_else(|| message.id.clone())
+}
+
 impl Sink for TableEnd {
+    fn refuses(&self, message: &Message) -> Option<String> {
+        TableView::full(&self.0.rows.lock(), &key_of(message))
+    }
+
     fn write<'a>(
         &'a mut self,
         input: &'a Message,
@@ -120,11 +137,9 @@ impl Sink for TableEnd {
                     Ok(value @ Value::Object(_)) => value,
                     _ => Value::String(text.into_owned()),
                 };
-                let key = input.key.clone().unwrap_or_else(|| input.id.clone());
-                if rows.len() >= ROWS_MAX && !rows.contains_key(&key) {
-                    return Err(WriteError::Message(format!(
-                        "the table has {ROWS_MAX} rows"
-                    )));
+                let key = key_of(input);
+                if let Some(why) = TableView::full(&rows, &key) {
+                    return Err(WriteError::Message(why));
                 }
                 rows.insert(key, value);
             }

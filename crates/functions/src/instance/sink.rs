@@ -46,6 +46,11 @@ pub(crate) enum WriteError {
 
 /// Takes outputs.
 pub(crate) trait Sink: Send {
+    /// Why a message can not be written as it is, where the sink knows without writing it.
+    fn refuses(&self, _message: &Message) -> Option<String> {
+        None
+    }
+
     /// Puts the outputs of one message on their way, waiting for room. They are durable when all
     /// receipts resolve and, where there is a [`Syncer`], after its next sync. In a transaction they
     /// are part of it, and there are no receipts: its commit waits for them.

@@ -4,15 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use geminga_mesh::builtin::{FileSink, FileSource};
-use geminga_model::{
-    BatchBuilder, ConsumerConfig, ProcessingGuarantees, Resources, SinkConfig, SourceConfig,
-};
+use geminga_model::{BatchBuilder, ProcessingGuarantees, Resources, SinkConfig, SourceConfig};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::function::not_enforced;
 use super::schemas::{Field, Who};
-use super::topics::{pooled, position, producer, refuse_set, sub_type, topics};
+use super::topics::{position, producer, refuse_pools, refuse_set, sub_type, topics};
 use super::{
     Input, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused, Subscription,
     full_name,
@@ -26,6 +23,9 @@ const NO_ARCHIVE: &str =
     "packages of connectors are for Java, and those here are built in: give `builtin://NAME`";
 const NO_PATTERN: &str =
     "the file source chooses files by no pattern: remove it, and give a `path`";
+/// As the list of built-in connectors names them.
+const SOURCE_CLASSES: &[&str] = &["geminga.io.FileSource"];
+const SINK_CLASSES: &[&str] = &["geminga.io.FileSink", "geminga.io.TableSink"];
 const NO_TRANSFORM: &str = "a built-in sink runs no code: remove it, make a function of it, and give the sink the \
     function's output as its input";
 
@@ -69,13 +69,14 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
             .as_ref()
             .and_then(|c| c.batch_builder),
     ];
-    let mut warnings = unused(config.resources.as_ref(), config.log_topic.is_some());
     if by_key.contains(&Some(BatchBuilder::KeyBased)) {
-        warnings.push(
-            "`batchBuilder: KEY_BASED` has no effect: lines of a file have no key".to_owned(),
+        refused.push(
+            "`batchBuilder: KEY_BASED` is not supported: lines of a file have no key: remove it"
+                .to_owned(),
         );
     }
-    warnings.extend(unused_class(config.class_name.as_deref()));
+    refuse_resources(config.resources.as_ref(), refused);
+    refuse_class(config.class_name.as_deref(), SOURCE_CLASSES, refused);
     let guarantee = guarantee(config.processing_guarantees.unwrap_or_default(), refused);
     if config.parallelism() > 1 {
         refused.push(
@@ -131,7 +132,7 @@ pub(super) fn source(config: &SourceConfig, refused: &mut Refused) -> Option<Pla
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: false,
-        warnings,
+        warnings: Vec::new(),
     })
 }
 
@@ -180,7 +181,17 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
         config.archive.as_deref(),
     );
     let inputs = config.all_inputs();
-    let warnings = sink_warnings(config, &inputs);
+    refuse_resources(config.resources.as_ref(), refused);
+    refuse_class(config.class_name.as_deref(), SINK_CLASSES, refused);
+    refuse_pools(&inputs, refused);
+    if config.negative_ack_redelivery_delay_ms.is_some() && config.retries().is_none_or(|n| n == 0)
+    {
+        refused.push(
+            "`negativeAckRedeliveryDelayMs` is not supported without `maxMessageRetries`: what a sink can not take \
+             goes to the dead letters at once then: give both, or remove it"
+                .to_owned(),
+        );
+    }
     for (topic, spec) in &inputs {
         if spec.serde_class_name.is_some() {
             refused.push(format!(
@@ -244,7 +255,7 @@ pub(super) fn sink(config: &SinkConfig, refused: &mut Refused) -> Option<Plan> {
         },
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: config.cleans_up_subscription(),
-        warnings,
+        warnings: Vec::new(),
     })
 }
 
@@ -300,36 +311,47 @@ fn is_builtin(archive: Option<&str>) -> bool {
     archive.is_none_or(|archive| archive.starts_with("builtin://"))
 }
 
-fn unused_class(name: Option<&str>) -> Option<String> {
-    name.map(|name| format!("`className: {name}` has no effect: the type names what is built in"))
-}
-
-/// What a built-in sink accepts, since it is common, and has no use for.
-fn sink_warnings(config: &SinkConfig, inputs: &BTreeMap<String, ConsumerConfig>) -> Vec<String> {
-    let mut warnings = unused(config.resources.as_ref(), config.log_topic.is_some());
-    warnings.extend(unused_class(config.class_name.as_deref()));
-    warnings.extend(pooled(inputs));
-    let given = [
-        ("maxMessageRetries", config.max_message_retries.is_some()),
-        (
-            "negativeAckRedeliveryDelayMs",
-            config.negative_ack_redelivery_delay_ms.is_some(),
-        ),
-    ];
-    for (field, _) in given.into_iter().filter(|(_, given)| *given) {
-        warnings.push(format!(
-            "`{field}` has no effect: what a built-in sink can not take it never can, and it goes to the dead letters at once"
+/// A connector's class, where the type names it already: its own, as the list of built-in connectors has it.
+fn refuse_class(name: Option<&str>, own: &[&str], refused: &mut Refused) {
+    if let Some(name) = name.filter(|name| !name.is_empty() && !own.contains(name)) {
+        refused.push(format!(
+            "`className: {name}` is not supported: the type names what is built in: remove it"
         ));
     }
-    warnings
 }
 
-/// What is accepted, since it is common, and has no effect.
-fn unused(resources: Option<&Resources>, has_log_topic: bool) -> Vec<String> {
-    let mut warnings = not_enforced(resources);
-    if has_log_topic {
-        warnings
-            .push("`logTopic` stays empty: a built-in connector logs with the worker".to_owned());
+/// Nothing holds a built-in connector to an amount: Pulsar's own defaults, which its workers fill in, say nothing.
+fn refuse_resources(resources: Option<&Resources>, refused: &mut Refused) {
+    let Some(resources) = resources else { return };
+    let given = [
+        (
+            "cpu",
+            resources
+                .cpu
+                .filter(|cpu| *cpu != 1.0)
+                .map(|it| it.to_string()),
+        ),
+        (
+            "ram",
+            resources
+                .ram
+                .filter(|ram| *ram != 1 << 30)
+                .map(|it| it.to_string()),
+        ),
+        (
+            "disk",
+            resources
+                .disk
+                .filter(|disk| *disk != 10 << 30)
+                .map(|it| it.to_string()),
+        ),
+    ];
+    for (name, value) in given {
+        if let Some(value) = value {
+            refused.push(format!(
+                "`resources.{name}: {value}` is not supported: a built-in connector shares the worker's process: \
+                 remove it"
+            ));
+        }
     }
-    warnings
 }

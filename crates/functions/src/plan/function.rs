@@ -11,7 +11,7 @@ use geminga_model::{
 
 use super::compat;
 use super::schemas::{Field, Typed, Who};
-use super::topics::{pooled, position, producer, refuse_set, sub_type, topics};
+use super::topics::{position, producer, refuse_pools, refuse_set, sub_type, topics};
 use super::window::window;
 use super::{
     Input, Language, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused,
@@ -247,7 +247,10 @@ pub(super) fn function(
     }
     let mut warnings = hold(language, config.resources.as_ref(), &mut spec);
     match compat {
-        None => warnings.extend(unused_class(language, config.class_name.as_deref())),
+        None => {
+            refuse_class(language, config.class_name.as_deref(), refused);
+            refuse_pools(&inputs, refused);
+        }
         // pulsar-admin always sends it: to refuse it would refuse every program that it brings.
         Some((Kind::Go, _)) if config.forward_source_message_property == Some(true) => {
             warnings.push(
@@ -313,9 +316,9 @@ pub(super) fn function(
         log_topic: config.log_topic.as_deref().map(full_name),
         cleanup_subscription: config.cleans_up_subscription(),
         warnings: match is_compat {
-            // It has no state, and pools by itself.
+            // It has no state.
             true => warnings,
-            false => [warnings, no_shared_state(config), pooled(&inputs)].concat(),
+            false => [warnings, no_shared_state(config)].concat(),
         },
     })
 }
@@ -359,34 +362,16 @@ fn hold(language: Language, resources: Option<&Resources>, spec: &mut HostSpec) 
 }
 
 /// `className` where the code is a whole program, and nothing in it is looked up by a name.
-fn unused_class(language: Language, name: Option<&str>) -> Option<String> {
-    let name = name.filter(|name| !name.is_empty())?;
+fn refuse_class(language: Language, name: Option<&str>, refused: &mut Refused) {
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return;
+    };
     match language {
-        Language::Python | Language::Java => None,
-        Language::Bash | Language::Exec | Language::Go | Language::Wasm => Some(format!(
-            "`className: {name}` has no effect: it names a class of Python or Java"
+        Language::Python | Language::Java => {}
+        Language::Bash | Language::Exec | Language::Go | Language::Wasm => refused.push(format!(
+            "`className: {name}` is not supported: it names a class of Python or Java: remove it"
         )),
     }
-}
-
-/// Resources that are accepted, since every file for Kubernetes has them, and that nothing holds a built-in
-/// connector to.
-pub(super) fn not_enforced(resources: Option<&Resources>) -> Vec<String> {
-    let Some(resources) = resources else {
-        return Vec::new();
-    };
-    let given = [
-        ("cpu", resources.cpu.map(|cpu| cpu.to_string())),
-        ("ram", resources.ram.map(|ram| ram.to_string())),
-        ("disk", resources.disk.map(|disk| disk.to_string())),
-    ];
-    let names = given.into_iter().filter_map(|(name, value)| {
-        Some(format!(
-            "`resources.{name}: {}` is not enforced: a built-in connector shares the worker's process",
-            value?
-        ))
-    });
-    names.collect()
 }
 
 /// What the output is declared to be, and the name that the host is told.

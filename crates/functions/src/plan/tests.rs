@@ -1,7 +1,7 @@
 //! What is honoured and what is refused, field by field.
 
 use geminga_client::{InitialPosition, SubType};
-use geminga_model::{FunctionConfig, SinkConfig};
+use geminga_model::{FunctionConfig, SinkConfig, SourceConfig};
 
 use super::function::split_flags;
 use super::*;
@@ -242,12 +242,77 @@ fn resources_are_enforced_or_said_not_to_be() {
     ] {
         assert!(said.contains(part), "{said}");
     }
-    let sink: SinkConfig = serde_json::from_str(
-        r#"{"name":"s","sinkType":"table","inputs":["in"],"resources":{"cpu":1,"ram":5}}"#,
-    )
-    .expect("a sink");
-    let warnings = plan(&sink.into(), None).expect("accepted").warnings;
-    assert_eq!(warnings.len(), 2, "{warnings:?}");
+}
+
+/// They were taken, and a line of the status said that they have no effect.
+#[test]
+fn what_would_have_no_effect_is_refused_by_name() {
+    let function = |fields: &str| {
+        planned(&format!(
+            r#"{{"name":"f","sh":"f.sh","inputs":["in"],{fields}}}"#
+        ))
+    };
+    let source = |fields: &str| {
+        let source: SourceConfig = serde_json::from_str(&format!(
+            r#"{{"name":"s","sourceType":"file","topicName":"t","configs":{{"path":"x"}},{fields}}}"#
+        ))
+        .expect("a source");
+        plan(&source.into(), None)
+    };
+    let sink = |fields: &str| {
+        let sink: SinkConfig = serde_json::from_str(&format!(
+            r#"{{"name":"s","sinkType":"file","inputs":["in"],"configs":{{"path":"x"}},{fields}}}"#
+        ))
+        .expect("a sink");
+        plan(&sink.into(), None)
+    };
+    let pool = |pools: bool| format!(r#""inputSpecs":{{"in":{{"poolMessages":{pools}}}}}"#);
+    for (tried, named) in [
+        (function(r#""className":"x.Y""#), "`className: x.Y`"),
+        (function(&pool(true)), "`poolMessages` of input `in`"),
+        (sink(&pool(true)), "`poolMessages` of input `in`"),
+        (source(r#""className":"x.Y""#), "`className: x.Y`"),
+        (sink(r#""className":"x.Y""#), "`className: x.Y`"),
+        (source(r#""resources":{"cpu":2}"#), "`resources.cpu: 2`"),
+        (sink(r#""resources":{"ram":5}"#), "`resources.ram: 5`"),
+        (sink(r#""resources":{"disk":7}"#), "`resources.disk: 7`"),
+        (
+            source(r#""batchBuilder":"KEY_BASED""#),
+            "`batchBuilder: KEY_BASED`",
+        ),
+        (
+            source(r#""producerConfig":{"batchBuilder":"KEY_BASED"}"#),
+            "`batchBuilder: KEY_BASED`",
+        ),
+        (
+            sink(r#""negativeAckRedeliveryDelayMs":5"#),
+            "`negativeAckRedeliveryDelayMs`",
+        ),
+        (
+            sink(r#""negativeAckRedeliveryDelayMs":5,"maxMessageRetries":0"#),
+            "`negativeAckRedeliveryDelayMs`",
+        ),
+    ] {
+        let said = tried.map(drop).expect_err(named).join("; ");
+        assert!(
+            said.contains(named) && said.contains("is not supported"),
+            "{said}"
+        );
+    }
+    // What Pulsar's tools fill in says nothing.
+    let filled = r#""resources":{"cpu":1.0,"ram":1073741824,"disk":10737418240}"#;
+    for tried in [
+        function(r#""className":"""#),
+        function(&pool(false)),
+        sink(&pool(false)),
+        source(filled),
+        sink(filled),
+        source(r#""className":"geminga.io.FileSource","batchBuilder":"DEFAULT""#),
+        sink(r#""className":"geminga.io.FileSink""#),
+        sink(r#""negativeAckRedeliveryDelayMs":5,"maxMessageRetries":1"#),
+    ] {
+        assert_eq!(tried.expect("accepted").warnings, Vec::<String>::new());
+    }
 }
 
 /// A place in a file is found by it.

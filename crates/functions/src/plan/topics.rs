@@ -103,11 +103,15 @@ pub(super) fn topics(
 }
 
 /// `poolMessages` is for clients that give each message a piece of memory that they manage.
-pub(super) fn pooled(inputs: &BTreeMap<String, ConsumerConfig>) -> Vec<String> {
-    let pool = inputs.values().any(|spec| spec.pool_messages == Some(true));
-    let said =
-        "`poolMessages` has no effect: messages share the memory that they came in".to_owned();
-    pool.then_some(said).into_iter().collect()
+pub(super) fn refuse_pools(inputs: &BTreeMap<String, ConsumerConfig>, refused: &mut Refused) {
+    for (topic, spec) in inputs {
+        if spec.pool_messages == Some(true) {
+            refused.push(format!(
+                "`poolMessages` of input `{topic}` is not supported: messages share the memory that they came in: \
+                 remove it"
+            ));
+        }
+    }
 }
 
 /// What an input is declared to be.

@@ -32,7 +32,7 @@ use crate::instance::source::{Declaring, Source, Taken, TopicSource};
 use crate::instance::state::{self, FunctionState, Taking};
 use crate::instance::{Gauge, Instance};
 use crate::plan::{Input, Language, Output, Plan, Process, Subscription, Typed};
-use crate::runtime::{Host, HostSpec};
+use crate::runtime::{Host, HostSpec, Level, LogLine, Services};
 use crate::schema;
 use crate::secret::Unread;
 
@@ -970,6 +970,13 @@ impl Crew {
             };
         }
         seat.subscribed.send_replace(true);
+        let log = match (&plan.process, &plan.log_topic) {
+            (Process::Identity, Some(topic)) => {
+                Some(self.own_log(inner, seat, number, topic, tasks))
+            }
+            // A host has its own.
+            _ => None,
+        };
         Ok(Instance {
             source,
             host,
@@ -979,9 +986,34 @@ impl Crew {
             gather: plan.window.clone().map(Gather::new),
             policy: plan.policy.clone(),
             limits: self.limits.clone(),
+            log,
             gauge: seat.gauge.clone(),
             tasks: tasks.clone(),
         })
+    }
+
+    /// The log of a connector, which has no code of its own that would say something.
+    fn own_log(
+        &self,
+        inner: &Inner,
+        seat: &Seat,
+        number: u32,
+        topic: &str,
+        tasks: &Tasks,
+    ) -> Arc<dyn Services> {
+        let mut context = Context::new(seat.gauge.clone(), None, None);
+        let client = inner.config.client.clone();
+        context.log_to(client, topic.to_owned(), self.id.fqfn(), number, tasks);
+        let (level, text) = match seat.health() {
+            Health::Degraded(why) => (Level::Error, format!("started again: {why}")),
+            _ => (Level::Info, "started".to_owned()),
+        };
+        context.log(LogLine {
+            level,
+            text,
+            message_id: None,
+        });
+        Arc::new(context)
     }
 }
 

@@ -73,11 +73,11 @@ fn localrun_runs_a_function_on_a_named_broker_and_registers_nothing() {
     std::fs::write(&script, "tr a-z A-Z\n").expect("writes");
     let script = script.display();
     let local = Local::start(&format!(
-        "--broker-service-url {} --sh {script} --output shouted --input-specs {{\"said\":{{\"poolMessages\":true}}}}",
+        "--broker-service-url {} --sh {script} --inputs said --output shouted --parallelism 2 --processing-guarantees EFFECTIVELY_ONCE",
         server.service_url
     ));
     assert_eq!(local.service_url, server.service_url);
-    let warned = |line: &str| line.starts_with("warning: ") && line.contains("poolMessages");
+    let warned = |line: &str| line.starts_with("warning: ") && line.contains("`parallelism: 2`");
     assert!(local.said.lines().any(warned), "{}", local.said);
     assert_eq!(local.through("said", "shouted", "hello"), "HELLO\n");
     let (out, _) = server.check("functions list -o name", 0);

@@ -164,7 +164,7 @@ pub fn function(spec: &FunctionSpec) -> Translated<FunctionConfig> {
 }
 
 pub fn source(spec: &SourceSpec) -> Translated<SourceConfig> {
-    let only = kubernetes_only!(spec);
+    let mut only = kubernetes_only!(spec);
     let mut refused = refused!(spec);
     refuse_languages(
         [
@@ -188,6 +188,10 @@ pub fn source(spec: &SourceSpec) -> Translated<SourceConfig> {
             "set output.sinkSchemaType".into(),
         ));
     }
+    // They are a pod's: a built-in connector runs in the worker.
+    if resources(spec.resources.as_ref(), &mut refused).is_some() {
+        only.push("resources");
+    }
     let config = SourceConfig {
         tenant: spec.tenant.clone(),
         namespace: spec.namespace.clone(),
@@ -200,7 +204,7 @@ pub fn source(spec: &SourceSpec) -> Translated<SourceConfig> {
         configs: spec.source_config.clone(),
         parallelism: spec.replicas.or(spec.min_replicas),
         processing_guarantees: spec.processing_guarantee.map(guarantee),
-        resources: resources(spec.resources.as_ref(), &mut refused),
+        resources: None,
         source_type: spec.source_type.clone(),
         archive: located(java.jar.as_deref(), java.jar_location.as_deref()),
         runtime_flags: spec.runtime_flags.clone(),
@@ -222,7 +226,7 @@ pub fn source(spec: &SourceSpec) -> Translated<SourceConfig> {
 }
 
 pub fn sink(spec: &SinkSpec) -> Translated<SinkConfig> {
-    let only = kubernetes_only!(spec);
+    let mut only = kubernetes_only!(spec);
     let mut refused = refused!(spec);
     refuse_languages(
         [
@@ -240,6 +244,10 @@ pub fn sink(spec: &SinkSpec) -> Translated<SinkConfig> {
     }
     let input = spec.input.clone().unwrap_or_default();
     let java = spec.java.clone().unwrap_or_default();
+    // They are a pod's: a built-in connector runs in the worker.
+    if resources(spec.resources.as_ref(), &mut refused).is_some() {
+        only.push("resources");
+    }
     let config = SinkConfig {
         tenant: spec.tenant.clone(),
         namespace: spec.namespace.clone(),
@@ -259,7 +267,7 @@ pub fn sink(spec: &SinkSpec) -> Translated<SinkConfig> {
         processing_guarantees: spec.processing_guarantee.map(guarantee),
         retain_ordering: spec.retain_ordering,
         retain_key_ordering: spec.retain_key_ordering,
-        resources: resources(spec.resources.as_ref(), &mut refused),
+        resources: None,
         auto_ack: spec.auto_ack,
         timeout_ms: spec.timeout,
         negative_ack_redelivery_delay_ms: spec.negative_ack_redelivery_delay_ms,

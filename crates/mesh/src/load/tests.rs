@@ -71,6 +71,43 @@ data: {webServiceURL: x, brokerServiceURL: y}
     );
 }
 
+/// A pod's resources say nothing of a connector that is in the worker.
+#[test]
+fn resources_of_connectors_are_for_kubernetes() {
+    let text = "\
+apiVersion: compute.functionmesh.io/v1alpha1
+kind: Source
+metadata: {name: reader}
+spec:
+  sourceType: file
+  sourceConfig: {path: in}
+  output: {topic: events}
+  resources: {limits: {cpu: '0.2', memory: 1.1G}}
+---
+apiVersion: compute.functionmesh.io/v1alpha1
+kind: Sink
+metadata: {name: writer}
+spec:
+  sinkType: file
+  sinkConfig: {path: out}
+  input: {topics: [events]}
+  resources: {requests: {memory: 1Gi}}
+";
+    let loaded = loaded(text);
+    assert_eq!(
+        loaded.kubernetes_only,
+        ["reader: resources", "writer: resources"]
+    );
+    for component in &loaded.components {
+        let resources = match &component.config {
+            Config::Source(config) => &config.resources,
+            Config::Sink(config) => &config.resources,
+            Config::Function(_) => panic!("a function"),
+        };
+        assert_eq!(*resources, None);
+    }
+}
+
 #[test]
 fn an_empty_file_is_an_error() {
     let said = load([(Path::new("a.yaml"), "# nothing\n")]).expect_err("empty");

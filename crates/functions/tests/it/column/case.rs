@@ -50,10 +50,12 @@ impl Case<'_> {
         }
     }
 
-    pub(super) fn class(&self) -> &'static str {
+    /// The class in the code, where the language has some.
+    pub(super) fn class(&self) -> Option<&'static str> {
         match self.runtime {
-            "python" => "Echo.Echo",
-            _ => "Echo",
+            "python" => Some("Echo.Echo"),
+            "java" => Some("Echo"),
+            _ => None,
         }
     }
 
@@ -83,7 +85,7 @@ impl Case<'_> {
             self.code_field(): code});
         if matches!(self.runtime, "python" | "java") {
             all["className"] = json!(if windows && self.runtime == "java" {
-                "Window"
+                Some("Window")
             } else {
                 self.class()
             });
