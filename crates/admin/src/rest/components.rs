@@ -211,7 +211,8 @@ async fn register(
             .await
             .map_err(|error| ApiError::bad_request(error.to_string()))?;
     }
-    let (component, upload, has_code) = code_of(&functions, &session, &id, registration).await?;
+    let (component, upload, has_code) =
+        code_of(&functions, &session, &id, registration, None).await?;
     if !has_code && id.kind == Kind::Function {
         return Err(ApiError::bad_request("Function Package is not provided"));
     }
@@ -236,7 +237,8 @@ async fn update(
     let registration = form::read(worker, &id, request).await?;
     let stored = worker.get(&id)?;
     let refreshes = registration.refreshes;
-    let (component, upload, _) = code_of(&functions, &session, &id, registration).await?;
+    let (component, upload, _) =
+        code_of(&functions, &session, &id, registration, Some(&stored)).await?;
     if let Some(broker) = &functions.broker {
         rights::check(broker, &session, &id, &component)?;
         // What it had before it has on behalf of somebody else from now on.
@@ -262,6 +264,7 @@ async fn code_of(
     session: &Session,
     id: &ComponentId,
     registration: Registration,
+    stored: Option<&Component>,
 ) -> Answer<(Component, Option<Upload>, bool)> {
     let Registration {
         mut component,
@@ -275,19 +278,30 @@ async fn code_of(
     }
     let (local, is_builtin) = match &component {
         Component::Function(config) => {
-            let code = config.code().map(|(_, path)| path.to_owned());
+            let code = path_of(&component).map(str::to_owned);
             let is_builtin = code
                 .as_deref()
                 .is_some_and(|code| code.starts_with("builtin://"));
-            (code, is_builtin || config.function_type.is_some())
+            // `pulsar-admin` sends an empty text for nothing.
+            let name = config.function_type.as_deref();
+            (
+                code,
+                is_builtin || name.is_some_and(|name| !name.is_empty()),
+            )
         }
         _ => (None, false),
     };
     let Some(url) = url else {
-        // A configuration that names a file of this machine by itself.
-        if local.is_some_and(|path| path.starts_with('/') || path.starts_with("file://"))
-            && !trusted
-        {
+        // A configuration that names a file of this machine by itself. Of code that is to be sent along, and is not,
+        // it has the bare name; of what is there already it has the name that this got.
+        let is_file = |path: &str| {
+            path.starts_with('/') || path.starts_with("file://") || path.contains("..")
+        };
+        let is_new = |path: &str| match stored {
+            Some(stored) => !path.starts_with("builtin://") && path_of(stored) != Some(path),
+            None => is_file(path),
+        };
+        if !trusted && local.is_some_and(|path| is_new(&path)) {
             return Err(not_trusted());
         }
         return Ok((component, None, is_builtin));
@@ -342,6 +356,14 @@ async fn code_of(
     Err(ApiError::bad_request(format!(
         "Function Package url is not valid: `{url}`; supported are http, https, file, builtin, function, source and sink"
     )))
+}
+
+/// Where the code of a function is, as its configuration says it.
+fn path_of(component: &Component) -> Option<&str> {
+    match component {
+        Component::Function(config) => config.code().map(|(_, path)| path),
+        Component::Source(_) | Component::Sink(_) => None,
+    }
 }
 
 fn not_trusted() -> ApiError {

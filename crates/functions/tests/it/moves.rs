@@ -202,7 +202,12 @@ async fn an_update_loses_and_doubles_nothing_and_waits_for_the_new_code() {
     assert!(seen.iter().all(|text| text.starts_with("one ")), "{seen:?}");
     // Messages flow while the one takes the place of the other.
     std::fs::write(gate.join("go"), "").expect("written");
+    let began = std::time::Instant::now();
     while !seen.iter().any(|text| text.starts_with("two ")) {
+        assert!(
+            began.elapsed() < 4 * PATIENCE,
+            "the new version never answers"
+        );
         stage.send(&input, numbers(sent..sent + 20)).await;
         sent += 20;
         seen.extend(texts(&receive(&mut consumer, 20).await));

@@ -260,7 +260,12 @@ pub(crate) async fn is_replaced_under_load(stage: Stage, language: &str) {
     let (mut sent, mut seen) = (0, Vec::new());
     let mut upload = Some(upload);
     let mut replaced = false;
+    let began = std::time::Instant::now();
     while !replaced {
+        assert!(
+            began.elapsed() < 4 * PATIENCE,
+            "the new version never answers"
+        );
         stage.send(&input, numbers(sent..sent + 20)).await;
         sent += 20;
         let some = texts(&receive(&mut consumer, 20).await);

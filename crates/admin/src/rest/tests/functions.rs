@@ -180,6 +180,33 @@ async fn a_function_publishes_what_its_registrant_may() {
     assert_eq!(answer.status().as_u16(), 400);
     let why = String::from_utf8(body(answer).await).unwrap();
     assert!(why.contains(refused) && why.contains("boss"), "{why}");
+    // No file of the server's becomes code, however it is called.
+    std::fs::write(directory.path().join("secret.sh"), code).unwrap();
+    let named =
+        |path: &str| json!({"name": "f", "inputs": ["t/n/in"], "sh": path, "functionType": ""});
+    for path in ["secret.sh", "../secret.sh", "/etc/hostname"] {
+        let form = Form::new().json("functionConfig", &named(path).to_string());
+        let status = send("PUT", form, "boss").await;
+        assert_eq!(status, 401, "{path}");
+    }
+    for path in ["other.sh", "../secret.sh", "/etc/hostname"] {
+        let mut config = named(path);
+        config["name"] = json!("h");
+        let (kind, form) = Form::new()
+            .json("functionConfig", &config.to_string())
+            .finish()
+            .in_memory()
+            .expect("no file");
+        let request = Request::post("/admin/v3/functions/t/n/h")
+            .header("content-type", kind)
+            .header("authorization", format!("Bearer {}", token("boss")));
+        let answer = server.send(request.body(Body::from(form)).unwrap()).await;
+        assert!(
+            matches!(answer.status().as_u16(), 400 | 401),
+            "{path}: {}",
+            answer.status()
+        );
+    }
     // Where that one may, whoever sends the message needs the right too: others read that topic.
     let grant = async |role: &str, actions: Value| {
         let path = format!("/admin/v2/namespaces/public/default/permissions/{role}");
