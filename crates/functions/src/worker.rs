@@ -258,7 +258,7 @@ impl Worker {
         };
         if catalog.is_kept() {
             let needed = catalog.read(catalog::View::packages_needed);
-            package::sweep(&packages, &needed);
+            package::sweep(&packages, &needed, Duration::ZERO);
         }
         let topic = config.catalog_topic.clone();
         let worker = Self {
@@ -284,6 +284,7 @@ impl Worker {
                 to_settle: Mutex::default(),
             }),
         };
+        worker.inner.sweep_packages();
         worker.reload_builtin_functions().await?;
         if let Some(topic) = topic {
             worker.join(topic).await;

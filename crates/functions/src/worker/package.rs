@@ -6,10 +6,12 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use geminga_client::{Batching, Client, InitialPosition, Message, MessageId, SubType};
 use geminga_stdx::Random;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -177,6 +179,7 @@ fn keep(folder: &Path, name: &str, spooled: &Spooled) -> std::io::Result<String>
     use std::os::unix::fs::PermissionsExt;
     let directory = folder.join(&spooled.hash);
     let path = directory.join(name);
+    let _one = KEEPING.lock();
     if !path.exists() {
         std::fs::create_dir_all(&directory)?;
         // An executable is uploaded without its bit.
@@ -184,12 +187,25 @@ fn keep(folder: &Path, name: &str, spooled: &Spooled) -> std::io::Result<String>
         std::fs::rename(&spooled.path, &path)?;
         File::open(&directory)?.sync_all()?;
         File::open(folder)?.sync_all()?;
+    } else {
+        // It counts from now on: see `sweep`.
+        File::open(&directory)?.set_modified(SystemTime::now())?;
     }
     Ok(format!("{}/{name}", spooled.hash))
 }
 
-/// Removes what no record names any more, and uploads that were cut.
-pub(crate) fn sweep(folder: &Path, needed: &BTreeSet<String>) {
+/// Held while a package gets its place, or loses it.
+static KEEPING: Mutex<()> = Mutex::new(());
+
+/// Removes what no record names any more and nobody took in lately, and uploads that were cut. A package is taken
+/// in before its record is made, and what runs of a former version may still read it: so it has to be of some age.
+pub(crate) fn sweep(folder: &Path, needed: &BTreeSet<String>, age: Duration) {
+    // Where it is not made, things are removed in their place.
+    let _ = std::fs::create_dir_all(folder.join(GROWING));
+    let is_old = |entry: &std::fs::DirEntry| {
+        let changed = entry.metadata().and_then(|metadata| metadata.modified());
+        changed.is_ok_and(|at| at.elapsed().is_ok_and(|passed| passed >= age))
+    };
     let Ok(entries) = std::fs::read_dir(folder) else {
         return;
     };
@@ -199,10 +215,23 @@ pub(crate) fn sweep(folder: &Path, needed: &BTreeSet<String>) {
         .collect();
     for entry in entries.flatten() {
         let name = entry.file_name();
-        if !name.to_str().is_some_and(|name| hashes.contains(name)) {
-            // What can not be removed now is looked at again at the next start.
-            let _ = std::fs::remove_dir_all(entry.path());
+        let is_needed = name.to_str().is_some_and(|name| hashes.contains(name));
+        if is_needed || name == GROWING && !age.is_zero() {
+            continue;
         }
+        let aside = folder.join(GROWING).join(Random::from_entropy().name(16));
+        let mut gone = entry.path();
+        {
+            let _nobody_keeps_it_meanwhile = KEEPING.lock();
+            if !age.is_zero() && !is_old(&entry) {
+                continue;
+            }
+            if name != GROWING && std::fs::rename(&gone, &aside).is_ok() {
+                gone = aside;
+            }
+        }
+        // What can not be removed now is looked at again at the next start.
+        let _ = std::fs::remove_dir_all(gone);
     }
 }
 
@@ -387,8 +416,29 @@ mod tests {
         let other = store(folder.path(), Upload::new("g.sh", "other"))
             .await
             .expect("kept");
-        sweep(folder.path(), &BTreeSet::from([first.clone()]));
-        assert!(folder.path().join(first).exists() && !folder.path().join(other).exists());
+        let needed = BTreeSet::from([first.clone()]);
+        let is_there = |name: &str| folder.path().join(name).exists();
+        sweep(folder.path(), &needed, Duration::from_secs(60));
+        assert!(is_there(&first) && is_there(&other), "it is new");
+        let long_ago = SystemTime::now() - Duration::from_secs(100);
+        let age = |name: &str| {
+            let directory = folder.path().join(name);
+            let directory = File::open(directory.parent().expect("a folder")).expect("there");
+            directory.set_modified(long_ago).expect("set");
+        };
+        age(&first);
+        age(&other);
+        // Taken in again.
+        store(folder.path(), Upload::new("g.sh", "other"))
+            .await
+            .expect("kept");
+        sweep(folder.path(), &needed, Duration::from_secs(60));
+        assert!(is_there(&other), "its record may be about to be made");
+        age(&other);
+        sweep(folder.path(), &needed, Duration::from_secs(60));
+        assert!(is_there(&first) && !is_there(&other));
+        sweep(folder.path(), &BTreeSet::new(), Duration::ZERO);
+        assert!(!is_there(&first));
     }
 
     #[tokio::test]

@@ -15,6 +15,10 @@ use super::{Inner, Worker};
 use crate::component::Kind;
 use crate::error::WorkerError;
 
+/// How often packages that nobody needs are looked for.
+const SWEPT_EACH: Duration = Duration::from_secs(60);
+/// How long nobody must have needed them: a registration takes less, and so does the end of a former version.
+const UNNEEDED_FOR: Duration = Duration::from_secs(600);
 /// How long the fetching of a package may take before it begins anew.
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
 /// Packages one worker keeps by name.
@@ -272,6 +276,29 @@ impl Inner {
                 after_ms: FETCH_LIMIT.as_millis() as u64,
             }),
         }
+    }
+
+    /// Removes packages that nobody needs any more from this machine, from time to time: of refused registrations, of
+    /// former versions, of what is deleted.
+    pub(crate) fn sweep_packages(self: &Arc<Self>) {
+        if !self.catalog.is_kept() {
+            return;
+        }
+        let inner = Arc::downgrade(self);
+        self.tasks.spawn_cancellable("sweep packages", async move {
+            loop {
+                tokio::time::sleep(SWEPT_EACH).await;
+                let Some(inner) = inner.upgrade() else { return };
+                let needed = inner.catalog.read(View::packages_needed);
+                let folder = inner.packages.clone();
+                let swept = tokio::task::spawn_blocking(move || {
+                    package::sweep(&folder, &needed, UNNEEDED_FOR);
+                });
+                if swept.await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Deletes what is on the topics of packages that no record names any more, when it has answered.
