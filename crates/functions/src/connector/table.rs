@@ -1,6 +1,7 @@
 //! The table sink: rows in memory, one a key, the newest wins. Whoever runs the mesh prints it.
 //!
-//! It is a view and not a store: messages are acknowledged when their row is in the table.
+//! It is a view and not a store: messages are acknowledged when their row is in the table, and a table that
+//! is full lets go of the row that was not written for the longest time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,14 +15,78 @@ use crate::instance::guarantee::Letter;
 use crate::instance::sink::{Sink, WriteError};
 use crate::runtime::{BoxFuture, Message, Output};
 
-/// Rows kept; the table is for eyes.
+/// Rows kept, and bytes of their messages and keys; the table is for eyes.
 const ROWS_MAX: usize = 100_000;
+const BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// A table that can be looked at while it grows. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct TableView {
     settings: Arc<TableSink>,
-    rows: Arc<Mutex<BTreeMap<String, Value>>>,
+    rows: Arc<Mutex<Rows>>,
+}
+
+#[derive(Debug, Default)]
+struct Rows {
+    by_key: BTreeMap<String, Row>,
+    /// Keys by when their row was written.
+    by_age: BTreeMap<u64, String>,
+    written: u64,
+    bytes: usize,
+    /// Rows that were let go of.
+    dropped: u64,
+}
+
+#[derive(Debug)]
+struct Row {
+    value: Value,
+    written: u64,
+    bytes: usize,
+}
+
+impl Rows {
+    /// Puts a row in; then lets go of the oldest ones, so that the table has at most so many rows and bytes.
+    fn put(
+        &mut self,
+        key: String,
+        value: Value,
+        bytes: usize,
+        (rows_max, bytes_max): (usize, usize),
+    ) {
+        self.remove(&key);
+        self.written += 1;
+        let bytes = bytes + key.len();
+        self.bytes += bytes;
+        self.by_age.insert(self.written, key.clone());
+        let written = self.written;
+        let row = Row {
+            value,
+            written,
+            bytes,
+        };
+        self.by_key.insert(key, row);
+        while self.by_key.len() > rows_max || self.bytes > bytes_max {
+            let Some((_, oldest)) = self.by_age.pop_first() else {
+                return;
+            };
+            self.remove(&oldest);
+            if self.dropped == 0 {
+                tracing::warn!(
+                    rows_max,
+                    bytes_max,
+                    "the table is full: its oldest rows make room"
+                );
+            }
+            self.dropped += 1;
+        }
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some(row) = self.by_key.remove(key) {
+            self.by_age.remove(&row.written);
+            self.bytes -= row.bytes;
+        }
+    }
 }
 
 impl TableView {
@@ -43,7 +108,7 @@ impl TableView {
         let rows = self.rows.lock();
         let mut columns = self.settings.columns.clone().unwrap_or_default();
         if self.settings.columns.is_none() {
-            for value in rows.values() {
+            for Row { value, .. } in rows.by_key.values() {
                 for name in value
                     .as_object()
                     .into_iter()
@@ -59,7 +124,11 @@ impl TableView {
                 }
             }
         }
-        let mut sorted: Vec<(&String, &Value)> = rows.iter().collect();
+        let mut sorted: Vec<(&String, &Value)> = rows
+            .by_key
+            .iter()
+            .map(|(key, row)| (key, &row.value))
+            .collect();
         if let Some(sort) = &self.settings.sort {
             let (name, down) = sort
                 .strip_prefix('-')
@@ -105,24 +174,7 @@ fn compare(a: Option<&Value>, b: Option<&Value>) -> std::cmp::Ordering {
 
 pub(crate) struct TableEnd(pub(crate) TableView);
 
-impl TableView {
-    /// Why there is no room for a message's row.
-    fn full(rows: &BTreeMap<String, Value>, key: &str) -> Option<String> {
-        (rows.len() >= ROWS_MAX && !rows.contains_key(key))
-            .then(|| format!("the table has {ROWS_MAX} rows"))
-    }
-}
-
-/// The key of a message's row.
-fn key_of(message: &Message) -> String {
-    message.key.clone().unwrap_or_else(|| message.id.clone())
-}
-
 impl Sink for TableEnd {
-    fn refuses(&self, message: &Message) -> Option<String> {
-        TableView::full(&self.0.rows.lock(), &key_of(message))
-    }
-
     fn write<'a>(
         &'a mut self,
         input: &'a Message,
@@ -137,11 +189,8 @@ impl Sink for TableEnd {
                     Ok(value @ Value::Object(_)) => value,
                     _ => Value::String(text.into_owned()),
                 };
-                let key = key_of(input);
-                if let Some(why) = TableView::full(&rows, &key) {
-                    return Err(WriteError::Message(why));
-                }
-                rows.insert(key, value);
+                let key = input.key.clone().unwrap_or_else(|| input.id.clone());
+                rows.put(key, value, output.payload.len(), (ROWS_MAX, BYTES_MAX));
             }
             Ok(Vec::new())
         })
@@ -177,10 +226,28 @@ mod tests {
             ("b", json!({"n": 10})),
             ("c", json!({"n": 1})),
         ] {
-            view.rows.lock().insert(key.into(), value);
+            let max = (ROWS_MAX, BYTES_MAX);
+            view.rows.lock().put(key.into(), value, 0, max);
         }
         let (headings, rows) = view.render();
         assert_eq!(headings, ["n", "t"]);
         assert_eq!(rows, [["10", ""], ["9", "x"]]);
+    }
+
+    #[test]
+    fn a_full_table_lets_go_of_its_oldest_rows() {
+        let keys = |rows: &Rows| rows.by_key.keys().cloned().collect::<Vec<_>>().join(" ");
+        let mut rows = Rows::default();
+        for key in ["a", "b", "a", "c", "d"] {
+            rows.put(key.into(), json!(1), 9, (3, 1000));
+        }
+        assert_eq!((keys(&rows).as_str(), rows.dropped), ("a c d", 1));
+        // By bytes, with those of the keys.
+        for (key, bytes) in [("a", 24), ("e", 9)] {
+            rows.put(key.into(), json!(1), bytes, (100, 45));
+        }
+        assert_eq!((keys(&rows).as_str(), rows.bytes), ("a d e", 45));
+        rows.put("f".into(), json!(1), 1000, (100, 45));
+        assert_eq!((rows.by_age.len(), rows.bytes), (0, 0));
     }
 }
