@@ -302,6 +302,31 @@ pub enum Broken {
     Stopped,
 }
 
+impl Broken {
+    /// What is wrong, with the last words of the code.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Deployment {
+                reason,
+                stderr_tail,
+            }
+            | Self::Start {
+                reason,
+                stderr_tail,
+            } => with_last_words(reason, stderr_tail),
+            Self::Stopped => self.to_string(),
+        }
+    }
+}
+
+/// A reason, and below it what was said last on standard error.
+pub(crate) fn with_last_words(reason: &str, stderr_tail: &str) -> String {
+    match stderr_tail.is_empty() {
+        true => reason.to_owned(),
+        false => format!("{reason}\n{stderr_tail}"),
+    }
+}
+
 /// How a line of a log came about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
@@ -377,6 +402,8 @@ pub trait Services: Send + Sync + 'static {
     fn declared(&self, _of: SchemaOf, _schema: Schema) {}
     /// The process was started again, and why.
     fn restarted(&self, reason: &str);
+    /// It ended, or did not start again, with no message in hand that could tell why.
+    fn ended_idle(&self, _why: &str) {}
 }
 
 /// Who the function is and what it is given: the runtime-level half of a `FunctionConfig`.

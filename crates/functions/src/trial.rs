@@ -320,6 +320,9 @@ impl Services for Recorder {
     fn restarted(&self, reason: &str) {
         self.context.restarted(reason);
     }
+    fn ended_idle(&self, why: &str) {
+        self.context.ended_idle(why);
+    }
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use geminga_client::{Client, Message as Sent, Schema};
-use geminga_stdx::Tasks;
+use geminga_stdx::{Backoff, Random, Tasks};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
@@ -22,6 +24,9 @@ use crate::runtime::{
 
 /// Log lines that may wait for the log topic.
 const LOGS_WAITING: usize = 2000;
+/// Pauses between two tries to open the log topic.
+const LOG_PAUSE_FIRST: Duration = Duration::from_millis(100);
+const LOG_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Publications outside a message that may wait.
 const PUBLISH_WAITING: usize = 1000;
 /// So many of them are under way together.
@@ -49,6 +54,8 @@ pub(crate) struct Context {
     /// What the host says of topics.
     declared: Mutex<Declared>,
     logs: Option<mpsc::Sender<LogLine>>,
+    /// The log topic takes lines now.
+    log_is_open: Arc<AtomicBool>,
     publications: Option<mpsc::Sender<Output>>,
     topics: Option<(Client, Arc<Taken>)>,
 }
@@ -65,6 +72,7 @@ impl Context {
             on_log,
             declared: Mutex::default(),
             logs: None,
+            log_is_open: Arc::default(),
             publications: None,
             topics: None,
         }
@@ -101,25 +109,42 @@ impl Context {
     ) {
         let (sender, mut lines) = mpsc::channel::<LogLine>(LOGS_WAITING);
         self.logs = Some(sender);
+        let is_open = self.log_is_open.clone();
         tasks.spawn_cancellable("log topic", async move {
-            let producer = match client.producer(&topic).property("function", fqfn.clone()).build().await {
-                Ok(producer) => producer,
-                Err(error) => {
-                    tracing::warn!(topic, %error, "log topic not usable: lines go to the worker's log");
-                    return;
+            let seed = Random::from_entropy().next_u64();
+            let mut backoff = Backoff::new(LOG_PAUSE_FIRST, LOG_PAUSE_MAX, seed);
+            // Lines wait meanwhile, as many as there is room for.
+            loop {
+                let opening = client.producer(&topic).property("function", fqfn.clone());
+                let producer = match opening.build().await {
+                    Ok(producer) => producer,
+                    Err(error) => {
+                        let pause = backoff.next_delay();
+                        tracing::warn!(topic, %error, ?pause, "log topic not usable: tried again");
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
+                };
+                is_open.store(true, Ordering::Release);
+                loop {
+                    let Some(line) = lines.recv().await else {
+                        return;
+                    };
+                    let mut message = Sent::new(line.text.into_bytes())
+                        .property("loglevel", line.level.as_str())
+                        .property("instance", instance.to_string())
+                        .property("fqn", fqfn.clone());
+                    if let Some(id) = line.message_id {
+                        message = message.property("messageId", id);
+                    }
+                    if let Err(error) = producer.post(message).await {
+                        tracing::warn!(topic, %error, "log line not sent");
+                        break;
+                    }
+                    backoff.reset();
                 }
-            };
-            while let Some(line) = lines.recv().await {
-                let mut message = Sent::new(line.text.into_bytes())
-                    .property("loglevel", line.level.as_str())
-                    .property("instance", instance.to_string())
-                    .property("fqn", fqfn.clone());
-                if let Some(id) = line.message_id {
-                    message = message.property("messageId", id);
-                }
-                if let Err(error) = producer.post(message).await {
-                    tracing::warn!(topic, %error, "log line not sent");
-                }
+                is_open.store(false, Ordering::Release);
+                tokio::time::sleep(backoff.next_delay()).await;
             }
         });
     }
@@ -182,7 +207,11 @@ impl Services for Context {
             && logs.try_send(line).is_err()
             && self.gauge.stats.log_dropped() == 0
         {
-            tracing::warn!("log lines come faster than the log topic takes them: some are dropped");
+            let why = match self.log_is_open.load(Ordering::Acquire) {
+                true => "log lines come faster than the log topic takes them: some are dropped",
+                false => "the log topic can not be opened: log lines are dropped until it can",
+            };
+            tracing::warn!("{why}");
         }
     }
 
@@ -259,5 +288,9 @@ impl Services for Context {
             text: format!("the process was started again: {reason}"),
             message_id: None,
         });
+    }
+
+    fn ended_idle(&self, why: &str) {
+        self.gauge.stats.system_exception(why.to_owned());
     }
 }

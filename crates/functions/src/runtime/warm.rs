@@ -27,7 +27,7 @@ use super::stderr::{Rate, Tail, pump};
 use super::wire::{Codec, FromHost, PROTOCOL, WireError, verdict_of_status};
 use super::{
     Broken, Delivery, Failure, FailureKind, Host, HostSpec, LogLine, Outcome, Services,
-    StateChange, Verdict,
+    StateChange, Verdict, with_last_words,
 };
 
 /// The room of a read, at first and at most.
@@ -204,14 +204,16 @@ impl Warm {
         loop {
             let mut running = match next.take() {
                 Some(running) => running,
-                None => match self.launch_ready().await {
-                    Ok(running) => running,
-                    Err(broken @ Broken::Deployment { .. }) => return broken,
-                    Err(broken) => {
+                None => match self.launch_unless_stopped().await {
+                    None => return Broken::Stopped,
+                    Some(Ok(running)) => running,
+                    Some(Err(broken @ Broken::Deployment { .. })) => return broken,
+                    Some(Err(broken)) => {
                         self.deaths += 1;
                         if self.deaths >= DEATHS_MAX || self.stop_at.is_some() {
                             return broken;
                         }
+                        self.services.ended_idle(&broken.text());
                         tokio::time::sleep(backoff.next_delay()).await;
                         continue;
                     }
@@ -234,6 +236,32 @@ impl Warm {
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
+    }
+
+    /// Starts the code once more. `None`: it was asked to stop, and had the time that the messages in hand
+    /// are given; with none in hand there is nothing to start for.
+    async fn launch_unless_stopped(&mut self) -> Option<Result<Running, Broken>> {
+        let (mut stop, mut stop_at) = (self.stop.take(), self.stop_at);
+        let has_work = !self.queue.is_empty();
+        let stopped = async {
+            if stop.is_some() {
+                let grace = wait_stop(&mut stop).await;
+                stop = None;
+                stop_at = Some(Instant::now() + grace);
+            }
+            let now = Instant::now();
+            sleep_until(stop_at.map(|at| if has_work { at } else { now })).await;
+        };
+        let launched = tokio::select! {
+            biased;
+            launched = self.launch_ready() => Some(launched),
+            () = stopped => None,
+        };
+        (self.stop, self.stop_at) = (stop, stop_at);
+        if launched.is_none() {
+            self.launch.sweep().await;
+        }
+        launched
     }
 
     async fn launch_ready(&mut self) -> Result<Running, Broken> {
@@ -692,6 +720,7 @@ impl Warm {
             self.deaths += 1;
             self.services.restarted(&failure.reason);
         }
+        let why_idle = with_last_words(&failure.reason, &failure.stderr_tail);
         if !self.ever_done
             && matches!(end, End::Closed)
             && matches!(failure.exit_code, Some(126 | 127))
@@ -738,6 +767,8 @@ impl Warm {
                 reason: failure.reason,
                 stderr_tail: failure.stderr_tail,
             });
+        } else if held == 0 && !leaving {
+            self.services.ended_idle(&why_idle);
         }
         self.hand_on();
         None

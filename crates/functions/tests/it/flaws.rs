@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use geminga_client::ProducerAccessMode;
 use serde_json::json;
 
 use crate::stage::{Stage, nothing_more, numbers, receive, sorted, texts};
@@ -258,5 +259,54 @@ async fn flaw_24_new_code_is_taken_up_without_losing_a_message() {
         .expect("updated");
     stage.send(&input, ["5"]).await;
     assert_eq!(texts(&receive(&mut consumer, 1).await), ["new 5"]);
+    stage.end().await;
+}
+
+/// A process that ended with nothing in hand was started again and again, and status told no reason.
+#[tokio::test]
+async fn a_process_that_ends_before_its_first_message_says_why() {
+    let stage = Stage::new().await;
+    let mark = stage.directory.path().join("mark").display().to_string();
+    let code = format!(
+        "#!/bin/bash\n[[ ! -e {mark} ]] || exec cat\n: > {mark}\necho 'no settings file' >&2\nexit 3\n"
+    );
+    let code = stage.file("ends", &code);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&code, mode).expect("executable");
+    let id = stage
+        .function(
+            "f",
+            json!({"exec": code, "inputs": [stage.topic("in")],
+                "customRuntimeOptions": r#"{"mode":"stream"}"#}),
+        )
+        .await;
+    stage
+        .until("the reason is told", |worker| {
+            let status = worker.status(&id).expect("known");
+            let told = &status.instances[0].status.latest_system_exceptions;
+            let mut told = told.iter().map(|told| &told.exception_string);
+            told.any(|why| why.contains("status 3") && why.contains("no settings file"))
+        })
+        .await;
+    stage.end().await;
+}
+
+/// A log topic that could not be opened when the instance began was given up.
+#[tokio::test]
+async fn a_log_topic_that_comes_later_gets_the_lines_that_waited() {
+    let stage = Stage::new().await;
+    let (input, output, logs) = (stage.topic("in"), stage.topic("out"), stage.topic("logs"));
+    let (mut lines, mut outputs) = (stage.consumer(&logs).await, stage.consumer(&output).await);
+    let holder = stage.client.producer(&logs);
+    let holder = holder.access_mode(ProducerAccessMode::Exclusive);
+    let holder = holder.build().await.expect("it is free");
+    let code = "process() { log INFO \"it was $MSG\"; emit \"$MSG\"; }";
+    let fields = json!({"sh": code, "inputs": [&input], "output": &output, "logTopic": &logs});
+    stage.function("f", fields).await;
+    stage.send(&input, ["x"]).await;
+    receive(&mut outputs, 1).await;
+    nothing_more(&mut lines).await;
+    holder.close().await.expect("closed");
+    assert_eq!(texts(&receive(&mut lines, 1).await), ["it was x"]);
     stage.end().await;
 }

@@ -493,6 +493,29 @@ async fn code_that_closes_its_end_before_it_is_ready_is_not_waited_for() {
     assert_eq!(reason, "the code closed its end before it was ready");
 }
 
+/// It was: until the code was ready, or its time to start was over.
+#[tokio::test]
+async fn a_stop_does_not_wait_for_code_that_does_not_start_again() {
+    let marks = tempfile::tempdir().expect("temporary");
+    let mark = |name: &str| marks.path().join(name);
+    let (first, again) = (mark("first"), mark("again"));
+    let code = format!(
+        "if [[ -e {0} ]]; then\n: > {1}\nsleep 600\nfi\n: > {0}\nprocess() {{ kill -9 $$; }}",
+        first.display(),
+        again.display()
+    );
+    let (directory, mut spec) = function(&code, "f.sh");
+    spec.options.start_timeout_ms = 600_000;
+    let mut f = start_spec(Kind::Bash, directory, spec)
+        .await
+        .expect("starts");
+    let died = f.ask(b"x").await;
+    assert!(failure(&died).reason.contains("signal"), "{died:?}");
+    until("it starts again", || again.exists()).await;
+    let stopped = tokio::time::timeout(Duration::from_secs(60), f.stop()).await;
+    stopped.expect("it waits for the code");
+}
+
 /// Two of eight messages end the program of a batch: they alone fail. What says that it may work later fails as a whole.
 #[tokio::test]
 async fn a_batch_fails_by_the_messages_that_end_its_program() {
