@@ -378,6 +378,37 @@ impl Changelog {
     }
 }
 
+/// Forgets what a topic remembers, when there is such a topic. `may` is asked once nobody else can write to
+/// it, and nothing is forgotten when it says no. A topic that `is_over` is kept from the broker's cleaning
+/// no longer.
+pub(crate) async fn empty(
+    client: &Client,
+    topic: &str,
+    is_over: bool,
+    may: impl Future<Output = bool>,
+) -> Result<()> {
+    if !exists(client, topic).await? {
+        return Ok(());
+    }
+    let mut records = 0_u64;
+    let count = |_| records += 1;
+    let opening = Changelog::open_alone(client, topic, Batching::off(), u64::MAX, false, count);
+    let changelog = opening.await?;
+    let may = may.await;
+    if may && records > 0 {
+        // A rewriting of nothing.
+        let place = changelog.place().await;
+        changelog.end_rewriting(place).await?;
+    }
+    if let Some(producer) = changelog.producer.lock().await.take() {
+        producer.close().await?;
+    }
+    if may && is_over {
+        keeper(client, topic).await?.unsubscribe().await?;
+    }
+    Ok(())
+}
+
 fn id_text(id: TransactionId) -> String {
     format!("{}:{}", id.most, id.least)
 }

@@ -20,7 +20,7 @@ use crate::connector::table::TableView;
 use crate::error::WorkerError;
 use crate::instance::state::{self, Unchanged};
 use crate::plan::{Input, Output, Plan, Process, plan};
-use crate::runtime::{Broken, LogLine, Processes, StateChange};
+use crate::runtime::{Broken, LogLine, Processes, StateChange, toolchain};
 use crate::secret::{SecretRules, declared};
 
 mod backlog;
@@ -29,6 +29,7 @@ mod builtins;
 pub(crate) mod catalog;
 mod change;
 pub(crate) mod cluster;
+mod leftovers;
 pub(crate) mod membership;
 pub(crate) mod package;
 pub(crate) mod packages;
@@ -217,19 +218,7 @@ impl std::fmt::Debug for Worker {
 
 /// What is wrong with code that does not start, with its last words.
 pub(crate) fn broken_text(broken: &Broken) -> String {
-    match broken {
-        Broken::Deployment {
-            reason,
-            stderr_tail,
-        }
-        | Broken::Start {
-            reason,
-            stderr_tail,
-        } if !stderr_tail.is_empty() => {
-            format!("{reason}\n{stderr_tail}")
-        }
-        other => other.to_string(),
-    }
+    broken.text()
 }
 
 impl Worker {
@@ -245,6 +234,10 @@ impl Worker {
         let processes = Processes::start(config.temp_dir.as_deref())
             .map_err(WorkerError::io("starting the process guard"))?;
         let tasks = Tasks::new();
+        // What a predecessor was killed over. A thread of its own: it may be a gigabyte.
+        let sweeper = std::thread::Builder::new().name("geminga-sweep".to_owned());
+        let swept = sweeper.spawn(|| toolchain::sweep(&toolchain::cache()));
+        swept.map_err(WorkerError::io("starting a thread"))?;
         let (catalog, identity) = match &config.catalog_topic {
             Some(topic) => {
                 beside::check(&config.client, topic).await?;
@@ -259,6 +252,7 @@ impl Worker {
         if catalog.is_kept() {
             let needed = catalog.read(catalog::View::packages_needed);
             package::sweep(&packages, &needed, Duration::ZERO);
+            catalog.read(|view| leftovers::sweep(&config.data_dir, view));
         }
         let topic = config.catalog_topic.clone();
         let worker = Self {
@@ -636,8 +630,7 @@ async fn at_end(crew: &Crew, handle: &ConsumerHandle) -> bool {
 impl Inner {
     pub(crate) fn places(&self, id: &ComponentId) -> Option<PathBuf> {
         self.catalog.is_kept().then_some(())?;
-        let name = id.fqfn().replace('/', "+");
-        Some(self.config.data_dir.join(format!("source-{name}.json")))
+        Some(self.config.data_dir.join(leftovers::places_of(id)))
     }
 
     pub(crate) fn is_kept(&self) -> bool {

@@ -329,12 +329,12 @@ const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// How gladly the kernel kills a process for want of memory: from -1000 to 1000.
 const OOM_SCORE: &str = "500";
 
-/// Removes a private directory on a thread of its own: there may be a million files in it. It is below what the
+/// Removes a directory on a thread of its own: there may be a million files in it. A private one is below what the
 /// guard removes, so that it goes with the worker at the latest.
-fn remove_later(directory: PathBuf) {
+pub(super) fn remove_later(directory: PathBuf) {
     let remove = std::thread::Builder::new().name("geminga-remove".to_owned());
     if let Err(error) = remove.spawn(move || std::fs::remove_dir_all(directory)) {
-        tracing::warn!(%error, "a private directory stays until the worker ends");
+        tracing::warn!(%error, "a directory stays for now");
     }
 }
 

@@ -204,19 +204,73 @@ where
     let failed = |error: io::Error| deployment(format!("cache `{}`: {error}", place.display()), "");
     let parent = place.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(failed)?;
-    let next = parent.join(format!(
-        ".next-{}",
-        geminga_stdx::Random::from_entropy().name(12)
-    ));
-    std::fs::create_dir(&next).map_err(failed)?;
-    let filled = fill(next.clone()).await;
-    let done = filled.and_then(|()| match std::fs::rename(&next, place) {
+    let next = Next::new(parent).map_err(failed)?;
+    let filled = fill(next.path.clone()).await;
+    filled.and_then(|()| match std::fs::rename(&next.path, place) {
         // Somebody else was faster, with the same.
         Err(_) if place.exists() => Ok(()),
         other => other.map_err(failed),
-    });
-    let _ = std::fs::remove_dir_all(&next);
-    done
+    })
+}
+
+/// What a thing in the cache is called while it is made.
+const NEXT: &str = ".next-";
+
+/// A directory that is being filled. It is removed with this, whoever loses interest in it, if it was not renamed;
+/// what a process that was killed left of it, [`sweep`] removes.
+struct Next {
+    path: PathBuf,
+    /// Locked as long as somebody lives who fills it.
+    _lock: std::fs::File,
+}
+
+impl Next {
+    fn new(parent: &Path) -> io::Result<Self> {
+        loop {
+            let name = geminga_stdx::Random::from_entropy().name(12);
+            let path = parent.join(format!("{NEXT}{name}"));
+            std::fs::create_dir(&path)?;
+            // A sweep may have come in between, and takes it for one that nobody fills.
+            if let Some(lock) = lock(&path)
+                && path.exists()
+            {
+                return Ok(Self { path, _lock: lock });
+            }
+        }
+    }
+}
+
+impl Drop for Next {
+    fn drop(&mut self) {
+        if self.path.exists() {
+            super::process::remove_later(self.path.clone());
+        }
+    }
+}
+
+/// Locks a directory, unless somebody has.
+fn lock(directory: &Path) -> Option<std::fs::File> {
+    let file = std::fs::File::open(directory).ok()?;
+    file.try_lock().ok()?;
+    Some(file)
+}
+
+/// Removes what processes that are gone had begun to make in the cache.
+pub(crate) fn sweep(cache: &Path) {
+    let Ok(entries) = std::fs::read_dir(cache) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(NEXT) {
+            continue;
+        }
+        if let Some(_lock) = lock(&entry.path())
+            && let Err(error) = std::fs::remove_dir_all(entry.path())
+        {
+            let path = entry.path();
+            tracing::warn!(path = %path.display(), %error, "what was begun in the cache is not removed");
+        }
+    }
 }
 
 /// Runs a compiler; `missing` says what to do when there is none.
@@ -370,6 +424,40 @@ mod tests {
         );
         let making = MAKING.lock();
         assert!(!making.contains_key(&slow) && !making.contains_key(&quick));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_made_to_its_end_does_not_stay() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let begun = || {
+            let all = std::fs::read_dir(folder.path()).expect("read");
+            all.flatten().map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let place = folder.path().join("place");
+        let mut making = Box::pin(once(&place, |into| async move {
+            std::fs::write(into.join("half"), "of it").expect("written");
+            std::future::pending().await
+        }));
+        tokio::select! {
+            biased;
+            _ = &mut making => panic!("made"),
+            () = std::future::ready(()) => {}
+        }
+        // One that lives fills the one, a process that was killed left the other.
+        let left = folder.path().join(".next-left");
+        std::fs::create_dir_all(left.join("deep")).expect("made");
+        assert_eq!(begun().len(), 2);
+        sweep(folder.path());
+        assert!(!left.exists());
+        assert_eq!(begun().len(), 1);
+        drop(making);
+        let waits = async {
+            while !begun().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let removed = tokio::time::timeout(Duration::from_secs(20), waits).await;
+        removed.expect("it stays");
     }
 
     #[tokio::test]

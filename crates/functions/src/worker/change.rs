@@ -33,6 +33,9 @@ const WHY_CHARS_MAX: usize = 2000;
 /// Tries to remove a subscription that another worker may still use.
 const UNSUBSCRIBE_TRIES: u32 = 40;
 
+/// How long the answer of a deletion waits until what is left is removed.
+const FORGET_MAX: Duration = Duration::from_secs(10);
+
 /// A version of a component.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -126,6 +129,9 @@ impl Worker {
             tracing::warn!(component = %id, "{warning}");
         }
         let before = self.record(id).ok();
+        if before.is_none() {
+            self.forget(id, &record, false).await?;
+        }
         self.write(id, before.as_ref(), record, &plan).await?;
         self.settle(Some(&BTreeSet::from([id.clone()]))).await;
         let config = &self.inner.config;
@@ -367,19 +373,30 @@ impl Worker {
         Ok(versions)
     }
 
-    /// Removes a component, and its subscription unless it says otherwise.
+    /// Removes a component with its state, and its subscription unless it says otherwise.
     ///
     /// # Errors
     /// When it does not exist, or the catalogue can not be written.
     pub async fn delete(&self, id: &ComponentId) -> Result<(), WorkerError> {
         let _own = self.change(id).await;
-        let before = self.record(id)?.packages().map(str::to_owned).collect();
+        let record = self.record(id)?;
+        let before = record.packages().map(str::to_owned).collect();
         let entry = self.entry(id).ok();
         let elsewhere = entry
             .as_ref()
             .is_some_and(|entry| (0..entry.crew.len()).any(|n| !self.inner.is_mine(id, n)));
         self.erase(id, &before).await?;
         self.settle(Some(&BTreeSet::from([id.clone()]))).await;
+        let forgotten = self.forget(id, &record, true);
+        let forgotten = tokio::time::timeout(FORGET_MAX, forgotten).await;
+        let why = match forgotten {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("it takes too long".to_owned()),
+        };
+        if let Some(why) = why {
+            tracing::warn!(component = %id, why, "what it left stays until one of its name is made");
+        }
         let Some(entry) = entry.filter(|entry| entry.crew.plan.cleanup_subscription) else {
             return Ok(());
         };
@@ -556,6 +573,7 @@ impl Worker {
                 drop(inner.warming.lock().remove(id));
                 entry.crew.stop_all(STOP_GRACE).await;
                 inner.components.lock().remove(id);
+                self.forget_places(id);
                 inner.lines.close(id).await;
             }
             return;

@@ -11,6 +11,7 @@ mod flaws;
 mod hostile;
 mod hosts;
 mod inputs;
+mod leftovers;
 mod matrix;
 mod moves;
 mod once;

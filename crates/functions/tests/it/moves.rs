@@ -32,7 +32,7 @@ pub(crate) async fn end(stage: Stage, others: impl IntoIterator<Item = Other>) {
 }
 
 /// Waits until the counter `n` of a function has a value.
-async fn counted(worker: &Worker, id: &ComponentId, wanted: i64) {
+pub(crate) async fn counted(worker: &Worker, id: &ComponentId, wanted: i64) {
     let mut last = None;
     let wait = async {
         while last != Some(wanted) {
