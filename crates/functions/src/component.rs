@@ -7,7 +7,9 @@ use geminga_model::validate::{
     validate_source,
 };
 use geminga_model::{FunctionConfig, Secrets, SinkConfig, SourceConfig};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// The three kinds of component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -230,4 +232,50 @@ impl Component {
             }]),
         }
     }
+
+    /// This configuration without some of its fields, which are as in a new one then.
+    ///
+    /// # Errors
+    /// Names of no field, and what an update may not change. An input may go.
+    pub(crate) fn without(&self, fields: &[String]) -> Result<Self, Vec<Violation>> {
+        let less = match self {
+            Self::Function(c) => less(&**c, fields).map(Self::from),
+            Self::Source(c) => less(&**c, fields).map(Self::from),
+            Self::Sink(c) => less(&**c, fields).map(Self::from),
+        }?;
+        let mut why = self.left_out_of(&less);
+        why.retain(|it| it.field.first().is_none_or(|field| field != "inputs"));
+        if why.is_empty() { Ok(less) } else { Err(why) }
+    }
+
+    /// What `less` has not, though an update can not change it.
+    pub(crate) fn left_out_of(&self, less: &Self) -> Vec<Violation> {
+        let left_out = less.merged(self).err().unwrap_or_default();
+        let say = |left_out: Violation| Violation {
+            message: format!(
+                "`{}` may not be left out: an update can not change it",
+                left_out.field.join(".")
+            ),
+            ..left_out
+        };
+        left_out.into_iter().map(say).collect()
+    }
+}
+/// A configuration without some of its fields.
+fn less<T: Serialize + DeserializeOwned>(
+    config: &T,
+    fields: &[String],
+) -> Result<T, Vec<Violation>> {
+    let broken = |error: serde_json::Error| Violation {
+        field: Vec::new(),
+        message: error.to_string(),
+        help: None,
+    };
+    let mut all = serde_json::to_value(config).map_err(|error| vec![broken(error)])?;
+    for field in fields {
+        // A field that there is may be null, and one that there is not is refused.
+        serde_json::from_value::<T>(json!({ field: null })).map_err(|error| vec![broken(error)])?;
+        all.as_object_mut().map(|all| all.remove(field));
+    }
+    serde_json::from_value(all).map_err(|error| vec![broken(error)])
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use hyper::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{AdminClient, ClientError, Form, answer, segment};
 
@@ -102,21 +102,52 @@ impl AdminClient {
         config: &Value,
         code: Code,
     ) -> Result<(), ClientError> {
+        let (method, options) = match how {
+            Registration::Create => (Method::POST, None),
+            Registration::Update { auth_data } => (
+                Method::PUT,
+                auth_data.then(|| json!({"updateAuthData": true})),
+            ),
+        };
+        self.send_form(kind, method, name, config, options, code)
+            .await
+    }
+
+    /// Updates a component (PUT). These of its fields go away, which a configuration alone can not say.
+    ///
+    /// # Errors
+    /// When the server refuses or is not there. Another than Geminga keeps the fields.
+    pub async fn update_component(
+        &self,
+        kind: Component,
+        name: Fqfn<'_>,
+        config: &Value,
+        removed: &[&str],
+        code: Code,
+    ) -> Result<(), ClientError> {
+        let options = (!removed.is_empty()).then(|| json!({"remove": removed}));
+        self.send_form(kind, Method::PUT, name, config, options, code)
+            .await
+    }
+
+    async fn send_form(
+        &self,
+        kind: Component,
+        method: Method,
+        name: Fqfn<'_>,
+        config: &Value,
+        options: Option<Value>,
+        code: Code,
+    ) -> Result<(), ClientError> {
         let mut form = Form::new().json(kind.part(), &config.to_string());
         match &code {
             Code::None => {}
             Code::File { name, path } => form = form.path("data", name, path).await?,
             Code::Url(url) => form = form.text("url", url),
         }
-        let method = match how {
-            Registration::Create => Method::POST,
-            Registration::Update { auth_data } => {
-                if auth_data {
-                    form = form.json("updateOptions", r#"{"updateAuthData":true}"#);
-                }
-                Method::PUT
-            }
-        };
+        if let Some(options) = options {
+            form = form.json("updateOptions", &options.to_string());
+        }
         let path = self.component(kind, &name, "");
         self.send(method, &path, Some(form.finish()))
             .await

@@ -33,7 +33,7 @@ use super::{document, done};
 use crate::error::{Answer, ApiError};
 use crate::request;
 
-use form::Registration;
+use form::{Registration, UpdateOptions};
 
 /// How long a triggered function may take.
 const TRIGGER_LIMIT: Duration = Duration::from_secs(30);
@@ -234,9 +234,12 @@ async fn update(
     let worker = functions.worker()?;
     let id = named.id(kind(&uri));
     // As above.
-    let registration = form::read(worker, &id, request).await?;
+    let mut registration = form::read(worker, &id, request).await?;
     let stored = worker.get(&id)?;
-    let refreshes = registration.refreshes;
+    let UpdateOptions {
+        update_auth_data: refreshes,
+        remove,
+    } = std::mem::take(&mut registration.options);
     let (component, upload, _) =
         code_of(&functions, &session, &id, registration, Some(&stored)).await?;
     if let Some(broker) = &functions.broker {
@@ -246,7 +249,8 @@ async fn update(
         rights::check(broker, &session, &id, &merged)?;
     }
     let by = rights::registrant(&session);
-    match worker.update_by(by, &id, component, upload).await {
+    let updated = worker.update_without(by, &id, component, &remove, upload);
+    match updated.await {
         // To refresh credentials is a change to Pulsar; there is nothing to refresh here.
         Err(WorkerError::Invalid(why)) if refreshes && why == ["Update contains no change"] => {
             done()

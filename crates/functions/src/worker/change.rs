@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use geminga_model::validate::Violation;
 use geminga_stdx::tasks::OnError;
 use tokio::sync::RwLockReadGuard;
 use tokio::time::Instant;
@@ -194,6 +193,22 @@ impl Worker {
         by: Option<Registrant>,
         id: &ComponentId,
         change: Component,
+        code: Option<Upload>,
+    ) -> Result<(), WorkerError> {
+        self.update_without(by, id, change, &[], code).await
+    }
+
+    /// The same, and of these fields it has from now on what a new component has: a change alone can
+    /// not say that one goes.
+    ///
+    /// # Errors
+    /// As of [`update`](Self::update); and names of no field.
+    pub async fn update_without(
+        &self,
+        by: Option<Registrant>,
+        id: &ComponentId,
+        change: Component,
+        removed: &[String],
         mut code: Option<Upload>,
     ) -> Result<(), WorkerError> {
         let _own = self.change(id).await;
@@ -213,6 +228,11 @@ impl Worker {
                 return Err(WorkerError::Invalid(texts.collect()));
             }
         };
+        if !removed.is_empty() {
+            component = component.without(removed).map_err(|why| {
+                WorkerError::Invalid(why.iter().map(ToString::to_string).collect())
+            })?;
+        }
         match (builtin, &mut component) {
             (Some(builtin), component) => {
                 builtin.fill(id, component);
@@ -242,13 +262,9 @@ impl Worker {
         let stored = &record.component;
         let component = component.unmasked(stored);
         let mut why = stored.merged(&component).err().unwrap_or_default();
-        for left_out in component.merged(stored).err().unwrap_or_default() {
+        for left_out in stored.left_out_of(&component) {
             if !why.iter().any(|known| known.field == left_out.field) {
-                let field = left_out.field.join(".");
-                why.push(Violation {
-                    message: format!("`{field}` may not be left out: an update can not change it"),
-                    ..left_out
-                });
+                why.push(left_out);
             }
         }
         if !why.is_empty() {

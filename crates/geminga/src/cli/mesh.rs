@@ -3,12 +3,15 @@
 //! `plan` touches nothing. `apply` is idempotent: what is as wanted stays as it is. A component
 //! carries its mesh's name in its configuration, so `apply` deletes what left the file and nothing
 //! else. Plain configurations carry one only where they, or `--name`, say it.
+//! What an update does not say stays on the server: `apply` names what left the file (`taken_away`).
 //! A server shows no secret: `apply` sends those that stand in the file, and the server says whether they are others.
+
+mod delete;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use geminga_admin::client::{AdminClient, Code, Component as Kind, Registration};
+use geminga_admin::client::{AdminClient, ClientError, Code, Component as Kind, Registration};
 use geminga_functions::runtime::{go, java};
 use geminga_mesh::check::FileKind;
 use geminga_mesh::graph::draw::draw;
@@ -61,6 +64,8 @@ enum MeshAction {
         files: Vec<PathBuf>,
         #[command(flatten)]
         name: Name,
+        #[command(flatten)]
+        part: delete::Part,
     },
     /// List the meshes of a running server, and say how much belongs to none
     List,
@@ -118,16 +123,15 @@ pub(crate) fn run(args: MeshArgs, global: &Global) -> Outcome {
                 print_steps(&steps, format)
             })
         }
-        MeshAction::Delete { files, name } => match name.name {
-            Some(name) if files.is_empty() => {
-                with_client(
-                    global,
-                    |client| async move { delete_mesh(&client, &name).await },
-                )
-            }
+        MeshAction::Delete { files, name, part } => match name.name {
+            Some(name) if files.is_empty() => with_client(global, |client| async move {
+                delete::mesh(&client, &name, &part).await
+            }),
             name => {
                 let plan = named(load(&files)?, name.as_deref())?;
-                with_client(global, |client| async move { delete(&client, &plan).await })
+                with_client(global, |client| async move {
+                    delete::plan(&client, &plan).await
+                })
             }
         },
         MeshAction::List => {
@@ -444,9 +448,9 @@ async fn apply(client: &AdminClient, plan: &Plan, steps: &mut [Step]) -> Outcome
         else {
             continue;
         };
-        let how = match step.action {
-            Action::Create => Registration::Create,
-            Action::Update(_) => Registration::UPDATE,
+        let changes = match &step.action {
+            Action::Create => None,
+            Action::Update(changes) => Some(changes.as_slice()),
             Action::Unchanged if !step.not_compared.is_empty() => {
                 if send_secrets(client, component, step).await? {
                     started.push((kind_of(component.kind()), name_of(&component.fqfn())));
@@ -455,11 +459,11 @@ async fn apply(client: &AdminClient, plan: &Plan, steps: &mut [Step]) -> Outcome
             }
             Action::Delete | Action::Unchanged => continue,
         };
-        send(client, component, how).await?;
+        send(client, component, changes).await?;
         started.push((kind_of(component.kind()), name_of(&component.fqfn())));
     }
     for step in steps.iter().filter(|step| step.action == Action::Delete) {
-        remove(client, kind_of(step.kind), &name_of(&step.name)).await?;
+        delete::one(client, kind_of(step.kind), &name_of(&step.name)).await?;
     }
     // All of them start meanwhile.
     let until = settle::deadline();
@@ -469,7 +473,34 @@ async fn apply(client: &AdminClient, plan: &Plan, steps: &mut [Step]) -> Outcome
     Ok(())
 }
 
-async fn send(client: &AdminClient, component: &Component, how: Registration) -> Outcome {
+/// The fields that an update is to take away: what it does not have stays otherwise.
+fn taken_away<'a>(changes: &'a [Change], config: &Value) -> Vec<&'a str> {
+    let mut fields = Vec::new();
+    for Change { field, to, .. } in changes {
+        match field.as_str() {
+            // Of either form the other one may be left.
+            "inputSpecs" => fields.extend(["inputs", "inputSpecs"]),
+            // The code says it.
+            "codeDigest" | "functionType" => {}
+            field if CODES.contains(&field) || !to.is_null() => {}
+            field => fields.push(field),
+        }
+    }
+    fields.retain(|field| config.get(field).is_none());
+    fields
+}
+
+/// What became of a component, by its name: there are others.
+fn refused(kind: Kind, name: &FullName, error: ClientError) -> Failure {
+    let mut failure = failed(kind, error);
+    if let Some(diagnostic) = failure.diagnostics.first_mut() {
+        diagnostic.message = format!("{kind} {name}: {}", diagnostic.message);
+    }
+    failure
+}
+
+/// Makes a component, or makes these changes of it.
+async fn send(client: &AdminClient, component: &Component, changes: Option<&[Change]>) -> Outcome {
     let kind = kind_of(component.kind());
     let name = name_of(&component.fqfn());
     let mut config = config_of(component);
@@ -487,10 +518,21 @@ async fn send(client: &AdminClient, component: &Component, how: Registration) ->
         Config::Source(source) => builtin(source.builtin()),
         Config::Sink(sink) => builtin(sink.builtin()),
     };
-    client
-        .send_component(kind, how, name.fqfn(), &config, code)
-        .await
-        .map_err(|error| failed(kind, error))
+    let sent = match changes {
+        None => {
+            let how = Registration::Create;
+            client
+                .send_component(kind, how, name.fqfn(), &config, code)
+                .await
+        }
+        Some(changes) => {
+            let removed = taken_away(changes, &config);
+            client
+                .update_component(kind, name.fqfn(), &config, &removed, code)
+                .await
+        }
+    };
+    sent.map_err(|error| refused(kind, &name, error))
 }
 
 /// Sends the secrets of a component that is as wanted otherwise; whether they changed.
@@ -511,7 +553,7 @@ async fn send_secrets(
         Err(error) if error.status() == Some(400) && error.to_string().contains(NO_CHANGE) => {
             Ok(false)
         }
-        Err(error) => Err(failed(kind, error)),
+        Err(error) => Err(refused(kind, &name, error)),
         Ok(()) => {
             let shown = component.config.shown()["secrets"].clone();
             step.action = Action::Update(vec![Change {
@@ -528,38 +570,6 @@ fn builtin(name: Option<&str>) -> Code {
     name.map_or(Code::None, |name| Code::Url(format!("builtin://{name}")))
 }
 
-async fn remove(client: &AdminClient, kind: Kind, name: &FullName) -> Outcome<bool> {
-    match client.delete_component(kind, name.fqfn()).await {
-        Ok(()) => Ok(true),
-        Err(error) if error.status() == Some(404) => Ok(false),
-        Err(error) => Err(failed(kind, error)),
-    }
-}
-
-/// Writers first, so that readers see the last of what was written.
-async fn delete(client: &AdminClient, plan: &Plan) -> Outcome {
-    for node in plan.graph.start_order().into_iter().rev() {
-        let component = &plan.components[node];
-        let kind = kind_of(component.kind());
-        let name = name_of(&component.fqfn());
-        let was_there = remove(client, kind, &name).await?;
-        let done = if was_there {
-            "deleted"
-        } else {
-            "was not there"
-        };
-        output::note(&format!("{kind} {name} {done}"));
-    }
-    // What left the file since the last `apply` is of the mesh all the same.
-    for state in actual(client, plan).await? {
-        let (kind, name) = (kind_of(state.kind), name_of(&state.fqfn));
-        if remove(client, kind, &name).await? {
-            output::note(&format!("{kind} {name} deleted"));
-        }
-    }
-    Ok(())
-}
-
 /// Everything that runs on the server.
 async fn everything(client: &AdminClient) -> Outcome<Vec<State>> {
     let mut found = Vec::new();
@@ -570,28 +580,6 @@ async fn everything(client: &AdminClient) -> Outcome<Vec<State>> {
         }
     }
     Ok(found)
-}
-
-/// Deletes a mesh of which there is no file: what writes first.
-async fn delete_mesh(client: &AdminClient, name: &str) -> Outcome {
-    let all = everything(client).await?;
-    let members = all
-        .iter()
-        .filter(|it| it.config["mesh"].as_str() == Some(name));
-    let mut members: Vec<&State> = members.collect();
-    if members.is_empty() {
-        let error = Diagnostic::error("G0202", format!("there is no mesh `{name}`"))
-            .help("geminga mesh list");
-        return Err(Failure::new(Exit::NotFound, error));
-    }
-    members.sort_by_key(|it| number_of(it.kind));
-    for state in members {
-        let (kind, name) = (kind_of(state.kind), name_of(&state.fqfn));
-        if remove(client, kind, &name).await? {
-            output::note(&format!("{kind} {name} deleted"));
-        }
-    }
-    Ok(())
 }
 
 /// Sources, functions, sinks.
@@ -653,7 +641,36 @@ fn said_of_loose(counts: [usize; 3]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{digest, said_of_loose};
+    use geminga_mesh::plan::diff::Change;
+    use serde_json::{Value, json};
+
+    use super::{digest, said_of_loose, taken_away};
+
+    #[test]
+    fn what_left_the_file_is_taken_away_and_code_is_not() {
+        let change = |field: &str, to: Value| Change {
+            field: field.to_owned(),
+            from: json!("x"),
+            to,
+        };
+        let changes = [
+            change("userConfig", Value::Null),
+            change("logTopic", Value::Null),
+            change("output", json!("y")),
+            change("inputSpecs", json!({"a": {}})),
+            change("py", Value::Null),
+            change("codeDigest", Value::Null),
+            // Empty in the file, which says it by itself.
+            change("secrets", Value::Null),
+        ];
+        assert_eq!(
+            taken_away(
+                &changes,
+                &json!({"inputs": ["a"], "output": "y", "secrets": {}})
+            ),
+            ["userConfig", "logTopic", "inputSpecs"]
+        );
+    }
 
     #[test]
     fn what_is_of_no_mesh_is_counted_with_the_command_that_lists_it() {

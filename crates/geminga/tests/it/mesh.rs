@@ -164,6 +164,109 @@ fn plain_configurations_are_of_no_mesh_until_one_is_named() {
     assert!(text(&again.stderr).contains("error[G0202]: there is no mesh `pair`"));
 }
 
+/// What is not given stays at an update: each `apply` ended with "Update contains no change", or changed the rest alone.
+#[test]
+fn what_left_the_file_leaves_the_server() {
+    let server = Server::ephemeral();
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| {
+        std::fs::write(directory.path().join(name), text).expect("writes");
+    };
+    write("f.sh", "process() { emit x; }\n");
+    let run = |args: &[&str]| mesh(&server, directory.path(), args);
+    let config = || server.check("functions get f", 0).0;
+    let base = "name: f\nsh: f.sh\noutput: out\n";
+    let all = "inputSpecs: {in: {receiverQueueSize: 7}}\nuserConfig: {a: 1}\nsecrets: {token: hunter2}\nlogTopic: said\n\
+               timeoutMs: 5000\nmaxMessageRetries: 3\ndeadLetterTopic: dead\n";
+    write("mesh.yaml", &format!("{base}{all}"));
+    run(&["apply", "mesh.yaml"]);
+    let made = config();
+    let gone = [
+        "userConfig",
+        "secrets",
+        "logTopic",
+        "timeoutMs",
+        "maxMessageRetries",
+        "deadLetterTopic",
+        "receiverQueueSize",
+    ];
+    for field in gone {
+        assert!(made.contains(field), "{field}: {made}");
+    }
+    // The setting alone, then the rest beside a change.
+    write(
+        "mesh.yaml",
+        &format!("{base}{}", all.replace("userConfig: {a: 1}\n", "")),
+    );
+    for want in ["update", "unchanged"] {
+        assert_eq!(steps(&run(&["apply", "mesh.yaml"])), [(want, "f")]);
+    }
+    assert!(!config().contains("userConfig"), "{}", config());
+    write(
+        "mesh.yaml",
+        &format!("{base}inputs: [in]\nparallelism: 2\n"),
+    );
+    for want in ["update", "unchanged"] {
+        assert_eq!(steps(&run(&["apply", "mesh.yaml"])), [(want, "f")]);
+    }
+    let left = config();
+    for field in gone {
+        assert!(!left.contains(field), "{field}: {left}");
+    }
+    // What may not change may not go either, and which component it is stands there.
+    write("g.yaml", "name: g\nsh: f.sh\ninputs: [in]\nsubName: own\n");
+    run(&["apply", "g.yaml"]);
+    write("g.yaml", "name: g\nsh: f.sh\ninputs: [in]\n");
+    let args = ["mesh", "--admin-url", &server.admin_url, "apply", "g.yaml"];
+    let refused = server.ask(directory.path(), &args);
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("function public/default/g: "), "{said}");
+    assert!(said.contains("`subName` may not be left out"), "{said}");
+}
+
+/// It deleted what any namespace had in a mesh of that name.
+#[test]
+fn a_mesh_is_deleted_by_name_in_one_namespace() {
+    let server = Server::ephemeral();
+    let directory = tempfile::tempdir().expect("a directory");
+    server.check("namespaces create public/other", 0);
+    std::fs::write(directory.path().join("f.sh"), "process() { emit x; }\n").expect("writes");
+    for namespace in ["default", "other"] {
+        let text = format!("name: f\nnamespace: {namespace}\nsh: f.sh\ninputs: [in]\n");
+        let name = format!("{namespace}.yaml");
+        std::fs::write(directory.path().join(&name), text).expect("writes");
+        mesh(
+            &server,
+            directory.path(),
+            &["apply", "--name", "shop", &name],
+        );
+    }
+    let delete = |more: &[&str], want: i32| {
+        let args = [
+            "mesh",
+            "--admin-url",
+            &server.admin_url,
+            "delete",
+            "--name",
+            "shop",
+        ];
+        let args: Vec<&str> = args.iter().chain(more).copied().collect();
+        let ran = server.ask(directory.path(), &args);
+        let said = text(&ran.stdout) + &text(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(want), "{more:?}: {said}");
+        said
+    };
+    let said = delete(&[], 2);
+    assert!(said.contains("public/default, public/other"), "{said}");
+    delete(&["--tenant", "strange"], 3);
+    let said = delete(&["--namespace", "other"], 0);
+    assert!(said.contains("function public/other/f deleted"), "{said}");
+    assert!(!said.contains("public/default"), "{said}");
+    let said = delete(&[], 0);
+    assert!(said.contains("function public/default/f deleted"), "{said}");
+}
+
 /// One that names it as code, and one by its type: what the server fills in is no change.
 #[test]
 fn built_in_functions_are_made_and_stay_as_they_are() {

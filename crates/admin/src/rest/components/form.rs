@@ -17,8 +17,18 @@ pub(super) struct Registration {
     pub(super) upload: Option<Upload>,
     /// Where the code is instead, for what needs no upload.
     pub(super) url: Option<String>,
-    /// `updateAuthData`.
-    pub(super) refreshes: bool,
+    pub(super) options: UpdateOptions,
+}
+
+/// How a component is updated.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct UpdateOptions {
+    /// Stored credentials are to be refreshed. There are none: the worker reaches the broker by its own,
+    /// so that there is nothing to refresh, and an update may consist of that.
+    pub(super) update_auth_data: bool,
+    /// Fields that go away, which the configuration can not say: what it does not have stays. Geminga's own.
+    pub(super) remove: Vec<String>,
 }
 
 /// Reads a registration; the name in the path is the component's.
@@ -40,9 +50,9 @@ pub(super) async fn read(
     request::only_parts(&parts, &[part, "data", "url", "updateOptions"])?;
     let data = upload(&mut parts, "data");
     let find = |name: &str| parts.iter().find(|part| part.name == name);
-    let refreshes = match find("updateOptions") {
-        Some(options) => refreshes(options)?,
-        None => false,
+    let options = match find("updateOptions") {
+        Some(options) => request::from_json::<Option<UpdateOptions>>(&options.bytes)?,
+        None => None,
     };
     let Some(config) = find(part) else {
         return Err(ApiError::bad_request(format!(
@@ -95,7 +105,7 @@ pub(super) async fn read(
         component,
         upload: data,
         url,
-        refreshes,
+        options: options.unwrap_or_default(),
     })
 }
 
@@ -148,19 +158,6 @@ pub(crate) async fn package(
         request::from_json(metadata.as_bytes())?
     };
     Ok((upload, metadata))
-}
-
-/// Whether stored credentials are to be refreshed. There are none: the worker reaches the broker by
-/// its own, so that there is nothing to refresh, and an update may consist of that.
-fn refreshes(options: &Part) -> Answer<bool> {
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase", deny_unknown_fields)]
-    struct Options {
-        #[serde(default)]
-        update_auth_data: bool,
-    }
-    let options: Option<Options> = request::from_json(&options.bytes)?;
-    Ok(options.is_some_and(|options| options.update_auth_data))
 }
 
 /// A configuration without a name gets the path's; one of another name is a mistake.
