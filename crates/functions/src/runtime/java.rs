@@ -38,7 +38,7 @@ const HOST: &[(&str, &str)] = files![
 ];
 /// The entry of a jar that brings the functions API itself.
 const API_CLASS: &[u8] = b"org/apache/pulsar/functions/api/Context.class";
-/// What a NAR may unpack to: a bound against archives that are made to fill the disk.
+/// What a NAR may unpack to, folders counted as files: a bound against archives that are made to fill the disk.
 const FILES_MAX: u64 = 50_000;
 const BYTES_MAX: u64 = 1 << 30;
 /// What Maven is asked for: group, artifact, version.

@@ -5,16 +5,20 @@ import java.io.InputStream;
 import java.io.OutputStream;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayDeque;
 import java.util.Collections;
+import java.util.Deque;
 import java.util.zip.ZipEntry;
 import java.util.zip.ZipFile;
 
-// Unpacks a NAR into a folder: Unpack NAR FOLDER FILES BYTES. No more files and bytes than that: an archive may
-// be made to fill the disk, and may say that it is smaller than it is, so that what is written is counted.
+// Unpacks a NAR into a folder: Unpack NAR FOLDER FILES BYTES. No more files, folders among them, and bytes than that:
+// an archive may be made to fill the disk, and may say that it is smaller than it is, so that what is written is
+// counted. One name may make two thousand folders.
 final class Unpack {
     private final String nar;
     private final long filesMax;
     private final long bytesMax;
+    private long files;
     private long bytes;
 
     private Unpack(String nar, long filesMax, long bytesMax) {
@@ -45,10 +49,11 @@ final class Unpack {
                     throw new IOException("it holds `" + entry.getName() + "`, which leads out of it");
                 }
                 if (entry.isDirectory()) {
-                    Files.createDirectories(path);
+                    make(path);
                     continue;
                 }
-                Files.createDirectories(path.getParent());
+                make(path.getParent());
+                count();
                 try (InputStream from = archive.getInputStream(entry); OutputStream to = Files.newOutputStream(path)) {
                     for (int count; (count = from.read(buffer)) >= 0; ) {
                         bytes += count;
@@ -62,7 +67,25 @@ final class Unpack {
         }
     }
 
+    private void make(Path folder) throws IOException {
+        Deque<Path> missing = new ArrayDeque<>();
+        for (Path at = folder; !Files.isDirectory(at); at = at.getParent()) {
+            missing.push(at);
+        }
+        for (Path path : missing) {
+            count();
+            Files.createDirectory(path);
+        }
+    }
+
+    private void count() throws IOException {
+        files++;
+        if (files > filesMax) {
+            throw tooMuch();
+        }
+    }
+
     private IOException tooMuch() {
-        return new IOException("it unpacks to more than " + filesMax + " files or " + bytesMax + " bytes");
+        return new IOException("it unpacks to more than " + filesMax + " files and folders or " + bytesMax + " bytes");
     }
 }

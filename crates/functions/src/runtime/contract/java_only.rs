@@ -245,13 +245,29 @@ async fn a_nar_does_not_fill_the_disk() {
         };
         format!("{reason} {stderr_tail}")
     };
+    // One entry, and fifty folders.
+    let deep = directory.path().join("deep");
+    let inside = ["d"; 50].join("/");
+    std::fs::create_dir_all(deep.join(&inside)).expect("made");
+    std::fs::write(deep.join(&inside).join("f"), "").expect("written");
+    let folders = directory.path().join("folders.nar");
+    let made = std::process::Command::new(crate::runtime::java::tool("jar"))
+        .arg("cfM")
+        .arg(&folders)
+        .arg("-C")
+        .arg(&deep)
+        .arg(format!("{inside}/f"))
+        .status();
+    assert!(made.expect("a JDK is installed").success());
     for (nar, files, bytes) in [
+        (&folders, 20, 100_000),
         (&nar, 100, 100_000),
         (&liar, 100, 100_000),
         (&nar, 1, 1 << 30),
     ] {
         let said = refused(nar.clone(), files, bytes).await;
-        let expected = format!("it unpacks to more than {files} files or {bytes} bytes");
+        let expected =
+            format!("it unpacks to more than {files} files and folders or {bytes} bytes");
         assert!(said.contains(&expected), "{said}");
     }
     let kept = super::java::unpacked(&nar, 100, 1 << 30).await;
