@@ -1,7 +1,7 @@
 //! Who is next: changes of one component go one after the other, and changes of two do not wait for each
 //! other.
 //!
-//! What must hold: a component that nobody changes costs nothing.
+//! What must hold: components that nobody changes cost nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,18 @@ use crate::component::ComponentId;
 
 /// A lock for each component that somebody holds or waits for, in the order of asking.
 #[derive(Default)]
-pub(super) struct Turns(Mutex<BTreeMap<ComponentId, Arc<tokio::sync::Mutex<()>>>>);
+pub(super) struct Turns(Mutex<Locks>);
+
+#[derive(Default)]
+struct Locks {
+    by_id: BTreeMap<ComponentId, Arc<tokio::sync::Mutex<()>>>,
+    /// With so many, those that nobody has are let go. In proportion to what is left then: a worker that starts has
+    /// thousands at a time, and must not look through all for each.
+    look_at: usize,
+}
+
+/// So few are kept, whoever has them.
+const LOOK_MIN: usize = 16;
 
 /// It is somebody's turn until this is dropped.
 pub(super) type Turn = OwnedMutexGuard<()>;
@@ -22,9 +33,12 @@ impl Turns {
     pub(super) async fn of(&self, id: &ComponentId) -> Turn {
         let own = {
             let mut all = self.0.lock();
-            // Who holds one, or waits for it, has a reference of his own.
-            all.retain(|_, lock| Arc::strong_count(lock) > 1);
-            all.entry(id.clone()).or_default().clone()
+            if all.by_id.len() >= all.look_at {
+                // Who holds one, or waits for it, has a reference of his own.
+                all.by_id.retain(|_, lock| Arc::strong_count(lock) > 1);
+                all.look_at = LOOK_MIN.max(all.by_id.len() * 2);
+            }
+            all.by_id.entry(id.clone()).or_default().clone()
         };
         own.lock_owned().await
     }
@@ -58,7 +72,9 @@ mod tests {
         drop(turns.of(&id("b")).await);
         drop(first);
         drop(second.await);
-        drop(turns.of(&id("c")).await);
-        assert_eq!(turns.0.lock().len(), 1, "the last one");
+        for n in 0..1000 {
+            drop(turns.of(&id(&format!("c{n}"))).await);
+        }
+        assert!(turns.0.lock().by_id.len() <= LOOK_MIN);
     }
 }
