@@ -5,6 +5,7 @@
 //! `connector` the built-in ends, `worker` what keeps components and runs them. The worker reaches
 //! the broker by `geminga-client` and in no other way, so it works with any Pulsar broker.
 
+pub(crate) mod archive;
 pub(crate) mod changelog;
 pub(crate) mod compat;
 pub mod component;
@@ -38,15 +39,7 @@ pub use worker::{
 /// What of a component's configuration every worker would refuse, each with the field that it is about.
 #[must_use]
 pub fn refusals(config: &geminga_mesh::load::Config) -> Vec<geminga_mesh::check::Refusal> {
-    use geminga_mesh::load::Config;
     use geminga_model::secret::MASK;
-    if let Config::Function(function) = config {
-        let code = function.code().map(|(_, code)| code);
-        if function.function_type.is_some() || code.is_some_and(|it| it.starts_with("builtin://")) {
-            // What it is, and needs, its server alone knows.
-            return Vec::new();
-        }
-    }
     let refused = check(&config.clone().into()).err().unwrap_or_default();
     // Which secrets are stored already, too.
     let is_of_server = |why: &String| why.starts_with("`secrets.") && why.contains(MASK);

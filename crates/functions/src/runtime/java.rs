@@ -19,8 +19,7 @@ use super::toolchain::{
 };
 use super::warm;
 use super::{BoxFuture, Broken, Host, HostSpec, Runtime, Services};
-
-mod archive;
+use crate::archive;
 
 const HOST: &[(&str, &str)] = files![
     "../hosts/java/":
@@ -37,7 +36,7 @@ const HOST: &[(&str, &str)] = files![
     "Worker.java",
 ];
 /// The entry of a jar that brings the functions API itself.
-const API_CLASS: &[u8] = b"org/apache/pulsar/functions/api/Context.class";
+const API_CLASS: &str = "org/apache/pulsar/functions/api/Context.class";
 /// What a NAR may unpack to, folders counted as files: a bound against archives that are made to fill the disk.
 const FILES_MAX: u64 = 50_000;
 const BYTES_MAX: u64 = 1 << 30;
@@ -303,8 +302,14 @@ async fn reading<T: Send + 'static>(
         .map_err(|error| deployment(format!("`{}` can not be read: {error}", jar.display()), ""))
 }
 
+/// Whether Pulsar's functions API is in it. What is no archive has none: who runs it says what it is.
 async fn brings_api(jar: &Path) -> Result<bool, Broken> {
-    reading(jar, |jar| archive::holds(jar, API_CLASS)).await
+    reading(jar, |jar| {
+        let file = std::fs::File::open(jar)?;
+        let length = file.metadata()?.len();
+        Ok(archive::holds(&file, length, API_CLASS).unwrap_or(false))
+    })
+    .await
 }
 
 /// The folder of a NAR's files: the JDK does not read jars inside of one.

@@ -4,8 +4,6 @@
 //! read at the start and when it is asked for. What must hold: nothing outside of the folder is read; what
 //! can not be used is named, and disturbs no other; a function keeps the code that it was made with.
 
-mod archive;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Metadata;
 use std::io::Read;
@@ -20,6 +18,7 @@ use tokio::io::AsyncReadExt;
 
 use super::Worker;
 use super::package::{PACKAGE_BYTES_MAX, Spool, Upload};
+use crate::archive;
 use crate::component::{Component, ComponentId};
 use crate::error::WorkerError;
 

@@ -90,6 +90,21 @@ fn a_file_of_an_archive_is_found_and_bounded() {
     assert!(read(b"no archive at all", "c", 9).is_err());
 }
 
+#[test]
+fn whether_an_archive_has_a_file_is_told_without_reading_it() {
+    let holds = |bytes: &[u8], name: &str| {
+        let mut file = tempfile::tempfile().expect("temporary");
+        file.write_all(bytes).expect("written");
+        archive::holds(&file, bytes.len() as u64, name)
+    };
+    // What a file contains is no name.
+    let archive = zip(&[("a/b", b"c/d"), ("e", b"")], false);
+    assert_eq!(holds(&archive, "a/b"), Ok(true));
+    assert_eq!(holds(&archive, "c/d"), Ok(false));
+    assert_eq!(holds(&archive, "a"), Ok(false));
+    assert!(holds(b"no archive", "a").is_err());
+}
+
 /// One that says that it is small, and is not.
 #[test]
 fn what_unpacks_to_more_than_it_says_is_refused() {

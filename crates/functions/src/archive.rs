@@ -1,4 +1,4 @@
-//! One file out of a zip archive, which a jar and a NAR are: the table at its end is read, and that file.
+//! What is in a zip archive, which a jar and a NAR are: the table at its end is read, and one file when it is wanted.
 //!
 //! What must hold: whatever the archive says, no more is read or kept than the bounds here.
 
@@ -30,7 +30,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u64> {
 
 fn part(file: &File, len: u64, from: u64, bytes: u64) -> Result<Vec<u8>, String> {
     if from.checked_add(bytes).is_none_or(|end| end > len) {
-        return Err("it is no zip archive, or cut off".to_owned());
+        return Err(broken());
     }
     let size = usize::try_from(bytes).map_err(|error| error.to_string())?;
     let mut part = vec![0; size];
@@ -39,17 +39,40 @@ fn part(file: &File, len: u64, from: u64, bytes: u64) -> Result<Vec<u8>, String>
     Ok(part)
 }
 
+fn broken() -> String {
+    "it is no zip archive, or cut off".to_owned()
+}
+
 /// The content of the file of this name in an archive of `len` bytes; `None` when it is not in it.
 ///
 /// # Errors
 /// When it is no archive, or the file in it has more than `max` bytes or can not be unpacked.
-pub(super) fn entry(
+pub(crate) fn entry(
     file: &File,
     len: u64,
     name: &str,
     max: u64,
 ) -> Result<Option<Vec<u8>>, String> {
-    let broken = || "it is no zip archive, or cut off".to_owned();
+    let table = table(file, len)?;
+    let Some(row) = row(&table, name)? else {
+        return Ok(None);
+    };
+    unpacked(file, len, row, max)
+        .map(Some)
+        .map_err(|error| format!("`{name}` in it: {error}"))
+}
+
+/// Whether an archive of `len` bytes has a file of this name.
+///
+/// # Errors
+/// When it is no archive.
+pub(crate) fn holds(file: &File, len: u64, name: &str) -> Result<bool, String> {
+    let table = table(file, len)?;
+    Ok(row(&table, name)?.is_some())
+}
+
+/// The table of what is in it.
+fn table(file: &File, len: u64) -> Result<Vec<u8>, String> {
     let tail = part(
         file,
         len,
@@ -71,7 +94,11 @@ pub(super) fn entry(
     if bytes > TABLE_BYTES_MAX {
         return Err("it holds too many files".to_owned());
     }
-    let table = part(file, len, from, bytes)?;
+    part(file, len, from, bytes)
+}
+
+/// The row of a file of this name.
+fn row<'a>(table: &'a [u8], name: &str) -> Result<Option<&'a [u8]>, String> {
     let mut at = 0;
     // A table ends with its bytes: the count of large ones is elsewhere.
     while at < table.len() {
@@ -86,9 +113,7 @@ pub(super) fn entry(
         let begin = at + ROW_BYTES;
         let found = table.get(begin..begin + own).ok_or_else(broken)?;
         if found == name.as_bytes() {
-            return unpacked(file, len, row, max)
-                .map(Some)
-                .map_err(|error| format!("`{name}` in it: {error}"));
+            return Ok(Some(row));
         }
         at = begin + own + extra + comment;
     }
@@ -97,7 +122,7 @@ pub(super) fn entry(
 
 /// What a row of the table stands for.
 fn unpacked(file: &File, len: u64, row: &[u8], max: u64) -> Result<Vec<u8>, String> {
-    let broken = || "the archive is damaged".to_owned();
+    let damaged = || "the archive is damaged".to_owned();
     let too_large = || format!("it has more than {max} bytes");
     let numbers = (
         u16_at(row, 8),
@@ -107,7 +132,7 @@ fn unpacked(file: &File, len: u64, row: &[u8], max: u64) -> Result<Vec<u8>, Stri
         u32_at(row, 42),
     );
     let (Some(flags), Some(method), Some(packed), Some(whole), Some(from)) = numbers else {
-        return Err(broken());
+        return Err(damaged());
     };
     if flags & 1 != 0 {
         return Err("it is encrypted".to_owned());
@@ -119,10 +144,10 @@ fn unpacked(file: &File, len: u64, row: &[u8], max: u64) -> Result<Vec<u8>, Stri
     let header = part(file, len, from, HEADER_BYTES as u64)?;
     let lengths = (u16_at(&header, 26), u16_at(&header, 28));
     let (Some(name), Some(extra)) = lengths else {
-        return Err(broken());
+        return Err(damaged());
     };
     if !header.starts_with(HEADER) {
-        return Err(broken());
+        return Err(damaged());
     }
     let from = from + (HEADER_BYTES + name + extra) as u64;
     let packed = part(file, len, from, packed)?;
@@ -133,14 +158,14 @@ fn unpacked(file: &File, len: u64, row: &[u8], max: u64) -> Result<Vec<u8>, Stri
             flate2::read::DeflateDecoder::new(&packed[..])
                 .take(max + 1)
                 .read_to_end(&mut content)
-                .map_err(|_| broken())?;
+                .map_err(|_| damaged())?;
             content
         }
         other => return Err(format!("it is packed by method {other}, which is not read")),
     };
     match content.len() as u64 {
         size if size > max => Err(too_large()),
-        size if size != whole => Err(broken()),
+        size if size != whole => Err(damaged()),
         _ => Ok(content),
     }
 }
