@@ -389,6 +389,8 @@ class Context:
         self._conf = None
         self._block = b""
         self._headers = None
+        # Threads of the function publish too: what they do while a message is in hand becomes part of it.
+        self._lock = _thread.allocate_lock()
         self._outputs = []
         self._active = False
         self._serdes = {}
@@ -544,12 +546,25 @@ class Context:
             raise ValueError("unknown message_conf: %s" % ", ".join(sorted(conf)))
         pairs += [("prop." + name, value) for name, value in everything.items()]
         payload = serde.serialize(message)
-        if self._active:
-            self._outputs.append((make_block(pairs), payload))
-        else:
-            self._wire.request([("op", "publish")] + pairs, payload)
+        block = make_block(pairs)
+        with self._lock:
+            joins = self._active
+            if joins:
+                self._outputs.append((block, payload))
+        if not joins:
+            self._send(block, payload)
         if callback is not None:
             callback(None, None)
+
+    def _send(self, block, payload):
+        block = make_block([("op", "publish")]) + block
+        self._wire.send(ord("Q"), pack("<I", len(block)) + block + payload)
+
+    def _take(self, active=True):
+        """What was published until now, all of it."""
+        with self._lock:
+            taken, self._outputs, self._active = self._outputs, [], active
+        return taken
 
     def ack(self, msgid, topic=None):
         self._wire.request([("op", "ack"), ("id", msgid)])
@@ -748,7 +763,7 @@ def serve(wire, hello, call, arguments, context, serdes, output):
     done = HOLD if hold else DONE
     with_context = arguments >= 2
     windows = facts.get("windows") == "1"
-    outcomes, outputs = wire.outcomes, context._outputs
+    outcomes = wire.outcomes
     append = outcomes.append
     busy = _thread.allocate_lock()
     busy.acquire()
@@ -799,8 +814,9 @@ def serve(wire, hello, call, arguments, context, serdes, output):
                 else:
                     value = deserialize(payload)
                 result = call(value, context) if with_context else call(value)
-                if result is not None:
-                    data = serialize(result)
+                data = None if result is None else serialize(result)
+                outputs = context._take() if context._outputs else []
+                if data is not None:
                     if not outputs:
                         append(pack("<QBIIII", first + index, done, 1, 0, 0, len(data)) + data)
                         waiting += len(data)
@@ -824,14 +840,15 @@ def serve(wire, hello, call, arguments, context, serdes, output):
                     if verdict == FAILED:
                         print_traceback()
                 append(pack("<QBII", first + index, verdict, 0, len(reason)) + reason)
-            if outputs:
-                outputs.clear()
+                context._take()
             if waiting > FLUSH_BYTES:
                 wire.flush()
                 waiting = 0
-        context._active = False
+        late = context._take(active=False)
         busy.acquire()
         wire.flush()
+        for block, payload in late:
+            context._send(block, payload)
 
 
 class Record:

@@ -346,6 +346,59 @@ async fn threads_may_ask_for_state() {
     f.stop().await;
 }
 
+/// A thread's publication came between the count of a message's outputs and the outputs, or was thrown away.
+#[tokio::test]
+async fn threads_may_publish_while_messages_are_in_hand() {
+    const COUNT: usize = 20_000;
+    let (directory, mut spec) = function(
+        "import sys, threading\n\
+         sys.setswitchinterval(1e-6)\n\
+         done = []\n\
+         def background(context):\n\
+         \x20   for n in range(20000): context.publish('side', str(n))\n\
+         \x20   done.append(True)\n\
+         def process(input, context):\n\
+         \x20   if input == 'begin':\n\
+         \x20       threading.Thread(target=background, args=(context,)).start()\n\
+         \x20   if input == 'end':\n\
+         \x20       while not done: pass\n\
+         \x20   return input\n",
+        "f.py",
+    );
+    spec.options.timeout_ms = 10_000;
+    let mut f = start_spec(Kind::Python, directory, spec)
+        .await
+        .expect("starts");
+    let mut got: Vec<Bytes> = Vec::new();
+    let mut asked = vec!["begin".to_owned()];
+    asked.extend((0..3000).map(|n| format!("m{n}")));
+    asked.push("end".to_owned());
+    for chunk in asked.chunks(100) {
+        for message in chunk {
+            f.send(text(message.as_bytes())).await;
+        }
+        for outcome in f.outcomes(chunk.len()).await {
+            assert_eq!(outcome.verdict, Verdict::Done, "{:?}", outcome.verdict);
+            let (own, side): (Vec<_>, Vec<_>) =
+                outcome.outputs.into_iter().partition(|o| o.topic.is_none());
+            assert_eq!(own.len(), 1);
+            got.extend(side.into_iter().map(|o| o.payload));
+        }
+    }
+    let seen = f.seen.clone();
+    f.stop().await;
+    assert_eq!(*seen.restarts.lock(), [""; 0]);
+    got.extend(seen.published.lock().drain(..).map(|o| o.payload));
+    let number = |payload: &Bytes| String::from_utf8_lossy(payload).parse::<usize>();
+    let mut numbers: Vec<usize> = got.iter().map(|p| number(p).expect("a number")).collect();
+    numbers.sort_unstable();
+    assert!(
+        numbers.iter().copied().eq(0..COUNT),
+        "{} of {COUNT}",
+        numbers.len()
+    );
+}
+
 /// Values as Pulsar's types have them, and classes that bring their own.
 #[tokio::test]
 async fn schemas_read_and_write_and_are_declared() {
