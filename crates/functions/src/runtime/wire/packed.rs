@@ -31,6 +31,10 @@ const FRAME_ROOM_BYTES: usize = 8 * 1024 * 1024;
 
 /// Schemas that one process may name: each is kept.
 const SCHEMAS_MAX: usize = 1000;
+/// Bytes of one of them, with its name and properties: definitions have some kilobytes.
+const SCHEMA_MAX_BYTES: usize = 1024 * 1024;
+/// Bytes of all of them, those of topics and those of outputs each.
+const SCHEMAS_MAX_BYTES: usize = 8 * SCHEMA_MAX_BYTES;
 
 /// State of the conversation: outcomes of a frame that are not handed on yet.
 #[derive(Debug)]
@@ -39,7 +43,10 @@ pub(crate) struct Packed {
     frame_bytes_max: usize,
     precise: bool,
     /// By the numbers that the host gave them.
-    schemas: BTreeMap<u64, Arc<Schema>>,
+    schemas: BTreeMap<u64, (Arc<Schema>, usize)>,
+    schemas_bytes: usize,
+    /// Bytes of what was said of topics: that is kept though its number is used again.
+    declared_bytes: usize,
 }
 
 impl Packed {
@@ -50,6 +57,8 @@ impl Packed {
             frame_bytes_max: max.saturating_add(FRAME_ROOM_BYTES),
             precise: false,
             schemas: BTreeMap::new(),
+            schemas_bytes: 0,
+            declared_bytes: 0,
         }
     }
 
@@ -235,14 +244,22 @@ impl Packed {
 
     /// A schema that outputs may name from now on. One without a type, for bytes, is none.
     fn schema(&mut self, body: Reader) -> Result<Option<FromHost>, WireError> {
+        let bytes = body.0.len();
+        if bytes > SCHEMA_MAX_BYTES {
+            return Err(broken(&format!(
+                "a schema of {bytes} bytes: {SCHEMA_MAX_BYTES} at most"
+            )));
+        }
+        let too_much = || broken(&format!("more than {SCHEMAS_MAX_BYTES} bytes of schemas"));
         let (block, data) = body.block_and_rest()?;
         let id = find(&block, "id").parse();
         let id = id.map_err(|_| broken("a schema without a number"))?;
         let Some(named) = schema::named(find(&block, "type")) else {
             return Err(broken("a schema of an unknown type"));
         };
+        let before = self.schemas.remove(&id);
+        self.schemas_bytes -= before.map_or(0, |(_, bytes)| bytes);
         let Named::Type(kind) = named else {
-            self.schemas.remove(&id);
             return Ok(None);
         };
         if self.schemas.len() >= SCHEMAS_MAX {
@@ -252,15 +269,27 @@ impl Packed {
             let name = name.strip_prefix("prop.")?;
             Some((name.to_owned(), value.clone()))
         });
+        // A copy: what was read with it is not kept for it.
+        let data = Bytes::copy_from_slice(&data);
         let schema = Schema::new(kind, find(&block, "name"), data, properties);
         let schema = Arc::new(schema);
-        self.schemas.insert(id, schema.clone());
+        self.schemas_bytes += bytes;
+        if self.schemas_bytes > SCHEMAS_MAX_BYTES {
+            return Err(too_much());
+        }
+        self.schemas.insert(id, (schema.clone(), bytes));
         let of = block.iter().filter(|(name, _)| name == "of");
         let of = of.filter_map(|(_, value)| match value.strip_prefix("input.") {
             Some(topic) => Some(SchemaOf::Input(topic.to_owned())),
             None => (value == "output").then_some(SchemaOf::Output),
         });
-        let of = of.collect();
+        let of: Vec<SchemaOf> = of.collect();
+        if !of.is_empty() {
+            self.declared_bytes += bytes;
+            if self.declared_bytes > SCHEMAS_MAX_BYTES {
+                return Err(too_much());
+            }
+        }
         Ok(Some(FromHost::Schema { of, schema }))
     }
 
@@ -272,7 +301,7 @@ impl Packed {
         output.schema = Some(
             self.schemas
                 .get(&id)
-                .cloned()
+                .map(|(schema, _)| schema.clone())
                 .ok_or_else(|| broken("an output of a schema that was not said"))?,
         );
         Ok(())
@@ -483,6 +512,38 @@ mod tests {
             out.extend_from_slice(data.as_bytes());
         });
         BytesMut::from(&framed[..])
+    }
+
+    #[test]
+    fn schemas_are_bounded_in_bytes() {
+        let large = "x".repeat(SCHEMA_MAX_BYTES - 100);
+        let say = |codec: &mut Packed, number: u32, of: &str, data: &str| {
+            codec.decode(&mut schema_frame(
+                &format!("id:{number}\ntype:AVRO\n{of}"),
+                data,
+            ))
+        };
+        let mut codec = Packed::new(1000);
+        assert!(say(&mut codec, 0, "", &"x".repeat(SCHEMA_MAX_BYTES)).is_err());
+        // A number that is used again gives its room back.
+        for _ in 0..20 {
+            assert!(say(&mut codec, 0, "", &large).is_ok());
+        }
+        for number in 0..8 {
+            assert!(say(&mut codec, number, "", &large).is_ok(), "{number}");
+        }
+        let more = say(&mut codec, 8, "", &large);
+        assert!(
+            matches!(&more, Err(WireError::Protocol(why)) if why.contains("8388608")),
+            "{more:?}"
+        );
+        // What is of a topic is kept though its number is not.
+        let mut codec = Packed::new(1000);
+        for number in 0..8 {
+            let of = format!("of:input.{number}\n");
+            assert!(say(&mut codec, 0, &of, &large).is_ok(), "{number}");
+        }
+        assert!(say(&mut codec, 0, "of:input.8\n", &large).is_err());
     }
 
     /// The frame of one outcome with one output of this block.
