@@ -4,10 +4,11 @@
 //! With the other framings, as many records as messages belong to them in order; any other number
 //! is the output of the whole batch, published with its last message. When a process fails, the messages
 //! it did not reply to are run again in halves, until each that fails has failed alone; unless it says
-//! that it may work later (75).
+//! that it may work later (75), or so many runs fail that it is not by some of the messages.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use geminga_stdx::Tasks;
@@ -28,6 +29,8 @@ use crate::runtime::{
 };
 
 const BATCH: usize = 500;
+/// Runs for one batch: to find a message among 500 takes 18.
+const RUNS_MAX: usize = 32;
 
 pub(super) fn start(
     program: Program,
@@ -47,6 +50,9 @@ pub(super) fn start(
         services,
         size,
         ever_done: false,
+        parts: Vec::new(),
+        runs_left: 0,
+        any_done: false,
     };
     Ok(Lanes::start(
         "function batches",
@@ -61,8 +67,11 @@ pub(super) fn start(
 struct Tried {
     outcomes: Vec<Outcome>,
     /// The run failed by some of these, and does not say by which.
-    undecided: Vec<Delivery>,
+    undecided: Part,
 }
+
+/// Messages to be run together, and what becomes of each if it is not found out by which of them a run failed.
+type Part = Vec<(Delivery, Verdict)>;
 
 struct Batches {
     program: Program,
@@ -72,6 +81,12 @@ struct Batches {
     rate: Arc<Mutex<Rate>>,
     size: usize,
     ever_done: bool,
+    /// What is left of the batch, the next last.
+    parts: Vec<Part>,
+    /// Runs until the rest of the batch fails as it is.
+    runs_left: usize,
+    /// A message of it was done.
+    any_done: bool,
 }
 
 impl Lane for Batches {
@@ -79,29 +94,67 @@ impl Lane for Batches {
         &mut self,
         deliveries: &mut mpsc::Receiver<Delivery>,
     ) -> Option<Result<Vec<Outcome>, Broken>> {
-        let mut batch = Vec::new();
-        if deliveries.recv_many(&mut batch, self.size).await == 0 {
-            return None;
+        loop {
+            if self.parts.is_empty() {
+                let mut batch = Vec::new();
+                if deliveries.recv_many(&mut batch, self.size).await == 0 {
+                    return None;
+                }
+                self.begin(batch);
+            }
+            // What is decided is not held back until the rest is.
+            match self.next().await {
+                Ok(outcomes) if outcomes.is_empty() => {}
+                said => return Some(said),
+            }
         }
-        Some(self.all(batch).await)
     }
 }
 
 impl Batches {
-    /// A batch that fails is run in halves, until the message is found that it fails by.
-    async fn all(&mut self, batch: Vec<Delivery>) -> Result<Vec<Outcome>, Broken> {
-        let (mut outcomes, mut parts) = (Vec::new(), vec![batch]);
-        while let Some(part) = parts.pop() {
-            let Tried {
-                outcomes: some,
-                mut undecided,
-            } = self.one(&part).await?;
-            outcomes.extend(some);
-            if !undecided.is_empty() {
-                let second = undecided.split_off(undecided.len().div_ceil(2));
-                parts.extend([second, undecided].into_iter().filter(|p| !p.is_empty()));
-            }
+    fn begin(&mut self, batch: Vec<Delivery>) {
+        // So many until a message has failed alone, and one more. When none of them did any message it is not by
+        // one of these: something that the program needs is away.
+        self.any_done = false;
+        self.runs_left = batch.len().next_power_of_two().ilog2() as usize + 2;
+        let part = batch.into_iter().map(|delivery| (delivery, Verdict::Done));
+        self.parts.push(part.collect());
+    }
+
+    /// The next run. A batch that fails is run in halves, until the message is found that it fails by.
+    async fn next(&mut self) -> Result<Vec<Outcome>, Broken> {
+        let Some(part) = self.parts.pop() else {
+            return Ok(Vec::new());
+        };
+        let batch: Vec<Delivery> = part.into_iter().map(|(delivery, _)| delivery).collect();
+        let Tried {
+            mut outcomes,
+            mut undecided,
+        } = self.one(&batch).await?;
+        let is_success = |outcome: &Outcome| !matches!(outcome.verdict, Verdict::Failed(_));
+        if !self.any_done && outcomes.iter().any(is_success) {
+            self.any_done = true;
+            self.runs_left = RUNS_MAX;
         }
+        self.runs_left = self.runs_left.saturating_sub(1);
+        if undecided.is_empty() {
+            return Ok(outcomes);
+        }
+        if self.runs_left == 0 {
+            let rest = std::mem::take(&mut self.parts).into_iter().rev().flatten();
+            let failed = undecided.into_iter().chain(rest);
+            outcomes.extend(failed.map(|(delivery, verdict)| Outcome {
+                ticket: delivery.ticket,
+                verdict,
+                outputs: Vec::new(),
+                state: Vec::new(),
+                took: Duration::ZERO,
+            }));
+            return Ok(outcomes);
+        }
+        let second = undecided.split_off(undecided.len().div_ceil(2));
+        self.parts
+            .extend([second, undecided].into_iter().filter(|p| !p.is_empty()));
         Ok(outcomes)
     }
 
@@ -124,7 +177,7 @@ impl Batches {
             }
         }
         let planned = self.program.plan(&self.scope, &self.spec, None);
-        let mut undecided = Vec::new();
+        let (mut undecided, mut verdicts) = (Vec::new(), Vec::new());
         let mut results: HashMap<usize, (Verdict, Vec<Output>)> = refused
             .into_iter()
             .map(|(index, failure)| (index, (Verdict::Failed(failure), Vec::new())))
@@ -155,8 +208,10 @@ impl Batches {
             // One alone has failed.
             if sent.len() > 1 {
                 for index in unsaid {
-                    results.remove(&index);
-                    undecided.push(index);
+                    if let Some((verdict, _)) = results.remove(&index) {
+                        verdicts.push(verdict);
+                        undecided.push(index);
+                    }
                 }
             }
         }
@@ -183,7 +238,11 @@ impl Batches {
         });
         Ok(Tried {
             outcomes: outcomes.collect(),
-            undecided: undecided.iter().map(|&at| batch[at].clone()).collect(),
+            undecided: undecided
+                .iter()
+                .map(|&at| batch[at].clone())
+                .zip(verdicts)
+                .collect(),
         })
     }
 }
