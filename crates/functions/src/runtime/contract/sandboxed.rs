@@ -120,6 +120,20 @@ async fn a_group_that_takes_no_process_is_not_relied_on() {
     f.stop().await;
 }
 
+/// A FIFO that nobody waits for any more when this is dropped.
+struct Fifo(PathBuf);
+
+impl Drop for Fifo {
+    fn drop(&mut self) {
+        let both = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.0);
+        let removed = std::fs::remove_file(&self.0);
+        drop((both, removed));
+    }
+}
+
 /// Into a group of version 2 a process is put when it is there: it has done nothing by then.
 #[tokio::test]
 async fn a_process_begins_when_it_is_in_its_group() {
@@ -135,6 +149,8 @@ async fn a_process_begins_when_it_is_in_its_group() {
     assert!(made.expect("mkfifo runs").success());
     let private = within(&within(f._directory.path(), "geminga-"), "f-0-");
     let reader = std::thread::spawn(move || {
+        // Also when this fails: whoever opens it to write would wait for ever.
+        let procs = Fifo(procs);
         let environment = format!("GMG_TMP={}\0", private.display());
         let sleeps = || {
             let entries = std::fs::read_dir("/proc").expect("read").flatten();
@@ -151,9 +167,8 @@ async fn a_process_begins_when_it_is_in_its_group() {
         }
         let began = private.join("began").exists();
         let mut put = String::new();
-        let mut file = std::fs::File::open(&procs).expect("opened");
+        let mut file = std::fs::File::open(&procs.0).expect("opened");
         file.read_to_string(&mut put).expect("read");
-        std::fs::remove_file(&procs).expect("removed");
         (put, began)
     });
     let outcome = f.ask(b"x").await;
