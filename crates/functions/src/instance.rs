@@ -29,6 +29,7 @@ use self::guarantee::{Decision, Letter, decide};
 use self::once::{Job, Once};
 use self::order::Line;
 use self::refusals::Refusals;
+use self::room::Room;
 use self::sink::{Sink, WriteError};
 use self::source::{Incoming, Origin, Source};
 use self::state::FunctionState;
@@ -37,7 +38,7 @@ use self::window::{Added, Fired};
 use crate::plan::Policy;
 use crate::runtime::{
     Broken, Delivery, Failure, FailureKind, Host, Level, LogLine, Message, Outcome, Output,
-    Services, Verdict,
+    Services, StateChange, Verdict,
 };
 use crate::worker::rights::Limits;
 
@@ -49,6 +50,7 @@ pub(crate) mod once;
 pub(crate) mod order;
 pub(crate) mod quantiles;
 pub(crate) mod refusals;
+pub(crate) mod room;
 pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod state;
@@ -64,6 +66,8 @@ const WINDOW_PLAIN: usize = 1000;
 const UNCOMMITTED_MAX: usize = 16_384;
 /// Messages that a function with manual acks may hold.
 const HELD_MAX: usize = 10_000;
+/// How long the last publications of a broken instance are waited for.
+const LAST_OF_BROKEN: Duration = Duration::from_secs(1);
 /// Messages that are remembered as refused.
 const REFUSED_MAX: usize = 1000;
 /// How long a message is remembered as failing when it comes back from the broker.
@@ -85,6 +89,10 @@ pub(crate) struct Gauge {
     /// Acknowledged by the function and not handed on yet.
     pub(crate) manual_acks: Mutex<Vec<Origin>>,
     pub(crate) woken: Notify,
+    /// Changes of the state that are no message's, applied and not recorded yet.
+    pub(crate) outside: Mutex<Vec<StateChange>>,
+    /// Publications outside a message that are not stored yet.
+    pub(crate) publishing: Room,
     /// How effects happen once, of an instance that promises it.
     pub(crate) effectively_once: Mutex<Option<&'static str>>,
     /// Messages of which not all outputs can be written, and why: the transaction that has some of them is
@@ -220,8 +228,6 @@ impl Instance {
             clock: Clock::system(),
         };
         let result = self.serve(&mut work, &mut stop, &mut fault).await;
-        work.commits = None;
-        work.epochs = None;
         let grace = (*stop.borrow())
             .unwrap_or(Duration::from_secs(5))
             .max(Duration::from_secs(1));
@@ -233,6 +239,35 @@ impl Instance {
             })
             .await;
         }
+        if result.is_ok() {
+            let last = tokio::time::timeout(grace, self.record_last(&mut work)).await;
+            let why = match last {
+                Ok(Ok(())) => None,
+                Ok(Err(fault)) => Some(fault.to_string()),
+                Err(_) => Some("not in time".to_owned()),
+            };
+            if let Some(why) = why {
+                let text =
+                    format!("changes to state at the function's end are not recorded: {why}");
+                tracing::warn!("{text}");
+                self.gauge.stats.system_exception(text);
+            }
+        }
+        let grace_of_last = if result.is_ok() {
+            grace
+        } else {
+            LAST_OF_BROKEN
+        };
+        if tokio::time::timeout(grace_of_last, self.gauge.publishing.emptied())
+            .await
+            .is_err()
+        {
+            let text = "what was published outside a message, last of all, is not stored in time";
+            tracing::warn!("{text}");
+            self.gauge.stats.system_exception(text.to_owned());
+        }
+        work.commits = None;
+        work.epochs = None;
         // What was released is still acknowledged; the rest goes back to the broker. A transaction
         // that was not handed over is aborted.
         self.once = None;
@@ -257,6 +292,7 @@ impl Instance {
         loop {
             self.deliver_windows(work).await?;
             if !self.once.as_ref().is_some_and(Once::holds) {
+                self.record_outside(work).await?;
                 self.release(work).await?;
             }
             self.hand_over_manual_acks(work).await;
@@ -558,10 +594,7 @@ impl Instance {
         }
         if self.state.is_none() && !outcome.state.is_empty() {
             outcome.outputs.clear();
-            outcome.verdict = Verdict::Failed(Failure::new(
-                FailureKind::Data,
-                "the function changed its state, and `spread` in `customRuntimeOptions` says that it has none",
-            ));
+            outcome.verdict = Verdict::Failed(Failure::new(FailureKind::Data, context::NO_STATE));
         }
         if let Verdict::Failed(failure) = &outcome.verdict {
             self.gauge.stats.failed(failure, outcome.took);
@@ -771,6 +804,45 @@ impl Instance {
                 message_id: Some(message.id.clone()),
             });
         }
+    }
+
+    /// Records changes of the state that are no message's.
+    async fn record_outside(&mut self, work: &mut Work) -> Result<(), Fault> {
+        let changes = std::mem::take(&mut *self.gauge.outside.lock());
+        let Some(state) = self.state.clone().filter(|_| !changes.is_empty()) else {
+            return Ok(());
+        };
+        let txn = self.transaction().await?;
+        let mut commit = Commit::of(None);
+        match &txn {
+            Some(txn) => {
+                let recorded = state.record_in(txn, &changes).await;
+                recorded.map_err(Fault::Commit)?;
+            }
+            None => {
+                let recorded = state.record(&changes).await;
+                commit.receipts = recorded.map_err(|error| Fault::Sink(state.note(&error)))?;
+            }
+        }
+        // It is waited for like a message, and counted out like one.
+        self.gauge.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.commit(commit, true, work).await;
+        Ok(())
+    }
+
+    /// The same for what the code said as it ended.
+    async fn record_last(&mut self, work: &mut Work) -> Result<(), Fault> {
+        if self.gauge.outside.lock().is_empty() {
+            return Ok(());
+        }
+        while self.once.as_ref().is_some_and(Once::is_committing) {
+            self.gauge.woken.notified().await;
+        }
+        self.record_outside(work).await?;
+        if let (Some(once), Some(epochs)) = (&mut self.once, &work.epochs) {
+            once.hand_over(true, epochs).await;
+        }
+        Ok(())
     }
 
     /// Why outputs of this message were refused before the instance began again, if they were.

@@ -382,6 +382,10 @@ pub trait Services: Send + Sync + 'static {
     fn state_get(&self, key: &str) -> Option<Bytes>;
     /// Applies the changes of a processed message in memory.
     fn state_apply(&self, changes: &[StateChange]);
+    /// Applies changes that are no message's, made at the start of the code or at its end, and keeps them.
+    fn state_commit(&self, changes: Vec<StateChange>) {
+        self.state_apply(&changes);
+    }
     /// The function acknowledges a message (guarantee `MANUAL`).
     fn acknowledge(&self, message_id: &str);
     /// Publishes outside any message.
@@ -450,6 +454,18 @@ pub struct HostSpec {
 }
 
 impl HostSpec {
+    /// Whether the greeting names what a schema is said to be of.
+    pub(crate) fn has(&self, of: &SchemaOf) -> bool {
+        match of {
+            SchemaOf::Output => true,
+            SchemaOf::Input(topic) => {
+                self.inputs.contains(topic)
+                    || self.input_schemas.contains_key(topic)
+                    || self.input_serdes.contains_key(topic)
+            }
+        }
+    }
+
     #[must_use]
     pub fn fqfn(&self) -> String {
         format!("{}/{}/{}", self.tenant, self.namespace, self.name)

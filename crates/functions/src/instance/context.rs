@@ -14,10 +14,10 @@ use geminga_stdx::{Backoff, Random, Tasks};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
-use super::Gauge;
 use super::sink::{Sink, TopicSink, WriteError};
 use super::source::Taken;
 use super::state::FunctionState;
+use super::{Gauge, room};
 use crate::runtime::{
     BoxFuture, Level, LogLine, Message, Output, SchemaOf, Services, StateChange, headers,
 };
@@ -27,10 +27,18 @@ const LOGS_WAITING: usize = 2000;
 /// Pauses between two tries to open the log topic.
 const LOG_PAUSE_FIRST: Duration = Duration::from_millis(100);
 const LOG_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Bytes of a log line; the rest is cut off.
+const LOG_LINE_MAX_BYTES: usize = 64 * 1024;
+/// What a log line costs beside its text.
+const LOG_LINE_BYTES: usize = 256;
 /// Publications outside a message that may wait.
 const PUBLISH_WAITING: usize = 1000;
 /// So many of them are under way together.
 const PUBLISHED_AT_ONCE: usize = 256;
+
+/// Why a change of the state comes to nothing.
+pub(crate) const NO_STATE: &str =
+    "the function changed its state, and `spread` in `customRuntimeOptions` says that it has none";
 
 /// Takes log lines that are also wanted elsewhere, such as the terminal of `geminga run`.
 pub(crate) type OnLog = Arc<dyn Fn(&LogLine) + Send + Sync>;
@@ -50,13 +58,17 @@ pub(crate) struct Context {
     pub(crate) gauge: Arc<Gauge>,
     /// It may be another one once: a host that warmed up beside its predecessor takes its place.
     state: RwLock<Option<Arc<FunctionState>>>,
+    /// Changes at the start of a host that has no state yet; `None` once it was told what state it has.
+    early: Mutex<Option<Vec<StateChange>>>,
     pub(crate) on_log: Option<OnLog>,
     /// What the host says of topics.
     declared: Mutex<Declared>,
-    logs: Option<mpsc::Sender<LogLine>>,
+    logs: Option<mpsc::Sender<(LogLine, room::Taken)>>,
+    /// For log lines that wait.
+    logs_room: room::Room,
     /// The log topic takes lines now.
     log_is_open: Arc<AtomicBool>,
-    publications: Option<mpsc::Sender<Output>>,
+    publications: Option<mpsc::Sender<(Output, room::Taken)>>,
     topics: Option<(Client, Arc<Taken>)>,
 }
 
@@ -69,10 +81,12 @@ impl Context {
         Self {
             gauge,
             state: RwLock::new(state),
+            early: Mutex::new(Some(Vec::new())),
             on_log,
             declared: Mutex::default(),
             logs: None,
             log_is_open: Arc::default(),
+            logs_room: room::Room::default(),
             publications: None,
             topics: None,
         }
@@ -96,6 +110,10 @@ impl Context {
     /// From now on this is the function's state.
     pub(crate) fn set_state(&self, state: Option<Arc<FunctionState>>) {
         *self.state.write() = state;
+        let early = self.early.lock().take().unwrap_or_default();
+        if !early.is_empty() {
+            self.state_commit(early);
+        }
     }
 
     /// Sends log lines to a topic: the text, with level, instance and function as properties.
@@ -107,7 +125,7 @@ impl Context {
         instance: u32,
         tasks: &Tasks,
     ) {
-        let (sender, mut lines) = mpsc::channel::<LogLine>(LOGS_WAITING);
+        let (sender, mut lines) = mpsc::channel::<(LogLine, _)>(LOGS_WAITING);
         self.logs = Some(sender);
         let is_open = self.log_is_open.clone();
         tasks.spawn_cancellable("log topic", async move {
@@ -127,7 +145,7 @@ impl Context {
                 };
                 is_open.store(true, Ordering::Release);
                 loop {
-                    let Some(line) = lines.recv().await else {
+                    let Some((line, _room)) = lines.recv().await else {
                         return;
                     };
                     let mut message = Sent::new(line.text.into_bytes())
@@ -152,7 +170,7 @@ impl Context {
     /// Publishes what code publishes outside a message, as outputs are: each once or not at all.
     pub(crate) fn publish_by(&mut self, mut sink: TopicSink, tasks: &Tasks) {
         let gauge = self.gauge.clone();
-        let (sender, mut outputs) = mpsc::channel::<Output>(PUBLISH_WAITING);
+        let (sender, mut outputs) = mpsc::channel(PUBLISH_WAITING);
         self.publications = Some(sender);
         tasks.spawn_cancellable("function publications", async move {
             let of_no_message = Message::default();
@@ -165,7 +183,9 @@ impl Context {
             let mut turn = Vec::new();
             while outputs.recv_many(&mut turn, PUBLISHED_AT_ONCE).await > 0 {
                 let mut receipts = Vec::with_capacity(turn.len());
-                for output in turn.drain(..) {
+                let mut room = Vec::with_capacity(turn.len());
+                for (output, taken) in turn.drain(..) {
+                    room.push(taken);
                     match sink.write(&of_no_message, vec![output], None).await {
                         Ok(sent) => receipts.extend(sent),
                         Err(
@@ -185,6 +205,16 @@ impl Context {
     }
 }
 
+/// Shortens a log line that is too long.
+fn cut(text: &mut String) {
+    let bytes = text.len();
+    if bytes > LOG_LINE_MAX_BYTES {
+        text.truncate(text.floor_char_boundary(LOG_LINE_MAX_BYTES));
+        // What was read with it is not kept for it.
+        *text = format!("{text}… ({bytes} bytes)");
+    }
+}
+
 impl Services for Context {
     fn declared(&self, of: SchemaOf, schema: Schema) {
         let mut declared = self.declared.lock();
@@ -194,7 +224,8 @@ impl Services for Context {
         }
     }
 
-    fn log(&self, line: LogLine) {
+    fn log(&self, mut line: LogLine) {
+        cut(&mut line.text);
         if let Some(on_log) = &self.on_log {
             on_log(&line);
         }
@@ -203,8 +234,9 @@ impl Services for Context {
             text = line.text,
             "function log"
         );
-        if let Some(logs) = &self.logs
-            && logs.try_send(line).is_err()
+        let Some(logs) = &self.logs else { return };
+        let room = self.logs_room.take(line.text.len() + LOG_LINE_BYTES);
+        if room.is_none_or(|room| logs.try_send((line, room)).is_err())
             && self.gauge.stats.log_dropped() == 0
         {
             let why = match self.log_is_open.load(Ordering::Acquire) {
@@ -230,6 +262,20 @@ impl Services for Context {
         }
     }
 
+    fn state_commit(&self, changes: Vec<StateChange>) {
+        let state = self.state.read();
+        let Some(state) = &*state else {
+            match &mut *self.early.lock() {
+                Some(early) => early.extend(changes),
+                None => self.gauge.stats.system_exception(NO_STATE.to_owned()),
+            }
+            return;
+        };
+        state.apply(&changes);
+        self.gauge.outside.lock().extend(changes);
+        self.gauge.woken.notify_one();
+    }
+
     fn acknowledge(&self, message_id: &str) {
         let origin = self.gauge.held.lock().remove(message_id);
         match origin {
@@ -246,10 +292,12 @@ impl Services for Context {
     }
 
     fn publish(&self, output: Output) {
+        let room = self.gauge.publishing.take(output.bytes());
         let taken = self
             .publications
             .as_ref()
-            .is_some_and(|p| p.try_send(output).is_ok());
+            .zip(room)
+            .is_some_and(|(p, room)| p.try_send((output, room)).is_ok());
         if !taken {
             self.gauge.stats.system_exception(
                 "a publication outside a message was dropped: too many at once".to_owned(),
@@ -292,5 +340,51 @@ impl Services for Context {
 
     fn ended_idle(&self, why: &str) {
         self.gauge.stats.system_exception(why.to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They were counted, and each could have 13 MiB.
+    #[test]
+    fn what_waits_is_bounded_in_bytes() {
+        let gauge = Arc::new(Gauge::default());
+        let mut context = Context::new(gauge.clone(), None, None);
+        let (logs, mut lines) = mpsc::channel(LOGS_WAITING);
+        let (publications, mut outputs) = mpsc::channel(PUBLISH_WAITING);
+        (context.logs, context.publications) = (Some(logs), Some(publications));
+        let line = |text: &str| LogLine {
+            level: Level::Info,
+            text: text.to_owned(),
+            message_id: None,
+        };
+        let long = "ö".repeat(100_000);
+        for _ in 0..400 {
+            context.log(line(&long));
+        }
+        let (first, room) = lines.try_recv().expect("one");
+        assert_eq!(
+            first.text,
+            format!("{}… (200000 bytes)", &long[..LOG_LINE_MAX_BYTES])
+        );
+        let mut kept = vec![room];
+        kept.extend(std::iter::from_fn(|| lines.try_recv().ok()).map(|(_, room)| room));
+        assert!((200..=256).contains(&kept.len()), "{}", kept.len());
+        drop(kept);
+        context.log(line("short"));
+        assert_eq!(lines.try_recv().expect("one").0.text, "short");
+
+        let large = Output {
+            payload: vec![b'x'; 5 << 20].into(),
+            ..Output::default()
+        };
+        for _ in 0..10 {
+            context.publish(large.clone());
+        }
+        let kept: Vec<_> = std::iter::from_fn(|| outputs.try_recv().ok()).collect();
+        assert_eq!(kept.len(), 3);
+        assert!(gauge.stats.snapshot().total.system_exceptions > 0);
     }
 }

@@ -127,6 +127,11 @@ impl Once {
         }
     }
 
+    /// Whether the committer has work: until it wakes the instance.
+    pub(crate) fn is_committing(&self) -> bool {
+        self.committing.load(Ordering::Acquire)
+    }
+
     /// Whether messages are to wait before they are released: the state's topic is written anew, or is to be
     /// as soon as what was released is committed.
     pub(crate) fn holds(&self) -> bool {

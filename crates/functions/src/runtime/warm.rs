@@ -6,7 +6,7 @@
 //! process certainly held it. Where the form of the conversation does not tell (`precise`), the
 //! messages in flight are sent once more, one by one, until the culprit shows itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
+use self::pending::Pending;
 use super::body::{Body, Exit, Launch, Launcher, Scoped, describe_death};
 use super::handle::{Ends, Handle, Waiting};
 use super::process::Scope;
@@ -26,9 +27,11 @@ use super::sandbox::not_done;
 use super::stderr::{Rate, Tail, pump};
 use super::wire::{Codec, FromHost, PROTOCOL, WireError, verdict_of_status};
 use super::{
-    Broken, Delivery, Failure, FailureKind, Host, HostSpec, LogLine, Outcome, Services,
-    StateChange, Verdict, with_last_words,
+    Broken, Delivery, Failure, FailureKind, Host, HostSpec, Level, LogLine, Outcome, Services,
+    Verdict, with_last_words,
 };
+
+mod pending;
 
 /// The room of a read, at first and at most.
 const READ_MIN: usize = 4 * 1024;
@@ -38,14 +41,14 @@ const WRITE_AHEAD_BYTES: usize = 256 * 1024;
 /// Answers waiting to be written to a process before it is heard no further: a question costs it forty
 /// bytes, and an answer is as large as a value may be.
 const ANSWERS_MAX_BYTES: usize = 8 * 1024 * 1024;
-/// Bytes of changes to state by all messages that a process works on.
-const STATE_IN_HAND_MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// How long the last words on standard error are waited for.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The same for the words of a failure, when the process lives on.
 const FAILURE_WORDS: Duration = Duration::from_millis(5);
 /// Questions of a host that may wait for somebody else's answer at once.
 const QUESTIONS_MAX: usize = 64;
+/// Changes of one key that are looked at for a question before others have their turn.
+const QUESTION_LOOKS: usize = 10_000;
 /// Deaths without a message done in between before the host counts as broken.
 const DEATHS_MAX: u32 = 5;
 
@@ -96,9 +99,7 @@ pub async fn start_any(
         sent: 0,
         probe: 0,
         head_since: Instant::now(),
-        pending_state: Vec::new(),
-        pending_bytes: BTreeMap::new(),
-        pending_in_all: 0,
+        pending_state: Pending::default(),
         ready_outcomes: Vec::new(),
         deliveries,
         outcomes,
@@ -139,11 +140,7 @@ struct Warm {
     /// How many of the queue are to be sent one by one.
     probe: usize,
     head_since: Instant,
-    /// Changes by messages in hand: of the one that is named, else of the next to end.
-    pending_state: Vec<(Option<u64>, StateChange)>,
-    /// Bytes of changes, by the message they are of.
-    pending_bytes: BTreeMap<Option<u64>, u64>,
-    pending_in_all: u64,
+    pending_state: Pending,
     ready_outcomes: Vec<Outcome>,
     deliveries: mpsc::Receiver<Vec<Delivery>>,
     outcomes: mpsc::Sender<Vec<Outcome>>,
@@ -172,6 +169,10 @@ struct Running {
     leaving: bool,
     /// What it said was not heard to the end, since it has answers to read first.
     behind: bool,
+    /// When it ends: from when on nothing more is said to it.
+    hang_up_at: Option<Instant>,
+    /// It was seen to have ended.
+    is_gone: bool,
     /// What was looked up for it elsewhere, by the number of the question.
     answers: mpsc::Receiver<(u64, Looked)>,
     answering: mpsc::Sender<(u64, Looked)>,
@@ -180,6 +181,51 @@ struct Running {
 impl Running {
     fn may_ask(&self) -> bool {
         self.out.len() < ANSWERS_MAX_BYTES
+    }
+
+    /// Reads, writes or answers, whichever can be done first, for code that has no message in hand. False when it has
+    /// closed its end.
+    async fn turn(&mut self) -> bool {
+        self.input.reserve(self.piece);
+        if self.is_gone {
+            // What it said before is there already; who inherited its end from it is not waited for.
+            let read = self.reader.read_buf(&mut self.input);
+            let read = tokio::time::timeout(LAST_WORDS, read).await;
+            return matches!(read, Ok(Ok(1..)));
+        }
+        let is_heard = self.may_ask();
+        let is_ending = self.hang_up_at.is_some();
+        let hangs_up = self.writer.is_some() && self.out.is_empty();
+        tokio::select! {
+            read = self.reader.read_buf(&mut self.input), if is_heard => return matches!(read, Ok(1..)),
+            wrote = write_some(&mut self.writer, &self.out), if !self.out.is_empty() => match wrote {
+                Ok(count) => drop(self.out.split_to(count)),
+                // It reads no more; its end, or the time-out, says the rest.
+                Err(_) => self.out.clear(),
+            },
+            // It never ends: this side holds a sender.
+            Some((ask, looked)) = self.answers.recv() => self.answer(ask, looked),
+            _ = self.process.wait(), if is_ending => {
+                self.is_gone = true;
+                // Nobody reads it.
+                self.out.clear();
+            }
+            () = sleep_until(self.hang_up_at), if hangs_up => {
+                if let Some(mut writer) = self.writer.take() {
+                    let _ = writer.shutdown().await;
+                }
+            }
+        }
+        true
+    }
+
+    fn answer(&mut self, ask: u64, looked: Looked) {
+        let mut answer = Vec::new();
+        match looked {
+            Ok(value) => self.codec.answer(ask, value.as_ref(), &mut answer),
+            Err(why) => self.codec.refuse(ask, &why, &mut answer),
+        }
+        self.out.extend_from_slice(&answer);
     }
 }
 
@@ -219,7 +265,6 @@ impl Warm {
                     }
                 },
             };
-            self.sent = 0;
             self.head_since = Instant::now();
             let end = self.converse(&mut running).await;
             if matches!(end, End::Drained) {
@@ -265,6 +310,9 @@ impl Warm {
     }
 
     async fn launch_ready(&mut self) -> Result<Running, Broken> {
+        // Nothing that is waiting was sent to this one.
+        self.sent = 0;
+        self.pending_state = Pending::default();
         let launched = self.launch.launch(&self.spec).await?;
         let (answering, answers) = mpsc::channel(QUESTIONS_MAX);
         let mut running = Running {
@@ -280,6 +328,8 @@ impl Warm {
             log_ends: Vec::new(),
             leaving: false,
             behind: false,
+            hang_up_at: None,
+            is_gone: false,
             answers,
             answering,
         };
@@ -303,9 +353,9 @@ impl Warm {
         if running.codec.hello(&self.spec, &mut greeting) {
             running.out.extend_from_slice(&greeting);
             let limit = self.spec.options.start_timeout();
-            let greeted = greet(&mut running, &*self.services);
-            match tokio::time::timeout(limit, greeted).await {
-                Ok(Ok(())) => {}
+            let greeted = tokio::time::timeout(limit, self.greet(&mut running)).await;
+            match greeted {
+                Ok(Ok(())) => self.release_state(),
                 Ok(Err(Greeting::Fatal(reason))) => {
                     let stderr_tail = last_words(&mut running).await;
                     running.process.kill(self.spec.options.kill_grace()).await;
@@ -404,20 +454,13 @@ impl Warm {
                     self.stop_at = Some(Instant::now() + grace);
                 }
                 // It never ends: this side holds a sender.
-                Some((ask, looked)) = running.answers.recv() => {
-                    let mut answer = Vec::new();
-                    match looked {
-                        Ok(value) => running.codec.answer(ask, value.as_ref(), &mut answer),
-                        Err(why) => running.codec.refuse(ask, &why, &mut answer),
-                    }
-                    running.out.extend_from_slice(&answer);
-                }
+                Some((ask, looked)) = running.answers.recv() => running.answer(ask, looked),
                 batch = self.deliveries.recv(), if !stopping => match batch {
                     Some(batch) => self.take(batch, running),
                     // The handle is gone: nobody wants the outcomes.
                     None => return End::Drained,
                 },
-                () = waiting.room(), if is_full => self.head_since = Instant::now(),
+                () = waiting.room(), if is_full => {}
                 () = sleep_until(wake_at), if wake_at.is_some() => {
                     let now = Instant::now();
                     if time_out_at.is_some_and(|at| at <= now) {
@@ -427,6 +470,10 @@ impl Warm {
                         return End::Drained;
                     }
                 }
+            }
+            if is_full {
+                // Whatever it was that ended this wait: until now the process waited.
+                self.head_since = Instant::now();
             }
             match event {
                 Event::None => {}
@@ -518,72 +565,140 @@ impl Warm {
             let Some(said) = running.codec.decode(&mut running.input)? else {
                 break;
             };
-            match said {
-                FromHost::Outcome {
-                    id,
-                    verdict,
-                    outputs,
-                } => {
-                    self.settle(id, verdict, outputs, running).await?;
-                }
-                FromHost::StateGet { ask, key } => {
-                    let value = self.state(&key);
-                    let mut answer = Vec::new();
-                    running.codec.answer(ask, value.as_ref(), &mut answer);
-                    running.out.extend_from_slice(&answer);
-                }
-                FromHost::SchemaGet {
-                    ask,
-                    topic,
-                    version,
-                } => {
-                    // A place is kept for the answer: who asks on without waiting for answers is no host.
-                    let Ok(place) = running.answering.clone().try_reserve_owned() else {
-                        let why = format!("more than {QUESTIONS_MAX} questions at once");
-                        return Err(WireError::Protocol(why));
-                    };
-                    let looking = self.services.schema(&topic, version);
-                    self.tasks
-                        .spawn_cancellable("schema of a function's topic", async move {
-                            place.send((ask, looking.await));
-                        });
-                }
-                FromHost::State { message, change } => {
-                    // One that has ended takes no more: its change is the next one's.
-                    let message = message.filter(|&number| self.is_in_hand(number));
-                    // A message may not change more than it may publish.
-                    let limit = self.spec.options.max_output_bytes;
-                    let bytes = self.pending_bytes.entry(message).or_default();
-                    *bytes += change_bytes(&change);
-                    if *bytes > limit {
-                        return Err(WireError::TooMuchState(limit));
-                    }
-                    self.pending_in_all += change_bytes(&change);
-                    let limit = limit.max(STATE_IN_HAND_MAX_BYTES);
-                    if self.pending_in_all > limit {
-                        return Err(WireError::TooMuchStateInHand(limit));
-                    }
-                    self.pending_state.push((message, change));
-                }
-                FromHost::Log { level, text } => self.services.log(LogLine {
-                    level,
-                    text,
-                    message_id: self.queue.front().map(|s| s.delivery.message.id.clone()),
-                }),
-                FromHost::Metric { name, value } => match value.parse() {
-                    Ok(value) => self.services.metric(&name, value),
-                    Err(_) => tracing::debug!(name, value, "a metric that is not a number"),
-                },
-                FromHost::Publish(output) => self.services.publish(output),
-                FromHost::Acknowledge(id) => self.services.acknowledge(&id),
-                FromHost::Leaving => running.leaving = true,
-                // Outputs name it from now on; what topics are was said in the greeting.
-                FromHost::Schema { .. } | FromHost::Pong | FromHost::Ready { .. } => {}
-                FromHost::Fatal(reason) => return Err(WireError::Protocol(reason)),
-            }
+            self.take_in(said, running).await?;
+            // A frame may hold thousands of outcomes, and others want this thread too.
+            tokio::task::consume_budget().await;
         }
         self.hand_on();
         Ok(())
+    }
+
+    /// Does what it says or asks for.
+    async fn take_in(&mut self, said: FromHost, running: &mut Running) -> Result<(), WireError> {
+        match said {
+            FromHost::Outcome {
+                id,
+                verdict,
+                outputs,
+            } => {
+                self.settle(id, verdict, outputs, running).await?;
+            }
+            FromHost::StateGet { ask, key } => {
+                let (value, looked) = self
+                    .pending_state
+                    .after(&key, self.services.state_get(&key));
+                if looked > QUESTION_LOOKS {
+                    tokio::task::yield_now().await;
+                }
+                let mut answer = Vec::new();
+                running.codec.answer(ask, value.as_ref(), &mut answer);
+                running.out.extend_from_slice(&answer);
+            }
+            FromHost::SchemaGet {
+                ask,
+                topic,
+                version,
+            } => {
+                // A place is kept for the answer: who asks on without waiting for answers is no host.
+                let Ok(place) = running.answering.clone().try_reserve_owned() else {
+                    let why = format!("more than {QUESTIONS_MAX} questions at once");
+                    return Err(WireError::Protocol(why));
+                };
+                let looking = self.services.schema(&topic, version);
+                self.tasks
+                    .spawn_cancellable("schema of a function's topic", async move {
+                        place.send((ask, looking.await));
+                    });
+            }
+            FromHost::State { message, change } => {
+                // One that has ended takes no more: its change is the next one's.
+                let message = message.filter(|&number| self.is_in_hand(number));
+                // A message may not change more than it may publish.
+                let limit = self.spec.options.max_output_bytes;
+                self.pending_state.push(message, change, limit)?;
+            }
+            FromHost::Log { level, text } => self.services.log(LogLine {
+                level,
+                text,
+                message_id: self.in_hand().map(|s| s.delivery.message.id.clone()),
+            }),
+            FromHost::Metric { name, value } => match value.parse() {
+                Ok(value) => self.services.metric(&name, value),
+                Err(_) => tracing::debug!(name, value, "a metric that is not a number"),
+            },
+            FromHost::Publish(output) => self.services.publish(output),
+            FromHost::Acknowledge(id) => self.services.acknowledge(&id),
+            FromHost::Leaving => running.leaving = true,
+            // Outputs name it from now on; what topics are was said in the greeting.
+            FromHost::Schema { .. } | FromHost::Pong | FromHost::Ready { .. } => {}
+            FromHost::Fatal(reason) => return Err(WireError::Protocol(reason)),
+        }
+        Ok(())
+    }
+
+    /// Waits until it is ready. What it asks meanwhile is answered, and what it says counts.
+    async fn greet(&mut self, running: &mut Running) -> Result<(), Greeting> {
+        loop {
+            while running.may_ask() {
+                let said = running.codec.decode(&mut running.input);
+                match said.map_err(|error| Greeting::Fatal(error.to_string()))? {
+                    Some(FromHost::Ready { protocol, .. }) if protocol == PROTOCOL => {
+                        // What it said behind this is heard before it is waited for.
+                        running.behind = true;
+                        return Ok(());
+                    }
+                    Some(FromHost::Ready { protocol, .. }) => {
+                        return Err(Greeting::Fatal(format!(
+                            "the host speaks protocol {protocol}, this worker {PROTOCOL}"
+                        )));
+                    }
+                    Some(FromHost::Fatal(reason)) => return Err(Greeting::Fatal(reason)),
+                    Some(FromHost::Schema { of, schema }) => {
+                        // Of topics that it was not told of nobody asks.
+                        for of in of.into_iter().filter(|of| self.spec.has(of)) {
+                            self.services.declared(of, Schema::clone(&schema));
+                        }
+                    }
+                    Some(said) => {
+                        let taken = self.take_in(said, running).await;
+                        taken.map_err(|error| Greeting::Fatal(error.to_string()))?;
+                    }
+                    None => break,
+                }
+            }
+            if !running.turn().await {
+                return Err(Greeting::Ended);
+            }
+        }
+    }
+
+    /// Hears what code says that ends, until it closes its end.
+    async fn hear_out(&mut self, running: &mut Running) -> Result<(), WireError> {
+        loop {
+            self.hear(running).await?;
+            if !running.turn().await {
+                return self.hear(running).await;
+            }
+        }
+    }
+
+    /// What was changed of the state with no message in hand, at the start and at the end, is no message's.
+    fn release_state(&mut self) {
+        let changes = self.pending_state.take_all();
+        if changes.is_empty() {
+            return;
+        }
+        match super::unkept(&changes) {
+            None => self.services.state_commit(changes),
+            Some(failure) => self.services.log(LogLine {
+                level: Level::Error,
+                text: format!(
+                    "changes to state outside a message are not kept: {}",
+                    failure.reason
+                ),
+                message_id: None,
+            }),
+        }
     }
 
     async fn settle(
@@ -607,20 +722,7 @@ impl Warm {
                 format!("more than {limit} bytes of output for one message"),
             ));
         }
-        let mut state = Vec::new();
-        if !self.pending_state.is_empty() {
-            let mut others = Vec::new();
-            for (message, change) in self.pending_state.drain(..) {
-                match message {
-                    Some(number) if number != id => others.push((message, change)),
-                    _ => state.push(change),
-                }
-            }
-            self.pending_state = others;
-            for of in [None, Some(id)] {
-                self.pending_in_all -= self.pending_bytes.remove(&of).unwrap_or(0);
-            }
-        }
+        let mut state = self.pending_state.take(id);
         if !matches!(verdict, Verdict::Failed(_))
             && let Some(failure) = super::unkept(&state)
         {
@@ -655,6 +757,11 @@ impl Warm {
         Ok(())
     }
 
+    /// The oldest message that the process works on.
+    fn in_hand(&self) -> Option<&Slot> {
+        self.queue.front().filter(|_| self.sent > 0)
+    }
+
     /// Whether the process was sent message `number` and has not said what became of it.
     fn is_in_hand(&self, number: u64) -> bool {
         let index = usize::try_from(number.wrapping_sub(self.base)).unwrap_or(usize::MAX);
@@ -679,21 +786,6 @@ impl Warm {
         }
     }
 
-    fn state(&self, key: &str) -> Option<Bytes> {
-        let mut value = self.services.state_get(key);
-        for (_, change) in &self.pending_state {
-            match change {
-                StateChange::Put(k, v) if k == key => value = Some(v.clone()),
-                StateChange::Delete(k) if k == key => value = None,
-                StateChange::Increment(k, by) if k == key => {
-                    value = Some(incremented(value.as_ref(), *by));
-                }
-                _ => {}
-            }
-        }
-        value
-    }
-
     /// After a death: finds out why, blames, and says when the host can not go on.
     async fn bury(&mut self, mut running: Running, end: End) -> Option<Broken> {
         let grace = self.spec.options.kill_grace();
@@ -707,9 +799,7 @@ impl Warm {
         };
         self.launch.sweep().await;
         let stderr_tail = last_words(&mut running).await;
-        self.pending_state.clear();
-        self.pending_bytes.clear();
-        self.pending_in_all = 0;
+        self.pending_state = Pending::default();
         let leaving = running.leaving && matches!(end, End::Closed);
         let precise = running.codec.precise();
         let dropped_in_all = self.rate.lock().dropped_in_all();
@@ -774,34 +864,46 @@ impl Warm {
         None
     }
 
-    /// Ends a process that has nothing more to do.
+    /// Ends a process that has nothing more to do. What it says meanwhile counts.
     async fn drain(&mut self, mut running: Running) {
-        let mut last = running.out.to_vec();
+        let mut last = Vec::new();
         running.codec.drain(&mut last);
+        // Who is told so may have questions yet; others know by the end of their input.
+        let is_told = !last.is_empty();
+        running.out.extend_from_slice(&last);
         let grace = self
             .stop_at
             .map_or(Duration::ZERO, |at| {
                 at.saturating_duration_since(Instant::now())
             })
             .max(self.spec.options.kill_grace());
-        let goodbye = async {
-            if self.queue.is_empty()
-                && let Some(mut writer) = running.writer.take()
-            {
-                let _ = writer.write_all(&last).await;
-                let _ = writer.shutdown().await;
-                drop(writer);
-                let _ = running.process.wait().await;
-            } else {
-                std::future::pending::<()>().await;
+        let mut ended = false;
+        if self.queue.is_empty() {
+            let over = Instant::now() + grace;
+            running.hang_up_at =
+                Some(Instant::now() + if is_told { grace / 2 } else { Duration::ZERO });
+            let heard = async {
+                if is_told {
+                    return self.hear_out(&mut running).await;
+                }
+                // What a tool prints at its end is no message's.
+                while running.turn().await {
+                    running.input.clear();
+                }
+                Ok(())
+            };
+            let heard = tokio::time::timeout_at(over, heard).await;
+            if let Ok(Err(error)) = &heard {
+                tracing::warn!(function = self.spec.fqfn(), %error, "at its end");
             }
-        };
-        let wait = if self.queue.is_empty() {
-            grace
-        } else {
-            Duration::ZERO
-        };
-        if tokio::time::timeout(wait, goodbye).await.is_err() {
+            if matches!(heard, Ok(Ok(()))) {
+                running.writer = None;
+                let gone = tokio::time::timeout_at(over, running.process.wait());
+                ended = gone.await.is_ok();
+            }
+            self.release_state();
+        }
+        if !ended {
             running.process.kill(self.spec.options.kill_grace()).await;
         }
         self.launch.sweep().await;
@@ -819,39 +921,6 @@ enum Event {
 enum Greeting {
     Fatal(String),
     Ended,
-}
-
-async fn greet(running: &mut Running, services: &dyn Services) -> Result<(), Greeting> {
-    if let Some(writer) = running.writer.as_mut() {
-        // When it does not read, it has ended: reading says so.
-        let _ = writer.write_all(&running.out).await;
-        running.out.clear();
-    }
-    loop {
-        loop {
-            match running.codec.decode(&mut running.input) {
-                Ok(Some(FromHost::Ready { protocol, .. })) if protocol == PROTOCOL => return Ok(()),
-                Ok(Some(FromHost::Ready { protocol, .. })) => {
-                    return Err(Greeting::Fatal(format!(
-                        "the host speaks protocol {protocol}, this worker {PROTOCOL}"
-                    )));
-                }
-                Ok(Some(FromHost::Fatal(reason))) => return Err(Greeting::Fatal(reason)),
-                Ok(Some(FromHost::Schema { of, schema })) => {
-                    for of in of {
-                        services.declared(of, Schema::clone(&schema));
-                    }
-                }
-                Ok(Some(_)) => {}
-                Ok(None) => break,
-                Err(error) => return Err(Greeting::Fatal(error.to_string())),
-            }
-        }
-        running.input.reserve(4096);
-        if !matches!(running.reader.read_buf(&mut running.input).await, Ok(1..)) {
-            return Err(Greeting::Ended);
-        }
-    }
 }
 
 async fn write_some(
@@ -927,16 +996,6 @@ fn death(
     };
     spec.options.sandbox.explain(&mut failure);
     failure
-}
-
-/// What a change takes in memory, about.
-fn change_bytes(change: &StateChange) -> u64 {
-    const ENTRY_BYTES: usize = 64;
-    let bytes = match change {
-        StateChange::Put(key, value) => key.len() + value.len(),
-        StateChange::Delete(key) | StateChange::Increment(key, _) => key.len(),
-    };
-    (bytes + ENTRY_BYTES) as u64
 }
 
 /// A counter's value, changed.

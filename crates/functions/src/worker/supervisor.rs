@@ -899,6 +899,10 @@ impl Crew {
         // First of all: what a predecessor does later must not count.
         let once = self.once(inner, seat, number).await?;
         let once_state = once.as_ref().map(|once| once.state.clone());
+        if once_state.is_some() {
+            // What was changed and not recorded is not in this state.
+            seat.gauge.outside.lock().clear();
+        }
         let numbers = plan.policy.guarantee == ProcessingGuarantees::EffectivelyOnce;
         let numbers = numbers && once.is_none();
         let opening = async {
@@ -965,7 +969,9 @@ impl Crew {
                 }
                 (Process::Host(..), None) => {
                     let started = self.start_host(inner, seat, number, state.clone(), tasks);
-                    Some(started.await?.0)
+                    let (host, context) = started.await?;
+                    context.set_state(state.clone());
+                    Some(host)
                 }
             };
         }

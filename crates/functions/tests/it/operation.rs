@@ -488,3 +488,70 @@ async fn what_is_published_outside_a_message_is_whole_or_told() {
     assert!(why.contains("20000"), "{why}");
     stage.end().await;
 }
+
+/// What a function changes and publishes in `initialize` and in `close` is kept, whatever it promises.
+#[tokio::test]
+async fn what_is_done_before_the_first_message_and_after_the_last_is_kept() {
+    for guarantee in ["ATLEAST_ONCE", "EFFECTIVELY_ONCE"] {
+        let mut stage = Stage::new().await;
+        let (input, output, side) = (stage.topic("in"), stage.topic("out"), stage.topic("side"));
+        let source = stage.file(
+            "Gather.java",
+            r#"
+import org.apache.pulsar.client.api.Schema;
+import org.apache.pulsar.functions.api.*;
+
+public class Gather implements Function<String, String> {
+    private final StringBuilder gathered = new StringBuilder();
+    private Context context;
+
+    private void say(String what) throws Exception {
+        String side = (String) context.getUserConfigValue("side").get();
+        context.newOutputMessage(side, Schema.BYTES).value(what.getBytes()).send();
+    }
+
+    public void initialize(Context given) throws Exception {
+        context = given;
+        context.incrCounter("started", 1);
+        say("started " + context.getCounter("started") + " " + context.getCounter("ended"));
+    }
+
+    public String process(String in, Context context) {
+        gathered.append(in);
+        return in;
+    }
+
+    public void close() throws Exception {
+        context.incrCounter("ended", 1);
+        say("gathered " + gathered);
+    }
+}
+"#,
+        );
+        let jar = crate::stage::jar(&source).await;
+        let fields = json!({
+            "jar": jar, "className": "Gather", "inputs": [&input], "output": &output,
+            "processingGuarantees": guarantee, "userConfig": {"side": &side},
+        });
+        let id = stage.function("f", fields).await;
+        let (mut out, mut said) = (stage.consumer(&output).await, stage.consumer(&side).await);
+        let count = async |stage: &Stage, key: &str| {
+            let value = stage.worker.state_get(&id, key).await;
+            value.ok().and_then(|value| value.number_value)
+        };
+        assert_eq!(texts(&receive(&mut said, 1).await), ["started 1 0"]);
+        stage.send(&input, ["a", "b"]).await;
+        receive(&mut out, 2).await;
+        stage.drained().await;
+        stage.worker.shutdown(Duration::from_secs(10)).await;
+        assert_eq!(texts(&receive(&mut said, 1).await), ["gathered ab"]);
+        stage.another_worker().await;
+        assert_eq!(
+            texts(&receive(&mut said, 1).await),
+            ["started 2 1"],
+            "{guarantee}"
+        );
+        assert_eq!(count(&stage, "ended").await, Some(1), "{guarantee}");
+        stage.end().await;
+    }
+}

@@ -101,14 +101,16 @@ final class Wire {
     }
 
     Frame next() throws IOException {
-        try {
-            Frame frame = frames.take();
-            if (frame.kind == '!') {
-                throw new EOFException();
+        while (true) {
+            try {
+                Frame frame = frames.take();
+                if (frame.kind == '!') {
+                    throw new EOFException();
+                }
+                return frame;
+            } catch (InterruptedException left) {
+                // By the function, for whom it was: the socket is as it was.
             }
-            return frame;
-        } catch (InterruptedException interrupted) {
-            throw new EOFException();
         }
     }
 
@@ -206,11 +208,21 @@ final class Wire {
             throw new EOFException();
         }
         send('Q', question.add("ask", number), new byte[0]);
+        boolean interrupted = false;
         try {
-            return answer.get();
-        } catch (ExecutionException | InterruptedException gone) {
+            while (true) {
+                try {
+                    return answer.get();
+                } catch (InterruptedException later) {
+                    // The answer comes all the same; who asked sees the interruption then.
+                    interrupted = true;
+                }
+            }
+        } catch (ExecutionException gone) {
             if (gone.getCause() instanceof Unanswered) throw (Unanswered) gone.getCause();
             throw new EOFException();
+        } finally {
+            if (interrupted) Thread.currentThread().interrupt();
         }
     }
 

@@ -271,6 +271,8 @@ final class Worker {
         for (int index = 0; index < count; index++) {
             int middle = at + head.getInt(), end = middle + head.getInt();
             one(new In(first + index, body, at, middle, end), done);
+            // What a function makes of an interruption is not the next message's.
+            Thread.interrupted();
             at = end;
         }
         wire.end();

@@ -115,3 +115,72 @@ async fn changes_of_messages_in_hand_are_bounded_together() {
     f.host.stop(Duration::ZERO).await;
     f.tasks.cancel();
 }
+
+/// The worker waited for longer than a message may take, and then killed the process that had waited for it.
+#[tokio::test]
+async fn a_process_that_waited_for_the_worker_is_not_late() {
+    let (directory, mut spec) = function(
+        "def process(input, context):\n\
+         \x20   context.record_metric('begun', 1)\n\
+         \x20   return b'x' * (1 << 20)\n",
+        "f.py",
+    );
+    spec.options.timeout_ms = 1_000;
+    spec.options.window = Some(1024);
+    let mut f = start_spec(Kind::Python, directory, spec)
+        .await
+        .expect("starts");
+    for _ in 0..100 {
+        f.send(text(b"m")).await;
+    }
+    f.until("64 MiB", |seen| seen.metrics.lock().len() >= 64)
+        .await;
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        let taken = f.host.outcomes().await.expect("not broken");
+        // As an instance does: both reach the host's task at once.
+        for _ in &taken {
+            f.send(text(b"m")).await;
+        }
+        for outcome in taken {
+            assert_eq!(outcome.verdict, Verdict::Done);
+        }
+    }
+    assert_eq!(*f.seen.restarts.lock(), [""; 0]);
+    f.host.stop(Duration::ZERO).await;
+    f.tasks.cancel();
+}
+
+/// A host names topics of its own in the greeting, without an end.
+#[tokio::test]
+async fn schemas_of_other_topics_are_not_kept() {
+    let (directory, mut spec) = function(
+        r#"#!/usr/bin/env python3
+import socket, struct
+wire = socket.socket(fileno=0)
+def send(kind, block, rest=b""):
+    body = struct.pack("<I", len(block)) + block + rest
+    wire.sendall(b"%c %09d\n" % (kind, len(body)) + body)
+for number, of in enumerate([b"in", b"other", b"another"]):
+    send(ord("S"), b"id:%d\ntype:AVRO\nof:input.%s\n" % (number, of), b"{}")
+send(ord("R"), b"protocol:1\nlanguage:test\n")
+while wire.recv(4096): pass
+"#,
+        "f.py",
+    );
+    spec.inputs = vec!["in".to_owned()];
+    spec.options.mode = Some(Mode::Stream);
+    spec.options.framing = Framing::Host;
+    let f = start_spec(Kind::Spawn, directory, spec)
+        .await
+        .expect("starts");
+    let of: Vec<_> = f
+        .seen
+        .declared
+        .lock()
+        .iter()
+        .map(|(of, _)| of.clone())
+        .collect();
+    assert_eq!(of, [SchemaOf::Input("in".to_owned())]);
+    f.stop().await;
+}

@@ -565,6 +565,56 @@ async fn a_batch_fails_by_the_messages_that_end_its_program() {
     }
 }
 
+/// A tool that sums up at its end does so.
+#[tokio::test]
+async fn a_tool_prints_at_its_end_and_is_waited_for() {
+    let ended = tempfile::tempdir().expect("temporary");
+    let file = ended.path().join("sum");
+    let code = format!(
+        "#!/bin/bash\nwhile read -r m; do echo \"$m!\"; done\necho sum\necho sum\nsleep 0.3\necho done >'{}'",
+        file.display()
+    );
+    let (directory, mut spec) = function(&code, "f.sh");
+    spec.options.mode = Some(Mode::Stream);
+    spec.options.framing = Framing::Line;
+    let mut f = start_spec(Kind::Spawn, directory, spec)
+        .await
+        .expect("starts");
+    assert_eq!(payloads(&f.ask(b"a").await), [b"a!"]);
+    f.stop().await;
+    assert!(file.exists());
+}
+
+/// What the program needs is away: it was started 999 times for 500 messages, each for as long as it may take,
+/// before any of them was told to have failed.
+#[tokio::test]
+async fn a_batch_whose_program_fails_by_itself_is_not_run_for_each_message() {
+    const MESSAGES: usize = 200;
+    for (code, timeout_ms, kind) in [
+        ("echo . >&2; sleep 60", 300, FailureKind::Timeout),
+        ("echo . >&2; exit 1", 0, FailureKind::User),
+    ] {
+        let (directory, mut spec) = function(&format!("#!/bin/bash\n{code}"), "f.sh");
+        spec.options.mode = Some(Mode::Batch);
+        spec.options.timeout_ms = timeout_ms;
+        let mut f = start_spec(Kind::Spawn, directory, spec)
+            .await
+            .expect("starts");
+        let deliveries = (0..MESSAGES as u64).map(|ticket| Delivery {
+            ticket,
+            message: Arc::new(text(b"m")),
+        });
+        f.host.deliver(deliveries.collect()).await.expect("taken");
+        for (ticket, outcome) in (0..).zip(f.outcomes(MESSAGES).await) {
+            assert_eq!((outcome.ticket, failure(&outcome).kind), (ticket, kind));
+        }
+        let runs = f.seen.logs.lock().len();
+        // It may be taken up as two or three batches.
+        assert!((2..=60).contains(&runs), "{runs} runs");
+        f.stop().await;
+    }
+}
+
 /// `docs/bash-flaws.md` names a test for each flaw, and the tests are there.
 #[test]
 fn every_flaw_has_its_test() {
@@ -660,4 +710,36 @@ process() {
         assert_eq!(payloads(&outcome), [b"text", b"text"], "{words}");
     }
     f.stop().await;
+}
+
+/// A script speaks before its first message and after its last.
+#[tokio::test]
+async fn a_script_is_heard_at_its_start_and_at_its_end() {
+    let f = shell(
+        Kind::Bash,
+        r#"process() { emit "$MSG"; }
+says() {
+  state get before || REPLY=none
+  state put "$1" "$REPLY"
+  metric "$1" 1
+  log INFO "it $1"
+}
+trap 'says ends' EXIT
+says begins
+"#,
+    )
+    .await;
+    let seen = f.seen.clone();
+    let value = |key: &str| seen.state.lock().get(key).cloned();
+    assert_eq!(value("begins"), Some(Bytes::from_static(b"none")));
+    seen.state.lock().insert("before".to_owned(), "now".into());
+    f.stop().await;
+    assert_eq!(value("ends"), Some(Bytes::from_static(b"now")));
+    let metrics: Vec<String> = seen
+        .metrics
+        .lock()
+        .iter()
+        .map(|(name, _)| name.clone())
+        .collect();
+    assert_eq!(metrics, ["begins", "ends"]);
 }

@@ -25,6 +25,8 @@ pub(crate) struct Seen {
     /// How often a value was asked for.
     pub(crate) asked: AtomicU64,
     pub(crate) acks: Mutex<Vec<String>>,
+    /// Outside any message.
+    pub(crate) published: Mutex<Vec<Output>>,
     pub(crate) restarts: Mutex<Vec<String>>,
     /// The schemas of any topic, by version, or why there is none now; and which were asked for.
     pub(crate) schemas: Mutex<BTreeMap<u64, Result<Bytes, String>>>,
@@ -62,7 +64,9 @@ impl Services for Seen {
     fn acknowledge(&self, message_id: &str) {
         self.acks.lock().push(message_id.to_owned());
     }
-    fn publish(&self, _output: Output) {}
+    fn publish(&self, output: Output) {
+        self.published.lock().push(output);
+    }
     fn schema(
         &self,
         _topic: &str,

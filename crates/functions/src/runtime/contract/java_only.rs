@@ -278,3 +278,94 @@ async fn a_nar_does_not_fill_the_disk() {
     );
     std::fs::remove_dir_all(kept).expect("removed");
 }
+
+/// What is asked for, published, counted and logged without a message in hand counts too.
+#[tokio::test]
+async fn initialize_and_close_are_heard() {
+    let mut f = java(
+        r#"import org.apache.pulsar.client.api.Schema;
+import org.apache.pulsar.functions.api.*;
+public class F implements Function<String, String> {
+    private Context context;
+    private int seen;
+    private void says(String when) throws Exception {
+        context.incrCounter(when, 1 + context.getCounter("before"));
+        context.newOutputMessage("side", Schema.STRING).value(when + " " + seen).send();
+        context.recordMetric(when, 1);
+        context.getLogger().info("it " + when);
+    }
+    public void initialize(Context given) throws Exception { context = given; says("begins"); }
+    public String process(String in, Context context) { seen++; return in; }
+    public void close() throws Exception {
+        // Longer than a host that reads no more is waited for.
+        Thread.sleep(700);
+        says("ends");
+    }
+}
+"#,
+        |_| {},
+    )
+    .await;
+    let seen = f.seen.clone();
+    let counted = |key: &str| seen.state.lock().get(key).cloned();
+    assert_eq!(counted("begins"), Some(super::counted(None, 1)));
+    for message in ["a", "b"] {
+        assert_eq!(
+            payloads(&f.ask(message.as_bytes()).await),
+            [message.as_bytes()]
+        );
+    }
+    f.stop().await;
+    assert_eq!(counted("ends"), Some(super::counted(None, 1)));
+    let published: Vec<_> = seen
+        .published
+        .lock()
+        .iter()
+        .map(|o| o.payload.clone())
+        .collect();
+    assert_eq!(published, [&b"begins 0"[..], b"ends 2"]);
+    let metrics: Vec<String> = seen
+        .metrics
+        .lock()
+        .iter()
+        .map(|(name, _)| name.clone())
+        .collect();
+    assert_eq!(metrics, ["begins", "ends"]);
+    let logs = seen.logs.lock();
+    for line in ["it begins", "it ends"] {
+        assert!(
+            logs.iter()
+                .any(|log| log.text == line && log.message_id.is_none()),
+            "{logs:?}"
+        );
+    }
+}
+
+/// What every book says to do with an interruption ends neither the host nor a question.
+#[tokio::test]
+async fn a_restored_interruption_ends_nothing() {
+    let mut f = java(
+        r#"import org.apache.pulsar.functions.api.*;
+public class F implements Function<String, String> {
+    public String process(String in, Context context) {
+        boolean before = Thread.currentThread().isInterrupted();
+        Thread.currentThread().interrupt();
+        context.incrCounter("n", 1);
+        long n = context.getCounter("n");
+        return in + " " + n + " " + before + " " + Thread.currentThread().isInterrupted();
+    }
+}
+"#,
+        |_| {},
+    )
+    .await;
+    for (n, message) in ["a", "b", "c"].iter().enumerate() {
+        let wanted = format!("{message} {} false true", n + 1);
+        assert_eq!(
+            payloads(&f.ask(message.as_bytes()).await),
+            [wanted.as_bytes()]
+        );
+    }
+    assert_eq!(*f.seen.restarts.lock(), [""; 0]);
+    f.stop().await;
+}
