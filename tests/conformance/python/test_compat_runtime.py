@@ -300,7 +300,8 @@ def test_java_runs_in_pulsars_own_instance(with_java, new_client):
     while "four!" not in after:
         after.update(words(receive(out, 1, timeout=START_SECONDS * 1000)))
     assert after <= {"one!", "two!", "three!", "four!"} and "three!" in after
-    assert instance(server, "f")["numRestarts"] == 1
+    # A JVM that does not start in time on a busy machine is started once more.
+    assert instance(server, "f")["numRestarts"] >= 1
     geminga(server, "functions", "delete", "--name", "f")
     assert not commands("JavaInstanceMain", server.service_url)
 
