@@ -11,39 +11,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use geminga_client::Schema;
 use geminga_stdx::tasks::OnError;
 use geminga_stdx::{Backoff, Tasks};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
+use self::ending::End;
 use self::pending::Pending;
-use super::body::{Body, Exit, Launch, Launcher, Scoped, describe_death};
+use self::running::write_some;
+use super::body::{Body, Launch, Launcher, Scoped};
 use super::handle::{Ends, Handle, Waiting};
 use super::process::Scope;
-use super::sandbox::not_done;
-use super::stderr::{Rate, Tail, pump};
-use super::wire::{Codec, FromHost, PROTOCOL, WireError, verdict_of_status};
+use super::stderr::{Rate, Tail};
+use super::wire::{Codec, FromHost, WireError};
 use super::{
     Broken, Delivery, Failure, FailureKind, Host, HostSpec, Level, LogLine, Outcome, Services,
-    Verdict, with_last_words,
+    Verdict,
 };
 
+mod ending;
 mod pending;
+mod running;
+mod starting;
 
 /// The room of a read, at first and at most.
 const READ_MIN: usize = 4 * 1024;
 const READ_MAX: usize = 64 * 1024;
 /// Bytes waiting to be written to a process before no further frame is made.
 const WRITE_AHEAD_BYTES: usize = 256 * 1024;
-/// Answers waiting to be written to a process before it is heard no further: a question costs it forty
-/// bytes, and an answer is as large as a value may be.
-const ANSWERS_MAX_BYTES: usize = 8 * 1024 * 1024;
-/// How long the last words on standard error are waited for.
-const LAST_WORDS: Duration = Duration::from_millis(200);
-/// The same for the words of a failure, when the process lives on.
+/// How long the words of a failure on standard error are waited for, when the process lives on.
 const FAILURE_WORDS: Duration = Duration::from_millis(5);
 /// Questions of a host that may wait for somebody else's answer at once.
 const QUESTIONS_MAX: usize = 64;
@@ -178,69 +176,8 @@ struct Running {
     answering: mpsc::Sender<(u64, Looked)>,
 }
 
-impl Running {
-    fn may_ask(&self) -> bool {
-        self.out.len() < ANSWERS_MAX_BYTES
-    }
-
-    /// Reads, writes or answers, whichever can be done first, for code that has no message in hand. False when it has
-    /// closed its end.
-    async fn turn(&mut self) -> bool {
-        self.input.reserve(self.piece);
-        if self.is_gone {
-            // What it said before is there already; who inherited its end from it is not waited for.
-            let read = self.reader.read_buf(&mut self.input);
-            let read = tokio::time::timeout(LAST_WORDS, read).await;
-            return matches!(read, Ok(Ok(1..)));
-        }
-        let is_heard = self.may_ask();
-        let is_ending = self.hang_up_at.is_some();
-        let hangs_up = self.writer.is_some() && self.out.is_empty();
-        tokio::select! {
-            read = self.reader.read_buf(&mut self.input), if is_heard => return matches!(read, Ok(1..)),
-            wrote = write_some(&mut self.writer, &self.out), if !self.out.is_empty() => match wrote {
-                Ok(count) => drop(self.out.split_to(count)),
-                // It reads no more; its end, or the time-out, says the rest.
-                Err(_) => self.out.clear(),
-            },
-            // It never ends: this side holds a sender.
-            Some((ask, looked)) = self.answers.recv() => self.answer(ask, looked),
-            _ = self.process.wait(), if is_ending => {
-                self.is_gone = true;
-                // Nobody reads it.
-                self.out.clear();
-            }
-            () = sleep_until(self.hang_up_at), if hangs_up => {
-                if let Some(mut writer) = self.writer.take() {
-                    let _ = writer.shutdown().await;
-                }
-            }
-        }
-        true
-    }
-
-    fn answer(&mut self, ask: u64, looked: Looked) {
-        let mut answer = Vec::new();
-        match looked {
-            Ok(value) => self.codec.answer(ask, value.as_ref(), &mut answer),
-            Err(why) => self.codec.refuse(ask, &why, &mut answer),
-        }
-        self.out.extend_from_slice(&answer);
-    }
-}
-
 /// What became of a question that had to wait.
 type Looked = Result<Option<Bytes>, String>;
-
-/// Why a conversation ended.
-enum End {
-    /// The process closed its end.
-    Closed,
-    TimedOut,
-    Misbehaved(WireError),
-    /// Stop was asked, and nothing is in flight or the grace is over.
-    Drained,
-}
 
 impl Warm {
     async fn run(&mut self, first: Running) -> Broken {
@@ -281,132 +218,6 @@ impl Warm {
                 tokio::time::sleep(backoff.next_delay()).await;
             }
         }
-    }
-
-    /// Starts the code once more. `None`: it was asked to stop, and had the time that the messages in hand
-    /// are given; with none in hand there is nothing to start for.
-    async fn launch_unless_stopped(&mut self) -> Option<Result<Running, Broken>> {
-        let (mut stop, mut stop_at) = (self.stop.take(), self.stop_at);
-        let has_work = !self.queue.is_empty();
-        let stopped = async {
-            if stop.is_some() {
-                let grace = wait_stop(&mut stop).await;
-                stop = None;
-                stop_at = Some(Instant::now() + grace);
-            }
-            let now = Instant::now();
-            sleep_until(stop_at.map(|at| if has_work { at } else { now })).await;
-        };
-        let launched = tokio::select! {
-            biased;
-            launched = self.launch_ready() => Some(launched),
-            () = stopped => None,
-        };
-        (self.stop, self.stop_at) = (stop, stop_at);
-        if launched.is_none() {
-            self.launch.sweep().await;
-        }
-        launched
-    }
-
-    async fn launch_ready(&mut self) -> Result<Running, Broken> {
-        // Nothing that is waiting was sent to this one.
-        self.sent = 0;
-        self.pending_state = Pending::default();
-        let launched = self.launch.launch(&self.spec).await?;
-        let (answering, answers) = mpsc::channel(QUESTIONS_MAX);
-        let mut running = Running {
-            process: launched.process,
-            reader: launched.reader,
-            writer: Some(launched.writer),
-            codec: launched.codec,
-            input: BytesMut::new(),
-            piece: READ_MIN,
-            out: BytesMut::new(),
-            tail: Tail::default(),
-            heard: Arc::new(Notify::new()),
-            log_ends: Vec::new(),
-            leaving: false,
-            behind: false,
-            hang_up_at: None,
-            is_gone: false,
-            answers,
-            answering,
-        };
-        for pipe in launched.logs {
-            let (end, ended) = oneshot::channel();
-            let pump = pump(
-                pipe,
-                self.services.clone(),
-                running.tail.clone(),
-                running.heard.clone(),
-                self.rate.clone(),
-                None,
-            );
-            self.tasks.spawn_cancellable("function log", async move {
-                pump.await;
-                let _ = end.send(());
-            });
-            running.log_ends.push(ended);
-        }
-        let mut greeting = Vec::new();
-        if running.codec.hello(&self.spec, &mut greeting) {
-            running.out.extend_from_slice(&greeting);
-            let limit = self.spec.options.start_timeout();
-            let greeted = tokio::time::timeout(limit, self.greet(&mut running)).await;
-            match greeted {
-                Ok(Ok(())) => self.release_state(),
-                Ok(Err(Greeting::Fatal(reason))) => {
-                    let stderr_tail = last_words(&mut running).await;
-                    running.process.kill(self.spec.options.kill_grace()).await;
-                    return Err(Broken::Deployment {
-                        reason,
-                        stderr_tail,
-                    });
-                }
-                Ok(Err(Greeting::Ended)) => {
-                    // It is ending, or lives on without its end.
-                    let grace = self.spec.options.kill_grace();
-                    let waited = tokio::time::timeout(grace, running.process.wait()).await;
-                    let lives_on = waited.is_err();
-                    let exit = match waited {
-                        Ok(exit) => exit,
-                        Err(_) => running.process.kill(grace).await,
-                    };
-                    let exit = exit.unwrap_or_default();
-                    let stderr_tail = last_words(&mut running).await;
-                    self.launch.sweep().await;
-                    if let Some((_, reason)) = exit.cause {
-                        return Err(Broken::Deployment {
-                            reason,
-                            stderr_tail,
-                        });
-                    }
-                    let reason = match exit.code {
-                        _ if lives_on => "the code closed its end before it was ready".to_owned(),
-                        Some(code) => {
-                            format!("the code ended with status {code} before it was ready")
-                        }
-                        None => "the code was killed before it was ready".to_owned(),
-                    };
-                    return Err(Broken::Start {
-                        reason,
-                        stderr_tail,
-                    });
-                }
-                Err(_) => {
-                    running.process.kill(self.spec.options.kill_grace()).await;
-                    self.launch.sweep().await;
-                    let stderr_tail = last_words(&mut running).await;
-                    let reason = format!("the code was not ready after {} ms", limit.as_millis());
-                    return Err(Broken::Start {
-                        reason,
-                        stderr_tail,
-                    });
-                }
-            }
-        }
-        Ok(running)
     }
 
     async fn converse(&mut self, running: &mut Running) -> End {
@@ -636,52 +447,6 @@ impl Warm {
         Ok(())
     }
 
-    /// Waits until it is ready. What it asks meanwhile is answered, and what it says counts.
-    async fn greet(&mut self, running: &mut Running) -> Result<(), Greeting> {
-        loop {
-            while running.may_ask() {
-                let said = running.codec.decode(&mut running.input);
-                match said.map_err(|error| Greeting::Fatal(error.to_string()))? {
-                    Some(FromHost::Ready { protocol, .. }) if protocol == PROTOCOL => {
-                        // What it said behind this is heard before it is waited for.
-                        running.behind = true;
-                        return Ok(());
-                    }
-                    Some(FromHost::Ready { protocol, .. }) => {
-                        return Err(Greeting::Fatal(format!(
-                            "the host speaks protocol {protocol}, this worker {PROTOCOL}"
-                        )));
-                    }
-                    Some(FromHost::Fatal(reason)) => return Err(Greeting::Fatal(reason)),
-                    Some(FromHost::Schema { of, schema }) => {
-                        // Of topics that it was not told of nobody asks.
-                        for of in of.into_iter().filter(|of| self.spec.has(of)) {
-                            self.services.declared(of, Schema::clone(&schema));
-                        }
-                    }
-                    Some(said) => {
-                        let taken = self.take_in(said, running).await;
-                        taken.map_err(|error| Greeting::Fatal(error.to_string()))?;
-                    }
-                    None => break,
-                }
-            }
-            if !running.turn().await {
-                return Err(Greeting::Ended);
-            }
-        }
-    }
-
-    /// Hears what code says that ends, until it closes its end.
-    async fn hear_out(&mut self, running: &mut Running) -> Result<(), WireError> {
-        loop {
-            self.hear(running).await?;
-            if !running.turn().await {
-                return self.hear(running).await;
-            }
-        }
-    }
-
     /// What was changed of the state with no message in hand, at the start and at the end, is no message's.
     fn release_state(&mut self) {
         let changes = self.pending_state.take_all();
@@ -785,130 +550,6 @@ impl Warm {
             let _ = self.outcomes.try_send(outcomes);
         }
     }
-
-    /// After a death: finds out why, blames, and says when the host can not go on.
-    async fn bury(&mut self, mut running: Running, end: End) -> Option<Broken> {
-        let grace = self.spec.options.kill_grace();
-        let exit = match end {
-            // It closed its pipe: it is ending, or has detached itself.
-            End::Closed => match tokio::time::timeout(grace, running.process.wait()).await {
-                Ok(exit) => exit,
-                Err(_) => running.process.kill(grace).await,
-            },
-            _ => running.process.kill(grace).await,
-        };
-        self.launch.sweep().await;
-        let stderr_tail = last_words(&mut running).await;
-        self.pending_state = Pending::default();
-        let leaving = running.leaving && matches!(end, End::Closed);
-        let precise = running.codec.precise();
-        let dropped_in_all = self.rate.lock().dropped_in_all();
-        let dropped = dropped_in_all - std::mem::replace(&mut self.dropped_before, dropped_in_all);
-        let failure = death(&end, exit, &self.spec, stderr_tail, dropped);
-        drop(running);
-        if !leaving {
-            self.deaths += 1;
-            self.services.restarted(&failure.reason);
-        }
-        let why_idle = with_last_words(&failure.reason, &failure.stderr_tail);
-        if !self.ever_done
-            && matches!(end, End::Closed)
-            && matches!(failure.exit_code, Some(126 | 127))
-        {
-            return Some(Broken::Deployment {
-                reason: failure.reason,
-                stderr_tail: failure.stderr_tail,
-            });
-        }
-        let held = self
-            .queue
-            .iter()
-            .take(self.sent)
-            .filter(|slot| !slot.done)
-            .count();
-        if held > 0 && !leaving {
-            if precise || held == 1 {
-                let index = self.queue.iter().position(|slot| !slot.done).unwrap_or(0);
-                let verdict = match failure.exit_code.filter(|_| matches!(end, End::Closed)) {
-                    Some(code) if code == self.spec.options.drop_exit_code => Verdict::Drop,
-                    Some(code @ 64..=78) => match verdict_of_status(code, 0, &failure.reason) {
-                        Verdict::Failed(f) => Verdict::Failed(Failure {
-                            kind: f.kind,
-                            ..failure
-                        }),
-                        other => other,
-                    },
-                    _ => Verdict::Failed(failure),
-                };
-                self.ready_outcomes.push(Outcome {
-                    ticket: self.queue[index].delivery.ticket,
-                    verdict,
-                    outputs: Vec::new(),
-                    state: Vec::new(),
-                    took: self.head_since.elapsed(),
-                });
-                self.queue[index].done = true;
-                self.pop_done();
-            } else {
-                self.probe = self.probe.max(self.sent);
-            }
-        } else if held == 0 && self.deaths >= DEATHS_MAX {
-            return Some(Broken::Start {
-                reason: failure.reason,
-                stderr_tail: failure.stderr_tail,
-            });
-        } else if held == 0 && !leaving {
-            self.services.ended_idle(&why_idle);
-        }
-        self.hand_on();
-        None
-    }
-
-    /// Ends a process that has nothing more to do. What it says meanwhile counts.
-    async fn drain(&mut self, mut running: Running) {
-        let mut last = Vec::new();
-        running.codec.drain(&mut last);
-        // Who is told so may have questions yet; others know by the end of their input.
-        let is_told = !last.is_empty();
-        running.out.extend_from_slice(&last);
-        let grace = self
-            .stop_at
-            .map_or(Duration::ZERO, |at| {
-                at.saturating_duration_since(Instant::now())
-            })
-            .max(self.spec.options.kill_grace());
-        let mut ended = false;
-        if self.queue.is_empty() {
-            let over = Instant::now() + grace;
-            running.hang_up_at =
-                Some(Instant::now() + if is_told { grace / 2 } else { Duration::ZERO });
-            let heard = async {
-                if is_told {
-                    return self.hear_out(&mut running).await;
-                }
-                // What a tool prints at its end is no message's.
-                while running.turn().await {
-                    running.input.clear();
-                }
-                Ok(())
-            };
-            let heard = tokio::time::timeout_at(over, heard).await;
-            if let Ok(Err(error)) = &heard {
-                tracing::warn!(function = self.spec.fqfn(), %error, "at its end");
-            }
-            if matches!(heard, Ok(Ok(()))) {
-                running.writer = None;
-                let gone = tokio::time::timeout_at(over, running.process.wait());
-                ended = gone.await.is_ok();
-            }
-            self.release_state();
-        }
-        if !ended {
-            running.process.kill(self.spec.options.kill_grace()).await;
-        }
-        self.launch.sweep().await;
-        last_words(&mut running).await;
-    }
 }
 
 enum Event {
@@ -916,21 +557,6 @@ enum Event {
     Heard,
     Closed,
     Wrote(Option<usize>),
-}
-
-enum Greeting {
-    Fatal(String),
-    Ended,
-}
-
-async fn write_some(
-    writer: &mut Option<Box<dyn AsyncWrite + Send + Unpin>>,
-    out: &BytesMut,
-) -> std::io::Result<usize> {
-    match writer {
-        Some(writer) => writer.write(out).await,
-        None => std::future::pending().await,
-    }
 }
 
 async fn wait_stop(stop: &mut Option<oneshot::Receiver<Duration>>) -> Duration {
@@ -946,56 +572,6 @@ async fn sleep_until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-async fn last_words(running: &mut Running) -> String {
-    let all = async {
-        for end in &mut running.log_ends {
-            let _ = end.await;
-        }
-    };
-    let _ = tokio::time::timeout(LAST_WORDS, all).await;
-    running.tail.take()
-}
-
-/// What a death says of the message that was in hand.
-fn death(
-    end: &End,
-    exit: Option<Exit>,
-    spec: &HostSpec,
-    stderr_tail: String,
-    dropped: u64,
-) -> Failure {
-    let exit = exit.unwrap_or_default();
-    let (kind, reason, exit_code) = match end {
-        End::TimedOut => (
-            FailureKind::Timeout,
-            not_done(
-                spec.options.timeout_ms,
-                exit.cause.map(|met| met.1),
-                dropped,
-            ),
-            None,
-        ),
-        End::Misbehaved(
-            error @ (WireError::TooLarge(_)
-            | WireError::TooMuchState(_)
-            | WireError::TooMuchStateInHand(_)),
-        ) => (FailureKind::Output, error.to_string(), None),
-        End::Misbehaved(error) => (FailureKind::Crash, error.to_string(), None),
-        End::Closed | End::Drained => match exit.cause {
-            Some((kind, reason)) => (kind, reason, exit.code),
-            None => describe_death(exit.code, exit.signal),
-        },
-    };
-    let mut failure = Failure {
-        kind,
-        reason,
-        exit_code,
-        stderr_tail,
-    };
-    spec.options.sandbox.explain(&mut failure);
-    failure
 }
 
 /// A counter's value, changed.
