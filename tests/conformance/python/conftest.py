@@ -5,11 +5,12 @@ import itertools
 import os
 import re
 import sys
+import urllib.error
 
 import pulsar
 import pytest
 
-from server import OutsideServer, Server, binary, is_outside, quiet_ports
+from server import OutsideServer, Server, Worker, binary, is_outside, quiet_ports
 from support import Admin
 
 _names = itertools.count()
@@ -62,6 +63,41 @@ def server():
     server = OutsideServer() if is_outside() else Server().start()
     yield server
     server.close()
+
+
+class Workers:
+    """Makes workers of our own beside a server, and ends them. Those of one namespace share its functions."""
+
+    def __init__(self, server):
+        self.server, self.made = server, []
+
+    def __call__(self, *options, namespace):
+        try:
+            Admin(self.server.admin_url).put(f"/admin/v2/namespaces/{namespace}", {})
+        except urllib.error.HTTPError as error:
+            assert error.code == 409
+        worker = Worker(self.server, *options, namespace=namespace)
+        self.made.append(worker)
+        return worker.start()
+
+    def close(self):
+        for worker in self.made:
+            worker.close()
+
+
+@pytest.fixture
+def new_worker(server):
+    workers = Workers(server)
+    yield workers
+    workers.close()
+
+
+@pytest.fixture(scope="session")
+def functions(server):
+    """Where functions are made: the server, or beside one that is not ours a worker that is."""
+    workers = Workers(server)
+    yield workers(namespace=f"public/functions-{os.getpid()}") if is_outside() else server
+    workers.close()
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +164,7 @@ def pytest_runtest_makereport(item, call):
     outcome = yield
     report = outcome.get_result()
     if report.when == "call" and report.failed:
-        for name in ("own_server", "server"):
+        for name in ("own_server", "functions", "server"):
             if name in item.funcargs:
                 report.sections.append((f"log of the {name}", item.funcargs[name].log_tail()))
                 break

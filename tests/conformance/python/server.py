@@ -62,12 +62,14 @@ class Server:
         self.port, self.http_port = ports
         self.ready_seconds = None
 
+    def command(self):
+        return [binary(), "standalone", "--port", str(self.port), "--http-port", str(self.http_port),
+                *(["--data", self.data] if self.data else ["--ephemeral"]), "-o", "json", *self.options]
+
     def launch(self):
         """Starts the process and does not wait for it."""
-        command = [binary(), "standalone", "--port", str(self.port), "--http-port", str(self.http_port),
-                   *(["--data", self.data] if self.data else ["--ephemeral"]), "-o", "json", *self.options]
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
+            self.process = subprocess.Popen(self.command(), stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL,
                                             env=self.environment)
 
     def start(self):
@@ -78,10 +80,13 @@ class Server:
         self.ready_seconds = time.monotonic() - began
         told = json.loads(line)
         self.told = told
+        self.hear(told)
+        return self
+
+    def hear(self, told):
         self.service_url, self.admin_url = told["serviceUrl"], told["adminUrl"].rstrip("/")
         self.port = int(self.service_url.rsplit(":", 1)[1])
         self.http_port = int(self.admin_url.rsplit(":", 1)[1])
-        return self
 
     def _first_line(self, until):
         pipe = self.process.stdout
@@ -138,6 +143,21 @@ class Server:
             return log.read().decode(errors="replace")
 
 
+class Worker(Server):
+    """A `geminga worker` beside a broker that runs elsewhere. `service_url` is the broker's, `admin_url` its own."""
+
+    def __init__(self, broker, *options, namespace=None):
+        super().__init__(*options, ports=quiet_ports())
+        self.service_url, self.namespace = broker.service_url, namespace
+
+    def command(self):
+        return [binary(), "worker", "--service-url", self.service_url, "--http-port", str(self.http_port), "--data", self.data,
+                *(["--functions-namespace", self.namespace] if self.namespace else []), "-o", "json", *self.options]
+
+    def hear(self, told):
+        self.admin_url = told["adminUrl"].rstrip("/")
+
+
 class OutsideServer:
     """A server that somebody else runs: SERVICE_URL and ADMIN_URL."""
 
@@ -154,3 +174,8 @@ class OutsideServer:
 
 def is_outside():
     return "SERVICE_URL" in os.environ
+
+
+def has_functions():
+    """Whether functions can be made: on a server of ours, or with FUNCTIONS_WORKER=1 on a worker of ours beside an outside one."""
+    return not is_outside() or os.environ.get("FUNCTIONS_WORKER") == "1"

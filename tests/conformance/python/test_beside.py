@@ -11,7 +11,7 @@ import pytest
 
 import pulsar
 from cli import FORM, create_function, geminga
-from server import binary, is_outside
+from server import Worker, is_outside
 from support import Admin, data, eventually, receive
 
 OWN, THEIRS = "public/geminga", "public/functions"
@@ -21,25 +21,6 @@ OWN, THEIRS = "public/geminga", "public/functions"
 def _pulsar_with_functions(request):
     if not is_outside() or not request.getfixturevalue("is_apache_pulsar") or not os.environ.get("PULSAR_DIST"):
         pytest.skip("needs an Apache Pulsar with its own functions worker: tests/pulsar/run")
-
-
-class Worker:
-    def __init__(self, server, folder, *options):
-        self.service_url = server.service_url
-        self.log = open(folder / "worker.log", "w+")
-        self.process = subprocess.Popen(
-            [binary(), "worker", "--service-url", server.service_url, "--http-port", "0", "--data", str(folder / "data"),
-             *options, "-o", "json"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True)
-        line = self.process.stdout.readline()
-        if line:
-            self.admin_url = json.loads(line)["adminUrl"].rstrip("/")
-
-    def close(self):
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        finally:
-            self.process.kill()
 
 
 def counts(admin):
@@ -69,19 +50,19 @@ def create_theirs(server, name, topic):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def refusal(server, folder):
+def refusal(server):
     """What a worker says that is not told where its own functions are, and so does not start."""
-    worker = Worker(server, folder)
+    worker = Worker(server)
     try:
+        worker.launch()
         assert worker.process.wait(30) != 0, "it ended well"
-        worker.log.seek(0)
-        return worker.log.read()
+        return worker.log_tail()
     finally:
         worker.close()
 
 
 @pytest.mark.timeout(180)
-def test_the_topic_of_pulsars_workers_is_refused_and_left_alone(server, admin, client, topic, tmp_path):
+def test_the_topic_of_pulsars_workers_is_refused_and_left_alone(server, admin, client, topic):
     """By its name as long as nothing is on it, and by what is on it then."""
     name = f"first-{topic.replace('_', '-')}"
     try:
@@ -90,7 +71,7 @@ def test_the_topic_of_pulsars_workers_is_refused_and_left_alone(server, admin, c
                 create_theirs(server, name, topic)
                 eventually(lambda: f"public/default/{name}" in subscriptions(admin, f"{topic}-in"), 90, "Pulsar's function subscribes")
             before = counts(admin)
-            said = refusal(server, tmp_path)
+            said = refusal(server)
             assert FORM.search(said), said
             assert "is for Apache Pulsar's own workers" in said and f"{THEIRS}/metadata" in said, said
             assert "--functions-namespace public/geminga" in said, said
@@ -118,8 +99,9 @@ def test_functions_of_both_run_side_by_side(server, admin, client, topic, tmp_pa
     # First, since its subscription gives the topic its schema, which Pulsar takes on no topic in use.
     eventually(lambda: f"public/default/theirs-{name}" in subscriptions(admin, f"{topic}-in"), 90, "Pulsar's function subscribes")
     before = counts(admin)
-    worker = Worker(server, tmp_path, "--functions-namespace", OWN)
+    worker = Worker(server, namespace=OWN)
     try:
+        worker.start()
         code = tmp_path / "f.py"
         code.write_text("def process(input):\n    return input + '?'\n")
         create_function(worker, f"ours-{name}", "--py", code, "--inputs", f"{topic}-in", "--output-topic", f"{topic}-ours",

@@ -9,11 +9,11 @@ import pytest
 from pulsar.schema import AvroSchema, Integer, JsonSchema, Record, String
 
 from cli import geminga, status
-from server import is_outside
+from server import has_functions
 from support import eventually, receive
 from test_functions import fresh, name, script  # noqa: F401 (fixtures)
 
-pytestmark = pytest.mark.skipif(is_outside(), reason="Geminga's own functions; this server is an outside one")
+pytestmark = pytest.mark.skipif(not has_functions(), reason="Geminga's own functions; this server is an outside one")
 
 
 class Quake(Record):
@@ -85,16 +85,16 @@ def test_a_definition_makes_the_output_of_a_script_typed(client, admin, fresh, t
     assert [message.value().text for message in receive(consumer, 1)] == ["small"]
 
 
-def test_a_schema_that_does_not_suit_the_topic_is_told(client, server, fresh, topic, name, tmp_path):
+def test_a_schema_that_does_not_suit_the_topic_is_told(client, functions, fresh, topic, name, tmp_path):
     client.create_producer(f"{topic}-out", schema=AvroSchema(Quake))
     fresh("--sh", script(tmp_path, 'process() { emit "$MSG"; }\n'), "--inputs", topic, "--output-topic", f"{topic}-out",
           "--schema-type", "string")
-    error = eventually(lambda: status(server, name)["instances"][0]["status"]["error"], what="it says why")
+    error = eventually(lambda: status(functions, name)["instances"][0]["status"]["error"], what="it says why")
     assert "IncompatibleSchema" in error
 
 
-def test_a_schema_without_a_definition_is_refused(server, name, topic, tmp_path):
+def test_a_schema_without_a_definition_is_refused(functions, name, topic, tmp_path):
     code = script(tmp_path, 'process() { emit "$MSG"; }\n')
-    said = geminga(server, "functions", "create", "--name", name, "--sh", code, "--inputs", topic, "--output-topic", f"{topic}-out",
+    said = geminga(functions, "functions", "create", "--name", name, "--sh", code, "--inputs", topic, "--output-topic", f"{topic}-out",
                    "--schema-type", "json", code=1)
     assert "`outputSchemaType: json` is not supported" in said and "auto_publish" in said

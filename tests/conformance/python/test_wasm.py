@@ -9,10 +9,10 @@ import pulsar
 import pytest
 
 from cli import create_function, geminga, status
-from server import ROOT, is_outside
+from server import ROOT, has_functions
 from support import data, eventually, receive
 
-pytestmark = pytest.mark.skipif(is_outside(), reason="Geminga's own functions; this server is an outside one")
+pytestmark = pytest.mark.skipif(not has_functions(), reason="Geminga's own functions; this server is an outside one")
 
 UPPER = ROOT / "examples/wasm/upper.wat"
 
@@ -93,15 +93,15 @@ def name(topic):
 
 
 @pytest.fixture
-def fresh(server, name):
+def fresh(functions, name):
     made = []
 
     def make(code, *arguments, as_name=name):
-        create_function(server, as_name, "--wasm", code, *arguments)
+        create_function(functions, as_name, "--wasm", code, *arguments)
         made.append(as_name)
     yield make
     for each in made:
-        geminga(server, "functions", "delete", "--name", each)
+        geminga(functions, "functions", "delete", "--name", each)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_ten_thousand_messages_keep_their_order(client, fresh, topic):
     assert data(receive(out, 10_000)) == [b"M%d" % n for n in range(10_000)]
 
 
-def test_a_go_function_has_every_power(server, client, fresh, topic, go):
+def test_a_go_function_has_every_power(functions, client, fresh, topic, go):
     other = client.subscribe(f"{topic}-other", "probe")
     logs = client.subscribe(f"{topic}-log", "probe")
     fresh(go, *wired(topic, "--user-config", json.dumps({"greeting": "hello"}), "--secrets", json.dumps({"token": "s3cret"}),
@@ -165,7 +165,7 @@ def test_a_go_function_has_every_power(server, client, fresh, topic, go):
                {"something", "printed something"} <= {s.strip() for s in seen}, what="both lines in the log topic")
 
 
-def test_failures_are_told_apart(server, client, fresh, topic, go):
+def test_failures_are_told_apart(functions, client, fresh, topic, go):
     letters = client.subscribe(f"{topic}-dead", "probe")
     fresh(go, *wired(topic, "--max-message-retries", "1", "--dead-letter-topic", f"{topic}-dead", "--timeout-ms", "800",
                      "--ram", str(64 << 20)))
@@ -178,7 +178,7 @@ def test_failures_are_told_apart(server, client, fresh, topic, go):
         properties = letter.properties()
         assert properties["geminga.kind"] == kind, properties
         assert line.ask(b"still here") == b"still here"
-    about = json.dumps(status(server, re.sub(r"[^\w-]", "-", topic)))
+    about = json.dumps(status(functions, re.sub(r"[^\w-]", "-", topic)))
     assert "resources.ram" in about, about
 
 
@@ -192,16 +192,17 @@ def test_the_machine_is_out_of_reach(client, fresh, topic, go):
         assert letter.data() == b"read " + path
 
 
-def test_what_is_no_function_is_refused_by_name(server, client, topic, tmp_path, name):
+def test_what_is_no_function_is_refused_by_name(functions, client, topic, tmp_path, name):
     for text, wanted in [("(module)", "_start"), ("(module (import \"env\" \"system\" (func)) (func (export \"_start\")))", "env::system"),
                          ("not wasm at all", "neither WebAssembly nor its text")]:
         code = tmp_path / "f.wat"
         code.write_text(text)
-        create_function(server, name, "--wasm", code, *wired(topic))
-        eventually(lambda: wanted in json.dumps(status(server, name)), what=wanted)
-        geminga(server, "functions", "delete", "--name", name)
+        create_function(functions, name, "--wasm", code, *wired(topic))
+        eventually(lambda: wanted in json.dumps(status(functions, name)), what=wanted)
+        geminga(functions, "functions", "delete", "--name", name)
 
 
+@pytest.mark.own_server
 def test_state_and_functions_survive_kill(own_server, new_client, topic, go):
     create_function(own_server, "counter", "--wasm", go, *wired(topic))
     line = Line(new_client(own_server.service_url), topic)
@@ -211,21 +212,21 @@ def test_state_and_functions_survive_kill(own_server, new_client, topic, go):
     eventually(lambda: data(receive(line.out, 1))[0] == b"2", what="the count of before the crash went on")
 
 
-def test_an_update_takes_the_new_code(server, client, fresh, topic, name, go):
+def test_an_update_takes_the_new_code(functions, client, fresh, topic, name, go):
     fresh(UPPER, *wired(topic))
     line = Line(client, topic)
     assert line.ask(b"abc") == b"ABC"
-    geminga(server, "functions", "update", "--name", name, "--wasm", go, seconds=60)
+    geminga(functions, "functions", "update", "--name", name, "--wasm", go, seconds=60)
     eventually(lambda: line.ask(b"abc") == b"abc", what="the new code answers")
 
 
-def test_many_functions_share_one_module(server, client, topic, name):
+def test_many_functions_share_one_module(functions, client, topic, name):
     """Not the ten thousand of the benchmark, but each of a hundred answers."""
     count = 100
     since = time.monotonic()
     out = client.subscribe(f"{topic}-out", "probe", initial_position=pulsar.InitialPosition.Earliest)
     for n in range(count):
-        create_function(server, f"{name}-{n}", "--wasm", UPPER, "--inputs", f"{topic}-{n}", "--output-topic", f"{topic}-out")
+        create_function(functions, f"{name}-{n}", "--wasm", UPPER, "--inputs", f"{topic}-{n}", "--output-topic", f"{topic}-out")
     for n in range(count):
         producer = client.create_producer(f"{topic}-{n}")
         producer.send(b"m%d" % n)
@@ -233,4 +234,4 @@ def test_many_functions_share_one_module(server, client, topic, name):
     assert sorted(data(receive(out, count))) == sorted(b"M%d" % n for n in range(count))
     print(f"{count} functions created and answering in {time.monotonic() - since:.1f} s")
     for n in range(count):
-        geminga(server, "functions", "delete", "--name", f"{name}-{n}")
+        geminga(functions, "functions", "delete", "--name", f"{name}-{n}")
