@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
+use geminga_proto::pb::ServerError;
 use geminga_proto::{Command, command, pb};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -14,6 +15,7 @@ use crate::connection::Connection;
 use crate::error::{Error, Result};
 use crate::link::Linked;
 use crate::lookup::Broker;
+use crate::schema::{Schema, current_schema};
 
 impl Linked for Topic {
     const WHAT: &'static str = "consumer";
@@ -90,7 +92,30 @@ async fn open_link(topic: &Arc<Topic>) -> Result<()> {
     }
 }
 
+/// With the schema, or where that is a wish alone and the topic's messages have none, without.
 async fn subscribe(topic: &Topic, connection: &Arc<Connection>) -> Result<Command> {
+    let options = &topic.options;
+    let refused = Some(ServerError::IncompatibleSchema);
+    match subscribe_as(topic, connection, options.schema.as_ref()).await {
+        Err(error)
+            if options.schema_optional
+                && options.schema.is_some()
+                && error.server_error() == refused =>
+        {
+            match current_schema(connection, &topic.name).await {
+                Ok(None) => subscribe_as(topic, connection, None).await,
+                _ => Err(error),
+            }
+        }
+        answered => answered,
+    }
+}
+
+async fn subscribe_as(
+    topic: &Topic,
+    connection: &Arc<Connection>,
+    schema: Option<&Schema>,
+) -> Result<Command> {
     let options = &topic.options;
     let start = (!options.durable).then(|| topic.start_position()).flatten();
     let epoch = topic.state.lock().epoch;
@@ -117,7 +142,7 @@ async fn subscribe(topic: &Topic, connection: &Arc<Connection>) -> Result<Comman
                 options.subscription_properties.iter().cloned(),
             ),
             consumer_epoch: Some(epoch),
-            schema: options.schema.as_ref().map(|schema| schema.0.clone()),
+            schema: schema.map(|schema| schema.0.clone()),
             ..Default::default()
         };
         Command::from(subscribe)

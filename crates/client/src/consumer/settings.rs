@@ -187,6 +187,8 @@ impl<S: Into<String>, const N: usize> From<[S; N]> for Topics {
 pub struct TopicSettings {
     /// What the topic's messages are. The broker refuses a consumer whose schema does not suit the topic's.
     pub schema: Option<Schema>,
+    /// A topic that refuses the schema and has none, since its messages never had one, is read without.
+    pub schema_optional: bool,
     /// As [`ConsumerBuilder::receiver_queue_size`].
     pub queue_size: Option<usize>,
     /// As [`ConsumerBuilder::name`].
@@ -233,6 +235,7 @@ pub(super) struct Options {
     pub(super) properties: Vec<(String, String)>,
     pub(super) subscription_properties: Vec<(String, String)>,
     pub(super) schema: Option<Schema>,
+    pub(super) schema_optional: bool,
     pub(super) of_topics: Vec<(Which, TopicSettings)>,
 }
 
@@ -247,6 +250,7 @@ impl Options {
         let (_, own) = has(true).or_else(|| has(false))?.clone();
         Some(Self {
             schema: own.schema.or_else(|| self.schema.clone()),
+            schema_optional: own.schema_optional,
             queue_size: own.queue_size.unwrap_or(self.queue_size),
             name: own.name.unwrap_or_else(|| self.name.clone()),
             priority: own.priority.unwrap_or(self.priority),
@@ -303,6 +307,7 @@ impl ConsumerBuilder {
                 properties: Vec::new(),
                 subscription_properties: Vec::new(),
                 schema: None,
+                schema_optional: false,
                 of_topics: Vec::new(),
             },
             of_topics: Vec::new(),

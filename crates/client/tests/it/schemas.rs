@@ -1,7 +1,7 @@
 //! Schemas that producers and consumers declare.
 
 use geminga_client::{
-    Batching, InitialPosition, Schema, SchemaType, ServerError, SubType, TopicSettings,
+    Batching, InitialPosition, Message, Schema, SchemaType, ServerError, SubType, TopicSettings,
 };
 
 use crate::broker::{receive, setup, soon};
@@ -111,4 +111,33 @@ async fn topics_of_one_consumer_have_settings_of_their_own() {
     assert_eq!(of(plain).await, None);
     assert_eq!(of(typed).await, Some(SchemaType::Int64));
     assert_eq!(of(more).await, Some(SchemaType::String));
+}
+
+#[tokio::test]
+async fn a_schema_that_is_optional_gives_way_where_messages_have_none() {
+    let (client, topic, _server) = setup("optional").await;
+    let [plain, typed] = ["plain", "typed"].map(|part| format!("{topic}-{part}"));
+    // Its producer stays: a topic in use takes no schema of a consumer.
+    let producer = soon(client.producer(&plain).build()).await;
+    soon(producer.send(Message::new("text"))).await;
+    let numbers = client
+        .producer(&typed)
+        .schema(Schema::of(SchemaType::Int64));
+    let _numbers = soon(numbers.build()).await;
+    let reads = |topic: &String, schema_optional: bool| {
+        let settings = TopicSettings {
+            schema: Some(Schema::string()),
+            schema_optional,
+            ..TopicSettings::default()
+        };
+        let consumer = client.consumer(topic).subscription("s");
+        let consumer = consumer.initial_position(InitialPosition::Earliest);
+        consumer.topic_settings(topic, settings).build()
+    };
+    for (topic, optional) in [(&plain, false), (&typed, false), (&typed, true)] {
+        incompatible(reads(topic, optional).await);
+    }
+    let mut consumer = soon(reads(&plain, true)).await;
+    assert_eq!(&soon(consumer.recv()).await.payload[..], b"text");
+    assert_eq!(soon(client.schema(&plain)).await, None);
 }

@@ -3,7 +3,7 @@
 //! Called from the host's task, so nothing here waits: what can not be taken at once is counted and
 //! dropped, and said.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -49,8 +49,6 @@ pub(crate) struct Declared {
     pub(crate) output: Option<Schema>,
     /// By the names that the greeting has.
     pub(crate) inputs: BTreeMap<String, Schema>,
-    /// Topics that had a schema before.
-    pub(crate) known: BTreeSet<String>,
 }
 
 /// The services of one instance.
@@ -97,14 +95,9 @@ impl Context {
         self.topics = Some((client, taken));
     }
 
-    /// What the host has said of topics, beside what was known of them before.
+    /// What the host has said of topics.
     pub(crate) fn declared(&self) -> Declared {
         self.declared.lock().clone()
-    }
-
-    /// These topics have schemas already.
-    pub(crate) fn set_known(&self, topics: BTreeSet<String>) {
-        self.declared.lock().known = topics;
     }
 
     /// From now on this is the function's state.

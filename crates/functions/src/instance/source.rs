@@ -166,23 +166,18 @@ pub(crate) enum Declaring<'a> {
     Nothing,
     /// What the configuration says, and what the host says.
     Said(&'a Declared),
-    /// The same, without what a class alone says of topics that had no schema.
-    Configured(&'a Declared),
 }
 
 impl Declaring<'_> {
     fn schema(&self, input: &InputPlan) -> Option<Schema> {
-        let (Self::Said(declared) | Self::Configured(declared)) = self else {
+        let Self::Said(declared) = self else {
             return None;
         };
-        let name = full_name(&input.text);
-        let of_host = || declared.inputs.get(&name).cloned();
         match &input.schema {
             Typed::Schema(schema) => Some(schema.clone()),
-            Typed::Host => of_host(),
-            Typed::Derived => {
-                let may = matches!(self, Self::Said(_)) || declared.known.contains(&name);
-                may.then(of_host).flatten()
+            Typed::Host | Typed::Derived => {
+                let name = full_name(&input.text);
+                declared.inputs.get(&name).cloned()
             }
             Typed::Bytes | Typed::OfTopic => None,
         }
@@ -211,6 +206,8 @@ impl TopicSource {
             };
             let settings = TopicSettings {
                 schema: declared.schema(input),
+                // What the class alone says does not bind topics whose messages never had a schema.
+                schema_optional: matches!(input.schema, Typed::Derived),
                 ..input.settings.clone()
             };
             builder = builder.topic_settings(topics, settings);

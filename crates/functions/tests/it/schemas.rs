@@ -1,7 +1,7 @@
 //! Schemas that functions declare of their topics: by name, by a definition, by the topic's own, and by what Java
 //! code says.
 
-use geminga_client::{Schema, SchemaType};
+use geminga_client::{Message, Schema, SchemaType};
 use serde_json::json;
 
 use crate::stage::{Stage, jar, receive, texts};
@@ -258,5 +258,30 @@ async fn java_code_says_what_its_topics_are() {
         )
         .await;
     assert_eq!(texts(&receive(&mut of_read, 1).await), ["four4"]);
+    stage.end().await;
+}
+
+/// Text is what its class says, and the topic has a producer that says nothing: such a topic takes no schema.
+#[tokio::test]
+async fn java_reads_a_topic_of_a_pattern_that_is_made_later_without_a_schema() {
+    let stage = Stage::new().await;
+    let code = jar(&stage.file("Code.java", JAVA)).await;
+    let (topic, output) = (stage.topic("in"), stage.topic("out"));
+    let mut out = stage.consumer(&output).await;
+    stage
+        .function(
+            "plain",
+            json!({"jar": &code, "className": "Code$Plain", "topicsPattern": format!("{topic}-.*"),
+                "output": &output, "subscriptionPosition": "Earliest"}),
+        )
+        .await;
+    let later = format!("{topic}-later");
+    let producer = stage.client.producer(&later).build().await.expect("made");
+    producer.send(Message::new("four")).await.expect("sent");
+    assert_eq!(
+        texts(&receive(&mut out, 1).await),
+        [r#"{"size":4,"place":"four"}"#]
+    );
+    assert_eq!(schema(&stage, &later).await, None);
     stage.end().await;
 }

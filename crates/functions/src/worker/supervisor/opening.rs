@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use geminga_client::{Client, Schema, ServerError};
+use geminga_client::{Client, Schema};
 use geminga_model::ProcessingGuarantees;
 use geminga_stdx::{Random, Tasks};
 
@@ -196,7 +196,6 @@ impl Crew {
         if *language == Language::Java && plan.asks_host() {
             // Its host chooses by what a topic has already, as Pulsar's does.
             unread.spec.topic_schemas = self.topic_schemas(client).await?;
-            context.set_known(unread.spec.topic_schemas.keys().cloned().collect());
         }
         let context = Arc::new(context);
         let host = inner
@@ -289,7 +288,14 @@ impl Crew {
         Ok(match &self.plan.input {
             Input::Topics(subscription) => {
                 let client = &inner.config.client;
-                let source = self.source(client, subscription, asks.properties, declared);
+                let (taken, declaring) = (self.taken.clone(), Declaring::Said(declared));
+                let source = TopicSource::subscribe(
+                    client,
+                    subscription,
+                    asks.properties,
+                    taken,
+                    &declaring,
+                );
                 let source = source
                     .await
                     .map_err(|error| format!("subscribing: {error}"))?;
@@ -303,27 +309,6 @@ impl Crew {
                 seat.gauge.clone(),
             )?),
         })
-    }
-
-    /// Subscribes. A topic whose messages had no schema is read without one, if the class alone says it.
-    async fn source(
-        &self,
-        client: &Client,
-        subscription: &Subscription,
-        properties: &[(String, String)],
-        declared: &Declared,
-    ) -> Result<TopicSource, geminga_client::Error> {
-        let with = async |declaring: Declaring<'_>| {
-            let taken = self.taken.clone();
-            TopicSource::subscribe(client, subscription, properties, taken, &declaring).await
-        };
-        let refused = Some(ServerError::IncompatibleSchema);
-        match with(Declaring::Said(declared)).await {
-            Err(error) if error.server_error() == refused && !declared.inputs.is_empty() => {
-                with(Declaring::Configured(declared)).await
-            }
-            subscribed => subscribed,
-        }
     }
 
     async fn open_sink(
