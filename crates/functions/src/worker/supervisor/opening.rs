@@ -23,7 +23,7 @@ use crate::instance::once::Once;
 use crate::instance::sink::{Sink, TopicSink};
 use crate::instance::source::{Declaring, Source, TopicSource};
 use crate::instance::state::{self, FunctionState, Taking};
-use crate::plan::{Input, Language, Output, Process, Subscription, Typed};
+use crate::plan::{Input, Language, Output, Process, Typed};
 use crate::runtime::{Host, HostSpec, Level, LogLine, Services};
 use crate::schema;
 use crate::secret::Unread;
