@@ -6,6 +6,7 @@ use std::time::Instant;
 use geminga_functions::runtime::{Exit, HostSpec, body};
 use wasmtime::{ExternType, InstancePre, Linker, Memory, Module, Store};
 
+use crate::engine::Engine;
 use crate::guest::Wires;
 use crate::limits::{Limiter, cause};
 
@@ -64,7 +65,7 @@ fn terminated(texts: impl IntoIterator<Item = String>) -> Vec<Vec<u8>> {
 
 /// Runs a command to its end.
 pub(crate) async fn run(
-    engine: &wasmtime::Engine,
+    engine: &Engine,
     code: &InstancePre<State>,
     spec: &HostSpec,
     wires: &Wires,
@@ -80,7 +81,7 @@ pub(crate) async fn run(
         .chain(spec.runtime_flags.iter().cloned())
         .chain(spec.options.args.iter().cloned());
     let state = State {
-        limiter: Limiter::new(spec),
+        limiter: Limiter::new(spec, engine.spare.clone()),
         wires: wires.clone(),
         nonblocking: false,
         arguments: terminated(arguments),
@@ -89,7 +90,7 @@ pub(crate) async fn run(
         started: Instant::now(),
         exit: None,
     };
-    let mut store = Store::new(engine, state);
+    let mut store = Store::new(&engine.engine, state);
     store.limiter(|state| &mut state.limiter);
     store.set_epoch_deadline(1);
     store.epoch_deadline_async_yield_and_update(1);

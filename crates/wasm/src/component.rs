@@ -12,6 +12,7 @@ use wasmtime::Store;
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
+use crate::engine::Engine;
 use crate::frames;
 use crate::guest::Wires;
 use crate::limits::{Limiter, cause};
@@ -100,7 +101,7 @@ impl wasmtime_wasi::cli::StdoutStream for Log {
 
 /// Runs a component until the worker lets go.
 pub(crate) async fn run(
-    engine: &wasmtime::Engine,
+    engine: &Engine,
     code: &Linked<State>,
     spec: &Arc<HostSpec>,
     wires: &Wires,
@@ -118,12 +119,12 @@ pub(crate) async fn run(
     let mut table = ResourceTable::new();
     table.set_max_capacity(HANDLES_MAX);
     let state = State {
-        limiter: Limiter::new(spec),
+        limiter: Limiter::new(spec, engine.spare.clone()),
         context: Context::new(spec.clone(), wire.clone()),
         wasi: wasi.build(),
         table,
     };
-    let mut store = Store::new(engine, state);
+    let mut store = Store::new(&engine.engine, state);
     store.limiter(|state| &mut state.limiter);
     store.set_epoch_deadline(1);
     store.epoch_deadline_async_yield_and_update(1);

@@ -22,6 +22,7 @@ use wasmtime::component::Component;
 use wasmtime::{Cache, CacheConfig, Config, EngineWeak, Module};
 
 use crate::pulse::Pulse;
+use crate::spare::{Look, Spare};
 use crate::{command, component};
 
 /// The largest module. Go's smallest program has 1.5 MB.
@@ -45,6 +46,8 @@ pub(crate) enum Code {
 /// See the module.
 pub(crate) struct Engine {
     pub(crate) engine: wasmtime::Engine,
+    /// Memory for all guests.
+    pub(crate) spare: Arc<Spare>,
     codes: Mutex<HashMap<[u8; 32], Weak<Code>>>,
     /// A module that takes its time does not keep others from being loaded.
     compiling: Arc<Semaphore>,
@@ -80,7 +83,7 @@ fn refused(reason: String) -> Broken {
 
 impl Engine {
     /// Makes the engine and its threads.
-    pub(crate) fn start() -> Result<Self, Broken> {
+    pub(crate) fn start(memory: Look) -> Result<Self, Broken> {
         let mut config = Config::new();
         config
             .epoch_interruption(true)
@@ -122,6 +125,7 @@ impl Engine {
             component::linker(&engine).map_err(|error| failed("the WASI interface", error))?;
         Ok(Self {
             engine,
+            spare: Arc::new(Spare::new(memory)),
             codes: Mutex::default(),
             compiling: Arc::new(Semaphore::new(count.max(2))),
             commands,

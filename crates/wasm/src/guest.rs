@@ -42,11 +42,9 @@ pub(crate) fn launch(engine: &Arc<Engine>, code: &Arc<Code>, spec: &Arc<HostSpec
         async move {
             let running = async {
                 match &*code {
-                    Code::Command(code) => {
-                        command::run(&engine.engine, code, &spec, &_closing.0).await
-                    }
+                    Code::Command(code) => command::run(&engine, code, &spec, &_closing.0).await,
                     Code::Component(code) => {
-                        component::run(&engine.engine, code, &spec, &_closing.0).await
+                        component::run(&engine, code, &spec, &_closing.0).await
                     }
                 }
             };

@@ -7,6 +7,7 @@
 //! - a guest sees no file, no network, no other guest; after a trap its memory is never used again;
 //! - a guest that does not return, recurses, grows or floods hurts its own message and nobody else: guests
 //!   run on threads of their own and give them up every few milliseconds;
+//! - all guests together leave the machine enough memory for the worker to live;
 //! - what is compiled is kept by its content, in memory and in the cache directory.
 //!
 //! [`Body`]: geminga_functions::runtime::Body
@@ -14,6 +15,7 @@
 use std::sync::Arc;
 
 use geminga_functions::MakeRuntime;
+use geminga_functions::runtime::sandbox::Memory;
 use geminga_functions::runtime::{
     BoxFuture, Broken, Host, HostSpec, Launched, Launcher, Runtime, Services, body,
 };
@@ -28,8 +30,10 @@ mod guest;
 mod limits;
 mod pipe;
 mod pulse;
+mod spare;
 
 use crate::engine::{Code, Engine};
+use crate::spare::Look;
 
 /// For a worker's configuration.
 #[must_use]
@@ -40,6 +44,7 @@ pub fn runtime() -> MakeRuntime {
 /// Starts WASM functions. The engine, with its threads, is made for the first of them.
 pub struct Wasm {
     tasks: Tasks,
+    memory: Look,
     engine: OnceCell<Arc<Engine>>,
 }
 
@@ -53,8 +58,15 @@ impl Wasm {
     /// A runtime whose hosts' tasks are `tasks`.
     #[must_use]
     pub fn new(tasks: Tasks) -> Self {
+        Self::on(tasks, Memory::now)
+    }
+
+    /// The same where the machine's memory is read by `memory`; `None` is no bound for all guests together.
+    #[must_use]
+    pub fn on(tasks: Tasks, memory: fn() -> Option<Memory>) -> Self {
         Self {
             tasks,
+            memory,
             engine: OnceCell::new(),
         }
     }
@@ -73,7 +85,7 @@ impl Runtime for Wasm {
         Box::pin(async move {
             let engine = self
                 .engine
-                .get_or_try_init(|| async { Engine::start().map(Arc::new) })
+                .get_or_try_init(|| async { Engine::start(self.memory).map(Arc::new) })
                 .await?
                 .clone();
             let code = engine.load(&spec.code.path).await?;

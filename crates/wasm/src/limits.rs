@@ -1,8 +1,12 @@
 //! What a guest may use, and what it is told when it wants more: growing past a limit ends it, with the
 //! name of the limit, since few languages survive a refusal and none can say what it was.
 
+use std::sync::Arc;
+
 use geminga_functions::runtime::{FailureKind, HostSpec};
 use wasmtime::{ResourceLimiter, Trap};
+
+use crate::spare::{SMALL_BYTES, Spare};
 
 /// Linear memory when neither `resources.ram` nor `limits.memoryBytes` says.
 const MEMORY_BYTES: u64 = 256 * 1024 * 1024;
@@ -18,6 +22,8 @@ const WORDS_BYTES: usize = 2048;
 pub(crate) struct Limiter {
     memory_max: u64,
     memory: u64,
+    /// What there is for all guests.
+    spare: Arc<Spare>,
     elements: usize,
     /// What the last growth was allowed, until it is known whether it came to be.
     granted: (u64, usize),
@@ -26,8 +32,9 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    pub(crate) fn new(spec: &HostSpec) -> Self {
+    pub(crate) fn new(spec: &HostSpec, spare: Arc<Spare>) -> Self {
         Self {
+            spare,
             memory_max: spec.options.limits.memory_bytes.unwrap_or(MEMORY_BYTES),
             memory: 0,
             elements: 0,
@@ -63,6 +70,11 @@ impl ResourceLimiter for Limiter {
             return self.refuse(format!(
                 "it wants {all} bytes of memory, {max} are allowed: raise `resources.ram`"
             ));
+        }
+        if all > SMALL_BYTES
+            && let Err(why) = self.spare.give(more, current > 0)
+        {
+            return self.refuse(format!("it wants {all} bytes of memory: {why}"));
         }
         self.memory = all;
         self.granted.0 = more;
@@ -139,13 +151,19 @@ pub(crate) fn cause(error: &wasmtime::Error, limiter: &Limiter) -> (FailureKind,
 
 #[cfg(test)]
 mod tests {
+    use geminga_functions::runtime::sandbox::Memory;
+
     use super::*;
+
+    fn limiter(spec: &HostSpec) -> Limiter {
+        Limiter::new(spec, Arc::new(Spare::new(|| None)))
+    }
 
     #[test]
     fn all_memories_count_together() {
         let mut spec = HostSpec::default();
         spec.options.limits.memory_bytes = Some(1000);
-        let mut limiter = Limiter::new(&spec);
+        let mut limiter = limiter(&spec);
         assert!(limiter.memory_growing(0, 600, None).expect("fits"));
         assert!(limiter.memory_growing(0, 400, None).expect("fits"));
         let error = limiter.memory_growing(400, 401, None).expect_err("no");
@@ -159,7 +177,7 @@ mod tests {
     fn a_growth_that_wraps_is_refused_and_one_that_failed_is_not_counted() {
         let mut spec = HostSpec::default();
         spec.options.limits.memory_bytes = Some(200_000);
-        let mut limiter = Limiter::new(&spec);
+        let mut limiter = limiter(&spec);
         assert!(limiter.memory_growing(0, 65_536, None).expect("fits"));
         assert!(limiter.memory_growing(0, 65_536, None).expect("fits"));
         // Past the declared maximum: the guest reads -1 and goes on.
@@ -177,8 +195,31 @@ mod tests {
     }
 
     #[test]
+    fn on_a_full_machine_a_small_guest_lives_and_a_large_one_is_told() {
+        let full = || {
+            Some(Memory {
+                all: 1 << 30,
+                left: 1 << 20,
+            })
+        };
+        let spec = HostSpec::default();
+        let mut limiter = Limiter::new(&spec, Arc::new(Spare::new(full)));
+        let small = SMALL_BYTES as usize;
+        assert!(limiter.memory_growing(0, small, None).expect("small"));
+        let error = limiter
+            .memory_growing(small, small + 65_536, None)
+            .expect_err("no");
+        let (kind, reason, _) = cause(&error, &limiter);
+        assert_eq!(kind, FailureKind::Limit);
+        assert!(
+            reason.contains("this machine has 1048576 bytes"),
+            "{reason}"
+        );
+    }
+
+    #[test]
     fn tables_are_counted_too() {
-        let mut limiter = Limiter::new(&HostSpec::default());
+        let mut limiter = limiter(&HostSpec::default());
         assert!(limiter.table_growing(0, TABLE_ELEMENTS, None).is_ok());
         assert!(limiter.table_growing(0, 1, None).is_err());
     }

@@ -205,6 +205,31 @@ fn text_message(payload: &[u8]) -> Message {
 }
 
 #[tokio::test]
+async fn on_a_full_machine_who_grows_is_told_and_the_others_answer() {
+    let tasks = Tasks::new();
+    let full = || {
+        Some(sandbox::Memory {
+            all: 1 << 30,
+            left: 50 << 20,
+        })
+    };
+    let stage = Stage {
+        runtime: Wasm::on(tasks.clone(), full),
+        tasks,
+    };
+    // 25 MiB, a tenth of what is allowed to one.
+    let text = component("1", "", "(drop (memory.grow (i32.const 400)))");
+    let mut f = stage.start(&text, |_| {}).await.expect("starts");
+    assert_eq!(payloads(&f.ask(b"a").await), [b"a"]);
+    let failed = failure(&f.ask(b"x").await).clone();
+    assert_eq!(failed.kind, FailureKind::Limit, "{}", failed.reason);
+    let says = "this machine has 52428800 bytes of memory left";
+    assert!(failed.reason.contains(says), "{}", failed.reason);
+    assert_eq!(payloads(&f.ask(b"b").await), [b"b"]);
+    f.host.stop(Duration::from_secs(2)).await;
+}
+
+#[tokio::test]
 async fn memory_after_a_trap_is_fresh() {
     let stage = Stage::new();
     // `x` writes a mark and traps; every other message says whether the mark is there.

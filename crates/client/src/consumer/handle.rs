@@ -66,6 +66,7 @@ impl std::fmt::Debug for ConsumerHandle {
         f.debug_struct("Consumer")
             .field("subscription", &self.group.options.subscription)
             .field("name", &self.group.options.name)
+            .field("topics", &self.group.topics.read().len())
             .finish_non_exhaustive()
     }
 }
@@ -353,10 +354,11 @@ impl ConsumerHandle {
     /// Deletes the subscription; the consumer gets nothing more, and joins no new topics.
     ///
     /// # Errors
-    /// When the broker refuses, for example because it has other consumers.
+    /// When the broker refuses, for example because it has other consumers: then all goes on as before. When it
+    /// refuses for a later one of several topics: those before it are gone, and no new ones are joined.
     pub async fn unsubscribe(&self) -> Result<()> {
-        // What was unsubscribed is not found anew.
-        for topic in self.group.last() {
+        let (topics, _held) = self.group.hold();
+        for topic in topics {
             topic
                 .request("unsubscribe", |consumer_id, request_id| {
                     pb::CommandUnsubscribe {
@@ -368,6 +370,8 @@ impl ConsumerHandle {
                 })
                 .await?;
             topic.over(Error::Closed);
+            // What was unsubscribed is not found anew.
+            self.group.ended.send_replace(true);
         }
         self.group.end();
         Ok(())

@@ -3,7 +3,7 @@
 //! A broker that can tells when there may be some; that is a reason to look, and the only one is the
 //! interval where it can not.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use geminga_proto::pb;
 use geminga_proto::pb::command_get_topics_of_namespace::Mode;
 use regex::Regex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::group::Group;
 use super::settings::Selection;
@@ -26,6 +27,9 @@ const WATCHED_BYTES_MAX: usize = 50;
 /// Who reads more topics than this by patterns is told of no new ones: a broker bounds the names that it keeps
 /// for one connection, which all consumers of a client share.
 const TOLD_TOPICS_MAX: usize = 10_000;
+
+/// The longest wait before a topic that refuses is asked again, in intervals of looking.
+const REFUSED_INTERVALS_MAX: u32 = 16;
 
 /// Topics of one namespace by a regular expression on the full name of the topic, partitions
 /// counted to their topic.
@@ -174,6 +178,7 @@ pub(super) fn keep_looking(wanted: Wanted, group: &Arc<Group>) {
     let shared = Arc::downgrade(&group.shared);
     let looking = async move {
         let news = Arc::new(Notify::new());
+        let mut refusals = Refusals::new(interval);
         let mut watches: Vec<Option<Watch>> = wanted.patterns.iter().map(|_| None).collect();
         loop {
             let (Some(group), Some(shared)) = (weak.upgrade(), shared.upgrade()) else {
@@ -192,12 +197,15 @@ pub(super) fn keep_looking(wanted: Wanted, group: &Arc<Group>) {
                 }
             }
             let result = match wanted.find(&shared).await {
-                Ok(topics) => group.subscribe(topics).await,
+                Ok(topics) => group.join(refusals.without(topics)).await,
                 Err(error) => Err(error),
             };
-            if let Err(error) = result {
-                let patterns: Vec<_> = wanted.patterns.iter().map(|it| &it.text).collect();
-                tracing::warn!(?patterns, %error, "cannot look for new topics");
+            match result {
+                Ok(results) => refusals.take(results),
+                Err(error) => {
+                    let patterns: Vec<_> = wanted.patterns.iter().map(|it| &it.text).collect();
+                    tracing::warn!(?patterns, %error, "cannot look for new topics");
+                }
             }
             drop((group, shared));
             tokio::select! {
@@ -216,6 +224,49 @@ pub(super) fn keep_looking(wanted: Wanted, group: &Arc<Group>) {
                 _ = ended.wait_for(|ended| *ended) => {}
             }
         });
+}
+
+/// Topics that refuse the consumer, by a schema that does not fit for example: each is asked again after the
+/// interval, and then ever later, whatever is told of other topics.
+struct Refusals {
+    interval: Duration,
+    /// When to ask again, and how long was waited until then.
+    of: HashMap<TopicName, (Instant, Duration)>,
+}
+
+impl Refusals {
+    fn new(interval: Duration) -> Self {
+        Self {
+            interval,
+            of: HashMap::new(),
+        }
+    }
+
+    /// Those of `topics`, which are all that there are, whose time has come.
+    fn without(&mut self, mut topics: Vec<TopicName>) -> Vec<TopicName> {
+        if !self.of.is_empty() {
+            let there: HashSet<_> = topics.iter().collect();
+            self.of.retain(|topic, _| there.contains(topic));
+            let now = Instant::now();
+            topics.retain(|topic| self.of.get(topic).is_none_or(|(at, _)| *at <= now));
+        }
+        topics
+    }
+
+    /// What came of asking.
+    fn take(&mut self, results: Vec<(TopicName, Result<()>)>) {
+        for (topic, result) in results {
+            let Err(error) = result else {
+                self.of.remove(&topic);
+                continue;
+            };
+            let longest = self.interval * REFUSED_INTERVALS_MAX;
+            let waited = self.of.get(&topic).map(|(_, waited)| *waited * 2);
+            let wait = waited.unwrap_or(self.interval).min(longest);
+            tracing::warn!(%topic, %error, ?wait, "a topic of the pattern refuses; it is asked again");
+            self.of.insert(topic, (Instant::now() + wait, wait));
+        }
+    }
 }
 
 /// A broker that tells of changes of a pattern's topics, until this is dropped.
@@ -338,6 +389,32 @@ mod tests {
             assert_eq!(pattern.watched(), watched);
             assert!(watched.len() <= WATCHED_BYTES_MAX);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_topic_that_refuses_is_asked_ever_later() {
+        let minute = Duration::from_secs(60);
+        let mut refusals = Refusals::new(minute);
+        let topic: TopicName = "persistent://public/default/t".parse().unwrap();
+        let other: TopicName = "persistent://public/default/other".parse().unwrap();
+        let all = || vec![topic.clone(), other.clone()];
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            assert_eq!(refusals.without(all()), all());
+            refusals.take(vec![
+                (topic.clone(), Err(Error::Closed)),
+                (other.clone(), Ok(())),
+            ]);
+            let refused = Instant::now();
+            while refusals.without(all()) == [other.clone()] {
+                tokio::time::advance(minute).await;
+            }
+            waits.push(refused.elapsed().as_secs() / 60);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 16]);
+        // One that was deleted and made anew is a new one.
+        assert!(refusals.without(vec![other.clone()]).len() == 1);
+        assert_eq!(refusals.without(all()), all());
     }
 
     #[test]

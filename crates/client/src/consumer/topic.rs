@@ -57,6 +57,8 @@ pub(super) enum Link {
 pub(super) struct State {
     pub(super) link: Link,
     pub(super) assigned: Option<String>,
+    /// It has or had a link.
+    was_open: bool,
     /// Counts the times that the link opened.
     subscription: u32,
     /// The broker's counter of the same, for Exclusive and Failover.
@@ -90,6 +92,7 @@ impl Topic {
         let state = State {
             link: Link::Connecting,
             assigned: None,
+            was_open: false,
             subscription: 0,
             epoch: 0,
             permits: 0,
@@ -614,6 +617,7 @@ impl Topic {
                 return;
             }
             state.link = Link::Open(connection.clone());
+            state.was_open = true;
             state.subscription += 1;
             if self.options.durable {
                 // What was opened and not received is not acknowledged: it comes again. Where the
@@ -683,6 +687,11 @@ impl Topic {
 
     pub(super) fn is_over(&self) -> bool {
         matches!(self.state.lock().link, Link::Over(_))
+    }
+
+    /// Whether no broker ever took this, so that it has no messages.
+    pub(super) fn never_opened(&self) -> bool {
+        !self.state.lock().was_open
     }
 
     pub(super) fn is_connected(&self) -> bool {

@@ -407,6 +407,54 @@ async fn one_consumer_reads_many_topics_and_patterns() {
     assert_eq!(texts(&receive(&mut pattern, 1).await), ["late"]);
 }
 
+#[tokio::test]
+async fn a_pattern_survives_what_a_broker_refuses() {
+    let (client, topic, _server) = setup("refused").await;
+    let name = |end: &str| format!("{topic}-{end}");
+    let of = |topics: Topics, sub_type: SubType| {
+        let consumer = client.consumer(topics).subscription("s").sub_type(sub_type);
+        consumer.initial_position(InitialPosition::Earliest)
+    };
+    let first = soon(client.producer(name("a")).build()).await;
+    let pattern = of(Topics::pattern(name(".*")), SubType::Shared);
+    let pattern = pattern.discovery_interval(Duration::from_millis(100));
+    let mut pattern = soon(pattern.build()).await;
+    // The subscription has another consumer, so nobody may delete it.
+    let beside = soon(of(name("a").into(), SubType::Shared).build()).await;
+    let refused = tokio::time::timeout(PATIENCE, pattern.unsubscribe()).await;
+    refused.expect("in time").expect_err("refused");
+    soon(beside.close()).await;
+    soon(first.send("a")).await;
+    assert_eq!(texts(&receive(&mut pattern, 1).await), ["a"]);
+
+    // A topic that refuses takes one place, however often it is asked, and is read once it does not.
+    let handle = pattern.handle();
+    let mut number = 0;
+    let (refuses, alone) = loop {
+        let refuses = name(&format!("b{number}"));
+        match of(refuses.clone().into(), SubType::Exclusive).build().await {
+            Ok(alone) => break (refuses, alone),
+            // The pattern was there first.
+            Err(_) => number += 1,
+        }
+    };
+    let second = soon(client.producer(&refuses).build()).await;
+    let one_more = format!("topics: {}", handle.topics().len() + 1);
+    let asked = async {
+        while !format!("{handle:?}").contains(&one_more) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    };
+    soon(asked).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!handle.topics().contains(&refuses), "{handle:?}");
+    soon(alone.close()).await;
+    soon(second.send("b")).await;
+    assert_eq!(texts(&receive(&mut pattern, 1).await), ["b"]);
+    assert!(format!("{handle:?}").contains(&one_more), "{handle:?}");
+}
+
 /// And the broker says when there is another topic: the interval of looking is a minute.
 #[tokio::test]
 async fn what_is_named_and_matched_is_read_once() {

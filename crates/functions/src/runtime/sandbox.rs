@@ -28,9 +28,11 @@ use super::process::Walled;
 
 pub(crate) mod cgroup;
 mod confine;
+mod machine;
 pub(crate) mod watch;
 
 use self::cgroup::Group;
+pub use self::machine::Memory;
 
 /// Processes and threads of one instance, when the options do not say: enough for a JVM, too few for a
 /// fork bomb.
@@ -41,7 +43,7 @@ pub(crate) const PROCESSES: u64 = 512;
 pub struct Share {
     /// Cores.
     pub cpu: Option<f64>,
-    /// Half of the machine's memory when nothing is said.
+    /// Half of the machine's memory when nothing is said, or of what a control group around the worker allows.
     pub memory_bytes: Option<u64>,
     /// In its private directory; also the largest file.
     pub disk_bytes: Option<u64>,
@@ -52,10 +54,7 @@ impl Share {
     pub(crate) fn memory(&self) -> u64 {
         static HALF: OnceLock<u64> = OnceLock::new();
         self.memory_bytes.unwrap_or_else(|| {
-            *HALF.get_or_init(|| {
-                let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-                memory_of_machine(&text).map_or(u64::MAX >> 1, |bytes| bytes / 2)
-            })
+            *HALF.get_or_init(|| Memory::now().map_or(u64::MAX >> 1, |memory| memory.all / 2))
         })
     }
 
@@ -66,14 +65,6 @@ impl Share {
             None => "half of this machine's, as `resources.ram` is not set",
         }
     }
-}
-
-fn memory_of_machine(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// Which files a process sees.
@@ -425,9 +416,6 @@ mod tests {
 
     #[test]
     fn memory_is_half_of_the_machine_unless_it_is_said() {
-        let text = "MemFree: 1 kB\nMemTotal:       2048 kB\n";
-        assert_eq!(memory_of_machine(text), Some(2048 * 1024));
-        assert_eq!(memory_of_machine("nothing"), None);
         assert!(Share::default().memory() > 1 << 20);
         let said = Share {
             memory_bytes: Some(5),

@@ -445,6 +445,17 @@ impl Resolved {
         config.runtime = Some(self.builtin.runtime);
     }
 
+    /// The class that the stored one has stays, as in Pulsar, when an update names the same function and no class.
+    pub(super) fn keep_class(&mut self, stored: &Component, removed: &[String]) {
+        let Component::Function(stored) = stored else {
+            return;
+        };
+        let is_same = stored.function_type.as_ref() == Some(&self.builtin.definition.name);
+        if self.class.is_none() && is_same && !removed.iter().any(|field| field == "className") {
+            self.class.clone_from(&stored.class_name);
+        }
+    }
+
     /// Its language, where it must be that of what is there.
     pub(super) fn fits(&self, stored: &Component) -> Result<(), WorkerError> {
         let Component::Function(stored) = stored else {

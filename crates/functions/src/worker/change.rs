@@ -213,9 +213,10 @@ impl Worker {
         let record = self.record(id)?;
         let stored = &record.component;
         let mut change = change.unmasked(stored);
-        let builtin = self.resolve(&mut change, code.is_some())?;
-        if let Some(builtin) = &builtin {
+        let mut builtin = self.resolve(&mut change, code.is_some())?;
+        if let Some(builtin) = &mut builtin {
             builtin.fits(stored)?;
+            builtin.keep_class(stored, removed);
         }
         let mut component = match stored.merged(&change) {
             Ok(merged) => merged,

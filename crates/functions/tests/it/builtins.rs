@@ -168,7 +168,8 @@ async fn an_update_makes_a_function_a_built_in_one() {
     let stage = Stage::new().await;
     let folder = stage.directory.path().join("functions");
     put(&folder, "mark", "!");
-    std::fs::write(folder.join("count.py"), "def process(x):\n    return x\n").expect("written");
+    let code = "def process(x):\n    return x\n\nclass Other:\n    def process(self, x, context):\n        return x\n";
+    std::fs::write(folder.join("count.py"), code).expect("written");
     std::fs::write(
         folder.join("count.yaml"),
         "className: count\nfile: count.py\n",
@@ -199,8 +200,31 @@ async fn an_update_makes_a_function_a_built_in_one() {
             .expect("created"),
         id
     );
-    let shown = serde_json::to_value(stage.worker.get(&id).expect("there")).expect("JSON");
-    assert_eq!(shown["config"]["className"], "count");
+    let class = || {
+        let shown = serde_json::to_value(stage.worker.get(&id).expect("there")).expect("JSON");
+        shown["config"]["className"].clone()
+    };
+    assert_eq!(class(), "count");
+    // A class that was given stays until it is taken away.
+    for (change, removed, is) in [
+        (json!({"className": "count.Other"}), None, "count.Other"),
+        (
+            json!({"py": "builtin://count", "timeoutMs": 5000}),
+            None,
+            "count.Other",
+        ),
+        (json!({"py": "builtin://count"}), Some("className"), "count"),
+    ] {
+        let removed: Vec<_> = removed.into_iter().map(str::to_owned).collect();
+        let changed = config(change.clone()).into();
+        let update = stage
+            .worker
+            .update_without(None, &id, changed, &removed, None);
+        update
+            .await
+            .unwrap_or_else(|error| panic!("{change}: {error}"));
+        assert_eq!(class(), is, "{change}");
+    }
     stage.end().await;
 }
 

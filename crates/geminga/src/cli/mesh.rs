@@ -119,8 +119,9 @@ pub(crate) fn run(args: MeshArgs, global: &Global) -> Outcome {
             let format = global.format();
             with_client(global, |client| async move {
                 let mut steps = steps(&client, &plan).await?;
-                apply(&client, &plan, &mut steps).await?;
-                print_steps(&steps, format)
+                let applied = apply(&client, &plan, &mut steps).await;
+                print_steps(&steps, format)?;
+                applied
             })
         }
         MeshAction::Delete { files, name, part } => match name.name {
@@ -241,6 +242,10 @@ fn print_steps(steps: &[Step], format: Format) -> Outcome {
     let mut table = Table::new(&["action", "kind", "name", "changes"]);
     for step in steps {
         let (action, changes) = match &step.action {
+            _ if step.not_done.is_some() => match step.not_done.as_deref().unwrap_or_default() {
+                REFUSED => (REFUSED, String::new()),
+                why => ("skipped", why.to_owned()),
+            },
             Action::Create => ("create", String::new()),
             Action::Delete => ("delete", String::new()),
             Action::Unchanged if step.not_compared.is_empty() => ("unchanged", String::new()),
@@ -437,9 +442,18 @@ async fn steps(client: &AdminClient, plan: &Plan) -> Outcome<Vec<Step>> {
     Ok(diff(&wanted, &actual))
 }
 
-/// Readers first, so that nothing that is written is missed; deletions last.
+/// Why a step was not done: the server would not.
+const REFUSED: &str = "refused";
+
+/// Readers first, so that nothing that is written is missed; deletions last. What the server refuses keeps those
+/// waiting that write for it, and all deletions; the others are done.
+///
+/// # Errors
+/// All that was refused. When the server is gone, that alone, and nothing more is tried.
 async fn apply(client: &AdminClient, plan: &Plan, steps: &mut [Step]) -> Outcome {
     let mut started = Vec::new();
+    let mut failures = Vec::new();
+    let mut not_done = vec![false; plan.components.len()];
     for node in plan.graph.start_order() {
         let component = &plan.components[node];
         let Some(step) = steps
@@ -448,29 +462,67 @@ async fn apply(client: &AdminClient, plan: &Plan, steps: &mut [Step]) -> Outcome
         else {
             continue;
         };
-        let changes = match &step.action {
-            Action::Create => None,
-            Action::Update(changes) => Some(changes.as_slice()),
+        let is_new = step.action != Action::Unchanged;
+        let reader = plan.graph.next(node).find(|&(_, next)| not_done[next]);
+        if let Some((_, reader)) = reader.filter(|_| is_new) {
+            let reader = &plan.components[reader];
+            step.not_done = Some(format!(
+                "{} {} reads what it writes",
+                reader.kind(),
+                reader.fqfn()
+            ));
+            not_done[node] = true;
+            continue;
+        }
+        let sent = match &step.action {
+            Action::Create => send(client, component, None).await.map(|()| true),
+            Action::Update(changes) => send(client, component, Some(changes)).await.map(|()| true),
             Action::Unchanged if !step.not_compared.is_empty() => {
-                if send_secrets(client, component, step).await? {
-                    started.push((kind_of(component.kind()), name_of(&component.fqfn())));
-                }
-                continue;
+                send_secrets(client, component, step).await
             }
-            Action::Delete | Action::Unchanged => continue,
+            Action::Delete | Action::Unchanged => Ok(false),
         };
-        send(client, component, changes).await?;
-        started.push((kind_of(component.kind()), name_of(&component.fqfn())));
+        match sent {
+            Ok(true) => started.push((kind_of(component.kind()), name_of(&component.fqfn()))),
+            Ok(false) => {}
+            Err(failure) => {
+                not_done[node] = true;
+                step.not_done = Some(REFUSED.to_owned());
+                let is_gone = failure.exit == Exit::Unreachable;
+                failures.push(failure);
+                if is_gone {
+                    break;
+                }
+            }
+        }
     }
-    for step in steps.iter().filter(|step| step.action == Action::Delete) {
-        delete::one(client, kind_of(step.kind), &name_of(&step.name)).await?;
+    for step in steps
+        .iter_mut()
+        .filter(|step| step.action == Action::Delete)
+    {
+        if failures.is_empty() {
+            delete::one(client, kind_of(step.kind), &name_of(&step.name)).await?;
+        } else {
+            step.not_done = Some("something was refused".to_owned());
+        }
     }
     // All of them start meanwhile.
     let until = settle::deadline();
+    let is_partly_done = !started.is_empty();
     for (kind, name) in started {
         settle::watch(client, kind, &name, until).await;
     }
-    Ok(())
+    let exit = failures.first().map(|first| match is_partly_done {
+        true => Exit::PartlyDone,
+        false => first.exit,
+    });
+    match exit {
+        None => Ok(()),
+        Some(exit) => Err(Failure {
+            exit,
+            diagnostics: failures.into_iter().flat_map(|it| it.diagnostics).collect(),
+        }),
+    }
 }
 
 /// The fields that an update is to take away: what it does not have stays otherwise.

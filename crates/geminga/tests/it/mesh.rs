@@ -225,6 +225,66 @@ fn what_left_the_file_leaves_the_server() {
     assert!(said.contains("`subName` may not be left out"), "{said}");
 }
 
+/// The first refusal ended it, and nobody learned of a second one.
+#[test]
+fn what_is_refused_keeps_those_waiting_that_write_for_it_alone() {
+    let server = Server::ephemeral();
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: &str| {
+        std::fs::write(directory.path().join(name), text).expect("writes");
+    };
+    write("f.sh", "process() { emit x; }\n");
+    let function = |name: &str, more: &str| format!("name: {name}\nsh: f.sh\nmesh: m\n{more}\n");
+    let all = |more: &str| {
+        [
+            function("old", "inputs: [x]"),
+            function("first", "inputs: [in]\noutput: a"),
+            function("second", "inputs: [a]\noutput: b"),
+            function("third", &format!("inputs: [b]\nsubName: s{more}")),
+            function("alone", &format!("inputs: [c]\nsubName: t{more}")),
+            function("other", "inputs: [d]"),
+        ]
+    };
+    // Two exist, and what changes of them may not change.
+    let [old, _, _, third, alone, _] = all("");
+    write("mesh.yaml", &[old, third, alone].join("---\n"));
+    mesh(&server, directory.path(), &["apply", "mesh.yaml"]);
+    let [_, rest @ ..] = all("2");
+    write("mesh.yaml", &rest.join("---\n"));
+    let args = [
+        "mesh",
+        "--admin-url",
+        &server.admin_url,
+        "apply",
+        "mesh.yaml",
+    ];
+    let ran = server.ask(directory.path(), &args);
+    let (printed, said) = (text(&ran.stdout), text(&ran.stderr));
+    assert_eq!(ran.status.code(), Some(8), "{printed}{said}");
+    assert_eq!(
+        steps(&printed),
+        [
+            ("skipped", "first"),
+            ("skipped", "second"),
+            ("refused", "third"),
+            ("refused", "alone"),
+            ("create", "other"),
+            ("skipped", "old"),
+        ]
+    );
+    for name in ["third", "alone"] {
+        let named = format!("function public/default/{name}: ");
+        assert!(said.contains(&named), "{said}");
+    }
+    assert!(printed.contains("function public/default/third reads what it writes"));
+    let there = server.check("functions list", 0).0;
+    assert!(there.contains("old") && there.contains("other"), "{there}");
+    assert!(
+        !there.contains("first") && !there.contains("second"),
+        "{there}"
+    );
+}
+
 /// It deleted what any namespace had in a mesh of that name.
 #[test]
 fn a_mesh_is_deleted_by_name_in_one_namespace() {

@@ -42,6 +42,9 @@ pub struct Step {
     /// Secrets of what is unchanged that the server does not show: it alone can tell whether they changed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_compared: Vec<String>,
+    /// Why it was not done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_done: Option<String>,
 }
 
 /// Steps in the order of `wanted`; then what is there and not wanted, which is deleted.
@@ -69,6 +72,7 @@ pub fn diff(wanted: &[State], actual: &[State]) -> Vec<Step> {
                 name: state.fqfn.clone(),
                 action,
                 not_compared,
+                not_done: None,
             }
         })
         .collect();
@@ -86,6 +90,7 @@ pub fn diff(wanted: &[State], actual: &[State]) -> Vec<Step> {
                 name: state.fqfn.clone(),
                 action: Action::Delete,
                 not_compared: Vec::new(),
+                not_done: None,
             }),
     );
     steps

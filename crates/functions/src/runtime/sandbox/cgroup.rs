@@ -38,7 +38,7 @@ pub(crate) struct Cgroups {
 const GUARDS: &str = "geminga-guard-";
 
 /// Lines of `/proc/self/cgroup`: controllers and path. Version 2's controllers are empty.
-fn memberships(text: &str) -> Vec<(Vec<&str>, &str)> {
+pub(super) fn memberships(text: &str) -> Vec<(Vec<&str>, &str)> {
     text.lines()
         .filter_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
