@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use geminga_functions::runtime::body::cache_directory;
-use geminga_functions::runtime::{Broken, go};
+use geminga_functions::runtime::{Broken, go, sandbox};
 use geminga_stdx::Tasks;
 use geminga_stdx::tasks::OnError;
 use parking_lot::Mutex;
@@ -34,8 +34,6 @@ const STACK_BYTES: usize = 512 * 1024;
 const HOST_STACK_BYTES: usize = 512 * 1024;
 /// Compiled code on disk before the oldest goes.
 const CACHE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
-/// How much guests yield to the rest of the process, where the kernel lets us say so.
-const NICE: i32 = 5;
 
 /// Code that is compiled and linked: instances are made of it.
 pub(crate) enum Code {
@@ -110,7 +108,7 @@ impl Engine {
             .thread_name("geminga-wasm")
             .on_thread_start(|| {
                 // On Linux this is the calling thread's.
-                let _ = rustix::process::setpriority_process(None, NICE);
+                let _ = rustix::process::setpriority_process(None, sandbox::niceness());
             })
             .enable_time()
             .build()

@@ -19,7 +19,8 @@ exec {_gmg_in}<&0 {_gmg_to}>&1 </dev/null
 _gmg_mark=$GMG_HOST_TOKEN
 unset GMG_HOST_TOKEN GMG_HOST_BINDING GMG_HOST_FD
 _gmg_id='' _gmg_headers='' _gmg_depth=0 _gmg_manual=0 _gmg_bytes=0 _gmg_call=process
-_gmg_later=() _gmg_fields=() _gmg_held=0 _gmg_kept=''
+# _gmg_held: 1 with an output in _gmg_kept, 2 while no message is in hand.
+_gmg_later=() _gmg_fields=() _gmg_held=2 _gmg_kept=''
 _gmg_left=$GMG_TMP/.geminga-later
 declare -A _gmg_conf=() _gmg_secret=()
 MSG='' MSG_ENCODING='' REPLY=''
@@ -153,6 +154,10 @@ emit() {
   else
     IFS= read -r -d '' text || :
     text=${text%$'\n'}
+  fi
+  if ((_gmg_held == 2)); then
+    _gmg_say 'P 0 2' "$headers" "$text"
+    return
   fi
   if ((BASH_SUBSHELL == 0 && _gmg_held)); then
     _gmg_held=0
@@ -292,6 +297,7 @@ _gmg_done() {
 _gmg_exit() {
   local status=$?
   trap - EXIT
+  [[ -n $_gmg_id ]] || _gmg_held=2
   eval "$_gmg_trap"
   if [[ -n $_gmg_id ]]; then
     _gmg_done "$status"
@@ -343,6 +349,7 @@ _gmg_trap=${_gmg_trap#trap -- }
 _gmg_trap=${_gmg_trap% EXIT}
 eval "_gmg_trap=$_gmg_trap"
 trap _gmg_exit EXIT
+_gmg_held=0
 _gmg_say 'R 0 2' 1 "bash $BASH_VERSION"
 
 while :; do

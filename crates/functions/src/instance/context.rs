@@ -161,7 +161,12 @@ impl Context {
     }
 
     /// Publishes what code publishes outside a message, as outputs are: each once or not at all.
-    pub(crate) fn publish_by(&mut self, mut sink: TopicSink, tasks: &Tasks) {
+    pub(crate) fn publish_by(
+        &mut self,
+        mut sink: TopicSink,
+        default: Option<String>,
+        tasks: &Tasks,
+    ) {
         let gauge = self.gauge.clone();
         let (sender, mut outputs) = mpsc::channel(PUBLISH_WAITING);
         self.publications = Some(sender);
@@ -177,8 +182,9 @@ impl Context {
             while outputs.recv_many(&mut turn, PUBLISHED_AT_ONCE).await > 0 {
                 let mut receipts = Vec::with_capacity(turn.len());
                 let mut room = Vec::with_capacity(turn.len());
-                for (output, taken) in turn.drain(..) {
+                for (mut output, taken) in turn.drain(..) {
                     room.push(taken);
+                    output.topic = output.topic.or_else(|| default.clone());
                     match sink.write(&of_no_message, vec![output], None).await {
                         Ok(sent) => receipts.extend(sent),
                         Err(

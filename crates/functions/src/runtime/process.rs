@@ -288,6 +288,10 @@ impl Scope {
         let holding = group.filter(|_| inside);
         let (memory, count) = holding.map_or((false, false), Group::holds);
         put_limits(pid, limits, share.disk_bytes, count);
+        // All threads that it has by now; later ones are as nice as who started them.
+        if let Some(all) = Pid::from_raw(pid) {
+            let _ = rustix::process::setpriority_pgrp(Some(all), sandbox::niceness());
+        }
         // Where memory is short, the kernel takes a function before the worker.
         let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), OOM_SCORE);
         // What the kernel does not hold is looked at. Of the others it is known whose they are.

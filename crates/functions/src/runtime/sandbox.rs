@@ -38,6 +38,19 @@ pub use self::machine::Memory;
 /// fork bomb.
 pub(crate) const PROCESSES: u64 = 512;
 
+/// How much functions yield to the broker and to the worker when all want the processors, on the scale of `nice`.
+const NICE: i32 = 5;
+/// The same between control groups, of 100 and of 1,024: the kernel gives so much less to what is five steps nicer.
+pub(crate) const WEIGHT: (&str, &str) = ("33", "341");
+
+/// The niceness of functions: that of this process and a little more.
+#[must_use]
+pub fn niceness() -> i32 {
+    static OWN: OnceLock<i32> = OnceLock::new();
+    let own = OWN.get_or_init(|| rustix::process::getpriority_process(None).unwrap_or(0));
+    (own + NICE).min(19)
+}
+
 /// What all processes of an instance may use together.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Share {

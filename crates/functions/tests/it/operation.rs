@@ -489,6 +489,27 @@ async fn what_is_published_outside_a_message_is_whole_or_told() {
     stage.end().await;
 }
 
+/// A script says something before its first message and after its last: the first is not its first message's.
+#[tokio::test]
+async fn what_a_script_emits_at_its_start_and_its_end_is_published() {
+    let stage = Stage::new().await;
+    let (input, output) = (stage.topic("in"), stage.topic("out"));
+    let mut out = stage.consumer(&output).await;
+    let code = "process() { emit \"got $MSG\"; }\ntrap 'emit ends' EXIT\nemit begins\n";
+    let fields = json!({"sh": code, "inputs": [&input], "output": &output, "maxMessageRetries": 0});
+    let id = stage.function("f", fields).await;
+    assert_eq!(texts(&receive(&mut out, 1).await), ["begins"]);
+    stage.send(&input, ["x"]).await;
+    assert_eq!(texts(&receive(&mut out, 1).await), ["got x"]);
+    stage
+        .worker
+        .stop_instances(&id, None)
+        .await
+        .expect("stopped");
+    assert_eq!(texts(&receive(&mut out, 1).await), ["ends"]);
+    stage.end().await;
+}
+
 /// What a function changes and publishes in `initialize` and in `close` is kept, whatever it promises.
 #[tokio::test]
 async fn what_is_done_before_the_first_message_and_after_the_last_is_kept() {

@@ -723,6 +723,8 @@ says() {
   state put "$1" "$REPLY"
   metric "$1" 1
   log INFO "it $1"
+  emit "$1"
+  emit -t elsewhere -k key -- "$1"
 }
 trap 'says ends' EXIT
 says begins
@@ -742,4 +744,23 @@ says begins
         .map(|(name, _)| name.clone())
         .collect();
     assert_eq!(metrics, ["begins", "ends"]);
+    let said = |output: &Output| {
+        let Output {
+            topic,
+            key,
+            payload,
+            ..
+        } = output;
+        (topic.clone(), key.clone(), payload.clone())
+    };
+    let published: Vec<_> = seen.published.lock().iter().map(said).collect();
+    let (elsewhere, key) = (Some("elsewhere".to_owned()), Some("key".to_owned()));
+    let both = |text: &'static str| {
+        let text = Bytes::from_static(text.as_bytes());
+        [
+            (None, None, text.clone()),
+            (elsewhere.clone(), key.clone(), text),
+        ]
+    };
+    assert_eq!(published, [both("begins"), both("ends")].concat());
 }

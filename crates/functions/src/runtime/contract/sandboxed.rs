@@ -106,6 +106,26 @@ async fn a_fork_bomb_meets_its_limit() {
 }
 
 #[tokio::test]
+async fn what_a_function_starts_yields_to_the_worker() {
+    // A thread of the start may have had its turn before the worker's.
+    let code = "read -r m; sleep 0.2; echo \"$(nice) $(sh -c nice)\"";
+    let own = rustix::process::getpriority_process(None).expect("known");
+    let nice = (own + 5).min(19);
+    for (layer, cgroups) in layers() {
+        for kind in [Kind::Spawn, Kind::BashPlain] {
+            let mut f = start(cgroups.clone(), kind, code, |spec| {
+                spec.share.cpu = Some(1.0);
+            })
+            .await;
+            let outcome = f.ask(b"x").await;
+            let want = format!("{nice} {nice}");
+            assert_eq!(payloads(&outcome), [want.as_bytes()], "{layer} {kind:?}");
+            f.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_group_that_takes_no_process_is_not_relied_on() {
     let root = tempfile::tempdir().expect("temporary");
     let cgroups = closed(root.path());

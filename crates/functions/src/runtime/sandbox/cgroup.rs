@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 
 use self::unified::{Unified, make_with, may_make, put};
-use super::{Cause, PROCESSES, Share};
+use super::{Cause, PROCESSES, Share, WEIGHT};
 
 mod unified;
 
@@ -157,17 +157,21 @@ struct Files {
     number: &'static str,
     /// The quota, and the period where it has a file of its own.
     cpu: (&'static str, Option<&'static str>),
+    /// Its part when all want the processors.
+    weight: (&'static str, &'static str),
 }
 
 const UNIFIED: Files = Files {
     memory: "memory.max",
     number: "pids.max",
     cpu: ("cpu.max", None),
+    weight: ("cpu.weight", WEIGHT.0),
 };
 const SEPARATE: Files = Files {
     memory: "memory.limit_in_bytes",
     number: "pids.max",
     cpu: ("cpu.cfs_quota_us", Some("cpu.cfs_period_us")),
+    weight: ("cpu.shares", WEIGHT.1),
 };
 
 impl Group {
@@ -186,6 +190,8 @@ impl Group {
                 }
             }
             "cpu" => {
+                let (weight, part) = files.weight;
+                set(weight, part.to_owned());
                 if let Some(cores) = self.share.cpu {
                     let quota = ((cores * PERIOD_US as f64) as u64).max(1000);
                     match files.cpu {

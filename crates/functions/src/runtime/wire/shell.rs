@@ -214,6 +214,16 @@ fn record(input: &[u8]) -> Result<Option<(Vec<(usize, usize)>, usize)>, WireErro
     Ok(Some((spans, from)))
 }
 
+/// Of a record's block and payload.
+fn output(fields: &[Bytes]) -> Output {
+    let mut output = Output {
+        payload: fields.get(2).cloned().unwrap_or_default(),
+        ..Output::default()
+    };
+    headers::to_output(fields.get(1).map_or(&[][..], |f| f), &mut output);
+    output
+}
+
 impl Shell {
     fn understand(&mut self, fields: &[Bytes]) -> Result<Option<FromHost>, WireError> {
         let head = text(&fields[0]);
@@ -240,15 +250,11 @@ impl Shell {
                 outcome?
             }
             "E" => {
-                let mut output = Output {
-                    payload: fields.get(2).cloned().unwrap_or_default(),
-                    ..Output::default()
-                };
-                self.emitted_bytes += output.payload.len() + fields.get(1).map_or(0, Bytes::len);
-                headers::to_output(fields.get(1).map_or(&[][..], |f| f), &mut output);
-                self.emitted.push(output);
+                self.emitted_bytes += fields.iter().skip(1).map(Bytes::len).sum::<usize>();
+                self.emitted.push(output(fields));
                 return Ok(None);
             }
+            "P" => FromHost::Publish(output(fields)),
             "V" => {
                 self.said = Some((field(0), field(1)));
                 return Ok(None);

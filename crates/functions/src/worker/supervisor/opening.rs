@@ -176,7 +176,10 @@ impl Crew {
         if let Some(topic) = &plan.log_topic {
             context.log_to(client.clone(), topic.clone(), self.id.fqfn(), number, tasks);
         }
-        if let Output::Topics { producer, .. } = &plan.output {
+        if let Output::Topics {
+            default, producer, ..
+        } = &plan.output
+        {
             // No default topic, so that it makes no producer before it is asked.
             let sink = TopicSink::open(
                 client.clone(),
@@ -189,7 +192,7 @@ impl Crew {
             );
             let mut sink = sink.await.map_err(|error| error.to_string())?;
             sink.limit(self.limits.clone());
-            context.publish_by(sink, tasks);
+            context.publish_by(sink, default.clone(), tasks);
         }
         context.schemas_by(client.clone(), self.taken.clone());
         let mut unread = self.unread(inner, spec, number);

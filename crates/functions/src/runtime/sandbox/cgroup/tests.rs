@@ -40,6 +40,7 @@ fn a_group_of_version_2_is_made_beside_the_workers_where_its_own_may_have_no_chi
     assert_eq!(read("memory.max"), "4096");
     assert_eq!(read("pids.max"), "7");
     assert_eq!(read("cpu.max"), "150000 100000");
+    assert_eq!(read("cpu.weight"), "33");
     assert_eq!((group.holds(), group.by_thread()), ((true, true), false));
     assert!(!group.enter(77), "no kernel made this group");
     fs::write(slice.join("g/cgroup.procs"), "").expect("written");
