@@ -234,7 +234,7 @@ fn what_is_refused_keeps_those_waiting_that_write_for_it_alone() {
         std::fs::write(directory.path().join(name), text).expect("writes");
     };
     write("f.sh", "process() { emit x; }\n");
-    let function = |name: &str, more: &str| format!("name: {name}\nsh: f.sh\nmesh: m\n{more}\n");
+    let function = |name: &str, more: &str| format!("name: {name}\nsh: f.sh\n{more}\n");
     let all = |more: &str| {
         [
             function("old", "inputs: [x]"),
@@ -248,7 +248,8 @@ fn what_is_refused_keeps_those_waiting_that_write_for_it_alone() {
     // Two exist, and what changes of them may not change.
     let [old, _, _, third, alone, _] = all("");
     write("mesh.yaml", &[old, third, alone].join("---\n"));
-    mesh(&server, directory.path(), &["apply", "mesh.yaml"]);
+    let apply = ["apply", "mesh.yaml", "--name", "m"];
+    mesh(&server, directory.path(), &apply);
     let [_, rest @ ..] = all("2");
     write("mesh.yaml", &rest.join("---\n"));
     let args = [
