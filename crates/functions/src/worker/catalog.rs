@@ -246,6 +246,16 @@ impl View {
         components.chain(packages).map(str::to_owned).collect()
     }
 
+    /// How many records there are.
+    fn len(&self) -> usize {
+        let leader = 1;
+        self.components.len()
+            + self.packages.len()
+            + self.assignments.len()
+            + self.drains.len()
+            + leader
+    }
+
     /// Every record, as it is written anew.
     fn records(&self) -> Vec<(Key, Value)> {
         let mut all = Vec::new();
@@ -530,17 +540,29 @@ impl Catalog {
         let Some(changelog) = &self.changelog else {
             return;
         };
-        let records = self.view.lock().records();
-        if !changelog.begin_rewriting(records.len()) {
+        // At each change: the records themselves are copied when they are to be written.
+        let living = self.view.lock().len();
+        if !changelog.begin_rewriting(living) {
             return;
         }
+        let records = self.view.lock().records();
         let rewritten = async {
             let place = changelog.place().await?;
+            // Nobody changes anything meanwhile, so that they do not wait for the disk one by one.
+            let mut under_way = VecDeque::new();
             for (key, value) in &records {
                 // What was written once can be written again.
                 if let Ok(message) = message_of(key, value) {
-                    changelog.enqueue(message).await?.await?;
+                    under_way.push_back(changelog.enqueue(message).await?);
                 }
+                if under_way.len() > UNCONFIRMED_MAX
+                    && let Some(oldest) = under_way.pop_front()
+                {
+                    oldest.await?;
+                }
+            }
+            for receipt in under_way {
+                receipt.await?;
             }
             Ok(place)
         };

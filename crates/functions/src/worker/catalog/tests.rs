@@ -53,6 +53,22 @@ fn a_view_keeps_the_newest_of_a_key_and_garbage_is_left_alone() {
     assert_eq!(next.past[0].version, 15);
 }
 
+#[test]
+fn a_view_counts_what_it_would_write() {
+    let mut view = View::default();
+    let config = br#"{"component":{"kind":"sink","config":{"name":"x"}},"version":7}"#;
+    for (key, value) in [
+        ("sink public/default/x", &config[..]),
+        ("assignment sink public/default/x:*", br#"{"owner":"a"}"#),
+        ("assignment sink public/default/x:1", br#"{"owner":"a"}"#),
+        ("drain w", b"5"),
+    ] {
+        assert!(view.apply(key, Some(value)), "{key}");
+        assert_eq!(view.len(), view.records().len(), "{key}");
+    }
+    assert_eq!(view.len(), 5);
+}
+
 /// A catalogue on a broker whose wire can be held up, and the gate (shut is `false`).
 async fn gated() -> (
     Catalog,
