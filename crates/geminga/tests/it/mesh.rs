@@ -248,8 +248,11 @@ fn what_is_refused_keeps_those_waiting_that_write_for_it_alone() {
     // Two exist, and what changes of them may not change.
     let [old, _, _, third, alone, _] = all("");
     write("mesh.yaml", &[old, third, alone].join("---\n"));
-    let apply = ["apply", "mesh.yaml", "--name", "m"];
-    mesh(&server, directory.path(), &apply);
+    mesh(
+        &server,
+        directory.path(),
+        &["apply", "mesh.yaml", "--name", "m"],
+    );
     let [_, rest @ ..] = all("2");
     write("mesh.yaml", &rest.join("---\n"));
     let args = [
@@ -258,6 +261,8 @@ fn what_is_refused_keeps_those_waiting_that_write_for_it_alone() {
         &server.admin_url,
         "apply",
         "mesh.yaml",
+        "--name",
+        "m",
     ];
     let ran = server.ask(directory.path(), &args);
     let (printed, said) = (text(&ran.stdout), text(&ran.stderr));
