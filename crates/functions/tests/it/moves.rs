@@ -71,6 +71,9 @@ async fn state_that_was_elsewhere_comes_back_as_it_is_now() {
     counted(&first.worker, &id, 30).await;
     stage.send(&input, numbers(0..5)).await;
     counted(&second.worker, &id, 35).await;
+    // What is not acknowledged yet comes again.
+    let drained = tokio::time::timeout(PATIENCE, second.worker.drained()).await;
+    drained.expect("acknowledged in time");
     second.worker.vanish().await;
     until("it comes back", || {
         here(&[&first], std::slice::from_ref(&id)) == [1]

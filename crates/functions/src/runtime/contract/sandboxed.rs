@@ -406,11 +406,12 @@ async fn what_messages_leave_in_sessions_of_their_own_does_not_pile_up() {
 /// Each lane has its own processes, and its own message to be blamed.
 #[tokio::test]
 async fn lanes_have_their_memory_together() {
+    // All are there before the first takes memory: one that is killed at once would leave the others waiting.
     let hold = "import sys, os, time, glob\n\
-                x = bytearray(50 << 20)\n\
                 up = os.environ['GMG_TMP'] + '/up.'\n\
                 open(up + sys.argv[1], 'w').close()\n\
                 while len(glob.glob(up + '*')) < 4: time.sleep(0.01)\n\
+                x = bytearray(50 << 20)\n\
                 time.sleep(3)\n";
     let code = "read -r m; python3 -c \"$PROGRAM\" \"$m\" || exit 1; echo \"$m\"";
     let mut f = start(Cgroups::default(), Kind::Spawn, code, |spec| {
