@@ -27,6 +27,7 @@ mod group;
 mod handle;
 mod inbox;
 mod pattern;
+mod permits;
 mod settings;
 mod topic;
 
@@ -76,15 +77,32 @@ impl Consumer {
     /// # Errors
     /// As [`recv`](Consumer::recv).
     pub async fn recv_batch(&mut self, max: usize) -> Result<Vec<ReceivedMessage>> {
+        self.recv_batch_within(max, usize::MAX).await
+    }
+
+    /// The same, and none beyond the one whose payload makes it `bytes` or more.
+    ///
+    /// # Errors
+    /// As [`recv`](Consumer::recv).
+    pub async fn recv_batch_within(
+        &mut self,
+        max: usize,
+        bytes: usize,
+    ) -> Result<Vec<ReceivedMessage>> {
         let mut messages = Vec::new();
         if max == 0 {
             return Ok(messages);
         }
-        messages.push(self.recv().await?);
+        let first = self.recv().await?;
+        let mut taken = first.payload.len();
+        messages.push(first);
         messages.reserve(self.ready.len().min(max - 1));
-        while messages.len() < max {
+        while messages.len() < max && taken < bytes {
             match self.try_recv() {
-                Some(message) => messages.push(message),
+                Some(message) => {
+                    taken = taken.saturating_add(message.payload.len());
+                    messages.push(message);
+                }
                 None => break,
             }
         }

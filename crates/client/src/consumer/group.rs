@@ -10,6 +10,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::handle::Target;
 use super::inbox::Inbox;
+use super::permits::Permits;
 use super::settings::Options;
 use super::topic::Topic;
 use crate::client::Shared;
@@ -101,13 +102,17 @@ impl Group {
                 .into_iter()
                 .filter(|name| read.insert(name.clone()))
                 .collect();
-            let share = QUEUE_TOTAL_MAX / read.len().max(1);
+            let total = read.len().max(1);
+            let share = QUEUE_TOTAL_MAX / total;
+            let share_bytes = (self.options.queue_bytes / total) as u64;
             for name in names {
                 let options = match self.options.of(&name) {
                     Some(own) => Arc::new(own),
                     None => self.options.clone(),
                 };
                 let queue_size = options.queue_size.min(share).max(1) as u32;
+                // A message of a topic that is not persistent is lost when there is no permit for it.
+                let bytes = name.is_persistent().then_some(share_bytes);
                 let place = refused.remove(&name).unwrap_or(topics.len());
                 let topic = Arc::new(Topic::new(
                     self.shared.clone(),
@@ -116,7 +121,7 @@ impl Group {
                     self.paused.clone(),
                     name.clone(),
                     place,
-                    queue_size,
+                    Permits::new(queue_size, bytes),
                 ));
                 let (opened, opens) = oneshot::channel();
                 self.shared

@@ -225,6 +225,7 @@ pub(super) struct Options {
     pub(super) initial_position: InitialPosition,
     pub(super) start: Option<Start>,
     pub(super) queue_size: usize,
+    pub(super) queue_bytes: usize,
     pub(super) priority: i32,
     pub(super) key_shared: KeyShared,
     pub(super) read_compacted: bool,
@@ -261,6 +262,10 @@ impl Options {
     }
 }
 
+/// Bytes that wait in all topics of a consumer together: some messages of the largest size, and any number of usual
+/// ones.
+const QUEUE_BYTES: usize = 64 * 1024 * 1024;
+
 /// Settings of a [`Consumer`].
 #[derive(Clone)]
 #[must_use]
@@ -295,6 +300,7 @@ impl ConsumerBuilder {
                 initial_position: InitialPosition::default(),
                 start: None,
                 queue_size: 1000,
+                queue_bytes: QUEUE_BYTES,
                 priority: 0,
                 key_shared: KeyShared::AutoSplit {
                     allow_out_of_order: false,
@@ -361,6 +367,14 @@ impl ConsumerBuilder {
     /// Messages that a topic's broker may send ahead; 1,000, and at least 1.
     pub fn receiver_queue_size(mut self, messages: usize) -> Self {
         self.options.queue_size = messages.max(1);
+        self
+    }
+
+    /// Bytes that the brokers may send ahead, of all topics together; 64 MiB. One message of each topic always may.
+    /// How large messages are is known from those that came, so where they grow at once what was permitted before
+    /// is more. Topics that are not persistent are bounded by their count alone: what has no permit there is lost.
+    pub fn receiver_queue_bytes(mut self, bytes: usize) -> Self {
+        self.options.queue_bytes = bytes;
         self
     }
 

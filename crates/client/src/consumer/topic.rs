@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::acks::{Acks, Position};
 use super::decode::{Entry, Opened, Opener, Start};
 use super::inbox::Inbox;
+use super::permits::Permits;
 use super::settings::{Options, SeekTo};
 use crate::client::Shared;
 use crate::connection::Connection;
@@ -35,7 +36,6 @@ pub(crate) struct Topic {
     pub(super) shared: Arc<Shared>,
     pub(super) options: Arc<Options>,
     pub(super) inbox: Arc<Inbox>,
-    pub(super) queue_size: u32,
     pub(super) state: Mutex<State>,
     /// The link changed: for the driver.
     pub(super) changed: Notify,
@@ -63,8 +63,7 @@ pub(super) struct State {
     subscription: u32,
     /// The broker's counter of the same, for Exclusive and Failover.
     pub(super) epoch: u64,
-    /// Messages taken from the queue whose permits the broker has not got back.
-    permits: u32,
+    permits: Permits,
     pub(super) seeking: bool,
     /// Where a subscription that is not durable begins when the link opens again.
     pub(super) resume: Option<MessageId>,
@@ -85,7 +84,7 @@ impl Topic {
         paused: Arc<AtomicBool>,
         name: TopicName,
         index: usize,
-        queue_size: u32,
+        permits: Permits,
     ) -> Self {
         let mut opener = Opener::new(name.as_str());
         opener.start = options.start;
@@ -95,7 +94,7 @@ impl Topic {
             was_open: false,
             subscription: 0,
             epoch: 0,
-            permits: 0,
+            permits,
             seeking: false,
             resume: options.start.map(|start| start.id),
             last_taken: None,
@@ -113,7 +112,6 @@ impl Topic {
             shared,
             options,
             inbox,
-            queue_size,
             state: Mutex::new(state),
             changed: Notify::new(),
             timing: Notify::new(),
@@ -132,20 +130,25 @@ impl Topic {
             }
             let (subscription, generation) = (state.subscription, self.generation());
             let (epoch, seeking) = (state.epoch, state.seeking);
-            let mut dropped = 0;
+            let (mut is_changed, permits) = (false, &mut state.permits);
             entries.retain_mut(|entry| {
                 entry.topic = self.index;
                 entry.subscription = subscription;
                 entry.generation = generation;
                 let stale = seeking || entry.epoch.is_some_and(|its| its < epoch);
-                if stale {
-                    dropped +=
-                        entry.permits(geminga_proto::message::peek(&entry.block).ok().as_ref());
+                if stale || permits.is_growing() {
+                    let peek = geminga_proto::message::peek(&entry.block);
+                    let cost = entry.permits(peek.ok().as_ref());
+                    match stale {
+                        true => permits.returned(cost),
+                        false => permits.arrived(cost, entry.block.len()),
+                    }
+                    is_changed = true;
                 }
                 !stale
             });
-            if dropped > 0 {
-                self.give_back(&mut state, dropped);
+            if is_changed {
+                self.give_due(&mut state);
             }
         }
         if !entries.is_empty() {
@@ -160,7 +163,9 @@ impl Topic {
             return;
         }
         let peek = geminga_proto::message::peek(&entry.block);
-        self.give_back(&mut state, entry.permits(peek.as_ref().ok()));
+        let cost = entry.permits(peek.as_ref().ok());
+        state.permits.taken(cost, entry.block.len());
+        self.give_due(&mut state);
         if entry.generation != self.generation() {
             return;
         }
@@ -248,20 +253,22 @@ impl Topic {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Returns permits: to the broker once half the queue is free.
-    fn give_back(&self, state: &mut State, permits: u32) {
-        state.permits = state.permits.saturating_add(permits);
-        if state.permits >= self.queue_size.div_ceil(2) {
+    /// Gives the broker the permits that are free, when it is time.
+    fn give_due(&self, state: &mut State) {
+        if state.permits.are_due() {
             self.flow(state);
         }
     }
 
     fn flow(&self, state: &mut State) {
-        if self.paused.load(Ordering::Relaxed) || state.permits == 0 {
+        if self.paused.load(Ordering::Relaxed) {
             return;
         }
         if let Link::Open(connection) = &state.link {
-            let message_permits = std::mem::take(&mut state.permits);
+            let message_permits = state.permits.give();
+            if message_permits == 0 {
+                return;
+            }
             let flow = pb::CommandFlow {
                 consumer_id: self.id,
                 message_permits,
@@ -628,7 +635,7 @@ impl Topic {
             state.acks.forget_deliveries();
             state.nacks.clear();
             self.send_acks(&mut state);
-            state.permits = self.queue_size;
+            state.permits.renew(connection.max_message_size());
             self.flow(&mut state);
         }
         self.linked.notify_waiters();

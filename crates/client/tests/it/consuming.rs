@@ -57,6 +57,70 @@ async fn permits_go_back_when_half_the_queue_is_read() {
     assert_eq!(flow(&mut session).await, 4);
 }
 
+/// The bytes that a broker may have sent and nobody took, while each permit is used at once.
+#[tokio::test(start_paused = true)]
+async fn large_messages_wait_at_the_broker_and_all_of_them_come() {
+    const LARGE: usize = 1 << 20;
+    let (builder, mut fake) = fake();
+    let client = builder.build();
+    let building = client
+        .consumer("t")
+        .subscription("s")
+        .sub_type(SubType::Shared)
+        .receiver_queue_size(100)
+        .receiver_queue_bytes(4 * LARGE)
+        .build();
+    let (consumer, (mut session, id, mut permits)) = tokio::join!(building, async {
+        let mut session = fake.accept().await;
+        let (subscribe, permits) = session.subscribe().await;
+        (session, subscribe.consumer_id, permits)
+    });
+    let mut consumer = consumer.unwrap();
+    let (mut sent, mut taken) = (0_u64, 0_u64);
+    let mut round = async |size: usize, count: u64, waiting_max: u64| {
+        let payload = "x".repeat(size);
+        for _ in 0..count {
+            while permits > 0 {
+                session.deliver(id, sent, &payload).await;
+                (sent, permits) = (sent + 1, permits - 1);
+                permits += session.flows().await;
+            }
+            assert!(
+                sent - taken <= waiting_max,
+                "{} of {size} bytes wait",
+                sent - taken
+            );
+            let message = consumer.recv().await.unwrap();
+            assert_eq!(message.id.entry_id, i64::try_from(taken).unwrap());
+            taken += 1;
+            permits += session.flows().await;
+        }
+        sent - taken
+    };
+    // The largest that the broker takes, of whose size nothing is known first.
+    round(LARGE, 40, 4).await;
+    // Small ones: the whole queue, in the end.
+    assert!(round(10, 300, 100).await >= 50);
+    // What was permitted comes; then as many as fit.
+    round(LARGE, 200, 100).await;
+    round(LARGE, 40, 4).await;
+}
+
+#[tokio::test]
+async fn a_batch_ends_with_the_message_that_makes_it_large() {
+    let (mut consumer, _fake, mut session, id) = consumer(SubType::Shared, 10).await;
+    session.deliver_batch(id, 0, &["1234", "5678", "9"]).await;
+    session.deliver(id, 1, "last").await;
+    let mut sizes = Vec::new();
+    while sizes.iter().sum::<usize>() < 4 {
+        let batch = consumer.recv_batch_within(10, 8).await.unwrap();
+        let payloads = batch.iter().map(|message| message.payload.len());
+        assert!(payloads.clone().rev().skip(1).sum::<usize>() < 8);
+        sizes.push(payloads.count());
+    }
+    assert_eq!(sizes[0], 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_a_lost_connection_everything_comes_anew_and_acks_are_not_lost() {
     let (mut consumer, mut fake, mut session, id) = consumer(SubType::Shared, 10).await;

@@ -165,6 +165,21 @@ impl Session {
         }
     }
 
+    /// The permits that the client has given since, once it has nothing else to do.
+    pub(crate) async fn flows(&mut self) -> u32 {
+        let mut permits = 0;
+        // The clock is the test's: it stands until every task waits.
+        let soon = Duration::from_millis(1);
+        while let Ok(command) = tokio::time::timeout(soon, self.command()).await {
+            match command {
+                Command::Flow(flow) => permits += flow.message_permits,
+                Command::Ack(_) => {}
+                other => panic!("no FLOW: {other:?}"),
+            }
+        }
+        permits
+    }
+
     /// Expects a SEND.
     pub(crate) async fn sent(&mut self) -> Sent {
         let (command, block) = self.next().await.expect("a command");

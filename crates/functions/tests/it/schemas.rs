@@ -109,7 +109,7 @@ async fn each_input_has_its_own_settings() {
             "f",
             json!({"sh": ECHO, "output": &output, "inputSpecs": {
                 &one: {"receiverQueueSize": 3, "consumerProperties": {"consumerName": "first", "priorityLevel": "2"}},
-                &two: {"receiverQueueSize": 7, "schemaType": "string"}}}),
+                &two: {"receiverQueueSize": 5, "schemaType": "string"}}}),
         )
         .await;
     let of = async |topic: &str, permits: i64| {
@@ -126,7 +126,7 @@ async fn each_input_has_its_own_settings() {
         panic!("{topic} never had {permits} permits");
     };
     assert_eq!(of(&one, 3).await["consumerName"], "first");
-    assert_ne!(of(&two, 7).await["consumerName"], "first");
+    assert_ne!(of(&two, 5).await["consumerName"], "first");
     assert_eq!(schema(&stage, &one).await, None);
     assert_eq!(schema(&stage, &two).await, Some(Schema::string()));
     stage.end().await;
