@@ -53,6 +53,8 @@ pub(crate) mod sink;
 pub(crate) mod source;
 pub(crate) mod state;
 pub(crate) mod stats;
+#[cfg(test)]
+mod tests;
 pub(crate) mod window;
 mod work;
 
@@ -365,7 +367,10 @@ impl Instance {
         if let Some(gather) = &self.gather {
             room = room.min(gather.room());
         }
-        room
+        match work.has_room(self.gather.is_some()) {
+            true => room,
+            false => 0,
+        }
     }
 
     async fn receive(&mut self, got: Vec<Incoming>, work: &mut Work) -> Result<(), Fault> {
@@ -397,7 +402,7 @@ impl Instance {
             }
             let attempts = incoming.message.redelivery;
             let message = incoming.message;
-            let ticket = work.line.push(Held {
+            let ticket = work.push(Held {
                 message: message.clone(),
                 origin: incoming.origin,
                 attempts,

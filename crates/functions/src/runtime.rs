@@ -94,6 +94,24 @@ pub struct Message {
     pub triggered: bool,
 }
 
+impl Message {
+    /// What it takes in memory, about.
+    pub(crate) fn bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.payload.len()
+            + of_properties(&self.properties)
+            + text(&self.key)
+            + text(&self.ordering_key)
+    }
+}
+
+fn of_properties(properties: &[(String, String)]) -> usize {
+    let sizes = properties
+        .iter()
+        .map(|(name, value)| name.len() + value.len());
+    sizes.sum()
+}
+
 /// What a message that stands for a window tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
@@ -144,12 +162,8 @@ impl Output {
     /// What it takes in memory, about.
     pub(crate) fn bytes(&self) -> usize {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        let properties = self.properties.iter();
-        let properties: usize = properties
-            .map(|(name, value)| name.len() + value.len())
-            .sum();
         self.payload.len()
-            + properties
+            + of_properties(&self.properties)
             + text(&self.topic)
             + text(&self.key)
             + text(&self.ordering_key)

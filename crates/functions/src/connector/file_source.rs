@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::Gauge;
-use crate::instance::source::{Acker, Incoming, Origin, Source};
+use crate::instance::source::{Acker, Incoming, Origin, Source, TAKE_MAX_BYTES};
 use crate::runtime::{BoxFuture, Message};
 
 /// A line longer than this is an error: memory is bounded.
@@ -185,7 +185,8 @@ impl FileStart {
             .file_name()
             .map(|n| n.to_string_lossy().into_owned())
             .unwrap_or_default();
-        while all.len() < max {
+        let end = reading.offset.saturating_add(TAKE_MAX_BYTES as u64);
+        while all.len() < max && reading.offset < end {
             let mut line = Vec::new();
             let limited = &mut std::io::Read::take(&mut reading.lines, LINE_BYTES_MAX + 1);
             let count = limited

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use geminga_client::Receipt;
+use geminga_client::{MessageId, Receipt};
 use tokio::sync::mpsc;
 
 use super::refusals::is_refusal;
 use super::sink::Syncer;
 use super::source::{Acker, Origin};
 use super::state::FunctionState;
-use super::{Fault, Gauge};
+use super::{Fault, Gauge, place_of};
 use crate::runtime::Message;
 
 /// Commits taken up in one turn.
@@ -26,7 +26,35 @@ pub(crate) struct Commit {
     /// How many outputs that is.
     pub(crate) written: usize,
     /// What they were made of.
-    pub(crate) message: Option<Arc<Message>>,
+    pub(crate) made_of: Option<MadeOf>,
+}
+
+/// A message that outputs were made of, without what it held: they may be on their way for long.
+#[derive(Debug)]
+pub(crate) enum MadeOf {
+    Topic(Arc<str>, MessageId),
+    /// A line of a file: what is made of it is as large, and bounded with the producer.
+    Line(Arc<Message>),
+    Window(String),
+}
+
+impl MadeOf {
+    pub(crate) fn of(message: &Arc<Message>) -> Self {
+        match message.place {
+            Some(place) => Self::Topic(message.topic.clone(), place),
+            None if message.window.is_some() => Self::Window(place_of(&message.topic, &message.id)),
+            None => Self::Line(message.clone()),
+        }
+    }
+
+    /// As [`place_of`] says it.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::Topic(topic, id) => place_of(topic, &id.to_string()),
+            Self::Line(message) => place_of(&message.topic, &message.id),
+            Self::Window(place) => place.clone(),
+        }
+    }
 }
 
 impl Commit {
@@ -35,7 +63,7 @@ impl Commit {
             origin,
             receipts: Vec::new(),
             written: 0,
-            message: None,
+            made_of: None,
         }
     }
 }
@@ -73,8 +101,8 @@ impl Committer {
                     }
                     if is_refusal(&error) {
                         let rest = turn.iter().skip(durable);
-                        let rest = rest.filter_map(|commit| commit.message.as_deref());
-                        self.gauge.refusals.suspect(rest);
+                        let rest = rest.filter_map(|commit| commit.made_of.as_ref());
+                        self.gauge.refusals.suspect(rest.map(MadeOf::place));
                     }
                     (durable, Some(Fault::Sink(error.to_string())))
                 }

@@ -96,7 +96,7 @@ impl Gather {
             .windows
             .add(now_ms, time_ms, &topic, incoming.clone(), fired);
         if added == Added::Held {
-            self.bytes += size(message);
+            self.bytes += message.bytes();
         }
         self.let_go(&fired[before..]);
         added
@@ -110,7 +110,7 @@ impl Gather {
 
     fn let_go(&mut self, fired: &[Fired<Incoming>]) {
         let done = fired.iter().flat_map(|window| &window.done);
-        let bytes: usize = done.map(|incoming| size(&incoming.message)).sum();
+        let bytes: usize = done.map(|incoming| incoming.message.bytes()).sum();
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 
@@ -126,7 +126,7 @@ impl Gather {
     /// The message that stands for a window, and what is wrong with it.
     pub(crate) fn message(&self, window: &Fired<Incoming>) -> (Message, Option<String>) {
         let messages = || window.items.iter().map(|incoming| &*incoming.message);
-        let bytes: usize = messages().map(size).sum();
+        let bytes: usize = messages().map(Message::bytes).sum();
         let too_large = (bytes > WINDOW_BYTES_MAX).then(|| {
             format!("a window of {bytes} bytes: {WINDOW_BYTES_MAX} can be given to a function")
         });
@@ -150,13 +150,6 @@ impl Gather {
         };
         (message, too_large)
     }
-}
-
-/// What a message takes, nearly.
-fn size(message: &Message) -> usize {
-    let properties = message.properties.iter();
-    let properties: usize = properties.map(|(name, text)| name.len() + text.len()).sum();
-    message.payload.len() + properties
 }
 
 impl Stamp {

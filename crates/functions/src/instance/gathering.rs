@@ -58,7 +58,7 @@ impl Instance {
             let done = window.done.iter().map(|incoming| incoming.origin.clone());
             let parts = window.items.into_iter().map(|incoming| incoming.message);
             self.gauge.in_flight.fetch_add(1, Ordering::AcqRel);
-            let ticket = work.line.push(Held {
+            let ticket = work.push(Held {
                 message: message.clone(),
                 origin: Origin::Window(done.collect()),
                 attempts: 0,

@@ -59,14 +59,14 @@ pub(crate) fn is_refusal(error: &Error) -> bool {
 
 impl Refusals {
     /// One of what was made of these was refused.
-    pub(crate) fn suspect<'a>(&self, messages: impl Iterator<Item = &'a Message>) {
+    pub(crate) fn suspect(&self, places: impl Iterator<Item = String>) {
         self.count();
         let mut suspects = self.suspects.lock();
-        for message in messages {
+        for place in places {
             if suspects.len() >= SUSPECTS_MAX {
                 break;
             }
-            suspects.insert(place_of(&message.topic, &message.id), 2);
+            suspects.insert(place, 2);
         }
     }
 
@@ -169,7 +169,7 @@ mod tests {
         let refusals = Refusals::default();
         let [a, b] = ["0:1:-1", "0:2:-1"].map(message);
         assert!(!refusals.is_suspect(&a));
-        refusals.suspect([&a].into_iter());
+        refusals.suspect([place_of(&a.topic, &a.id)].into_iter());
         assert!(!refusals.is_suspect(&b) && !refusals.wants_bare(&a));
         refusals.found_letter(&a);
         assert!(refusals.wants_bare(&a) && !refusals.wants_bare(&b));

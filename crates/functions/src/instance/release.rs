@@ -8,7 +8,7 @@ use geminga_client::Transaction;
 use geminga_model::ProcessingGuarantees;
 use tokio::time::Instant;
 
-use super::commit::Commit;
+use super::commit::{Commit, MadeOf};
 use super::guarantee::{Decision, Letter, decide};
 use super::once::Once;
 use super::sink::WriteError;
@@ -26,7 +26,7 @@ impl Instance {
         // Those behind a message that was given up are processed again first.
         let is_open = |work: &Work| work.rewind.is_none_or(|r| !work.line.is_past(r.ticket));
         while is_open(work)
-            && let Some((held, outcome)) = work.line.pop_finished()
+            && let Some((held, outcome)) = work.pop_finished()
         {
             let attempts = held.attempts + 1;
             match decide(&self.policy, &outcome.verdict, attempts) {
@@ -70,7 +70,7 @@ impl Instance {
             Ok(receipts) => {
                 commit.receipts = receipts;
                 commit.written = count;
-                commit.message = Some(held.message.clone());
+                commit.made_of = Some(MadeOf::of(&held.message));
             }
             Err(WriteError::Sink(why)) => return Err(Fault::Sink(why)),
             Err(WriteError::Spoiled(why)) => {
@@ -162,7 +162,7 @@ impl Instance {
             let letter = Letter::dead(message, failure, attempts);
             let sent = self.sink.dead_letter(&topic, letter, message, txn.as_ref());
             commit.receipts.extend(sent.await.map_err(Fault::Sink)?);
-            commit.message = Some(message.clone());
+            commit.made_of = Some(MadeOf::of(message));
             self.gauge.stats.dead_lettered();
         }
         self.commit(commit, false, work).await;

@@ -52,7 +52,7 @@ impl Instance {
                     }
                     Again::InLine(ticket)
                 } else {
-                    match work.line.take_out(ticket) {
+                    match work.take_out(ticket) {
                         Some(held) => Again::Outside(Held { attempts, ..held }),
                         None => return,
                     }
@@ -93,14 +93,9 @@ impl Instance {
     pub(super) async fn retry_due(&mut self, work: &mut Work) -> Result<(), Fault> {
         let now = Instant::now();
         let mut batch = Vec::new();
-        while let Some(entry) = work.retries.first_entry() {
-            if entry.key().0 > now || work.in_host + batch.len() >= work.window {
-                break;
-            }
-            let ticket = match entry.remove() {
-                Again::InLine(ticket) => ticket,
-                Again::Outside(held) => work.line.push(held),
-            };
+        while work.in_host + batch.len() < work.window
+            && let Some(ticket) = work.next_due(now)
+        {
             if let Some(held) = work.line.get(ticket) {
                 batch.push(Delivery {
                     ticket,

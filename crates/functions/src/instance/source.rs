@@ -15,6 +15,10 @@ use super::sink::TRIGGER;
 use crate::plan::{InputPlan, Patterned, Subscription, Typed, dead_letter_ending, full_name};
 use crate::runtime::{BoxFuture, Message};
 
+/// Bytes that a source gives at once: what an instance finds too much comes to so much more at most, and to what
+/// its last message adds.
+pub(crate) const TAKE_MAX_BYTES: usize = 8 * 1024 * 1024;
+
 /// A message and its place.
 #[derive(Debug, Clone)]
 pub(crate) struct Incoming {
@@ -50,7 +54,7 @@ impl Origin {
 
 /// Gives messages.
 pub(crate) trait Source: Send {
-    /// Waits for messages, `max` at most. None at all means that there will never be more.
+    /// Waits for messages, `max` at most, and about [`TAKE_MAX_BYTES`]. None at all means that there will never be more.
     /// Cancel-safe.
     fn next(&mut self, max: usize) -> BoxFuture<'_, Result<Vec<Incoming>, String>>;
 
@@ -237,7 +241,7 @@ impl Source for TopicSource {
         Box::pin(async move {
             let received = self
                 .consumer
-                .recv_batch(max)
+                .recv_batch_within(max, TAKE_MAX_BYTES)
                 .await
                 .map_err(|e| e.to_string())?;
             let incoming = received.into_iter().map(|mut message| {

@@ -351,9 +351,9 @@ impl Warm {
                 self.sent += 1;
                 continue;
             }
-            if let Some(gap) = (self.sent..end).find(|&i| self.queue[i].done) {
-                end = gap;
-            }
+            let rest = self.queue.range(self.sent..end);
+            end = self.sent
+                + frame_len(rest.map(|slot| (slot.done, slot.delivery.message.payload.len())));
             let first = self.base + self.sent as u64;
             let mut messages = self
                 .queue
@@ -552,6 +552,18 @@ impl Warm {
     }
 }
 
+/// How many of these a frame has. One that was refused is not sent; one that makes the frame large is its last, since
+/// a frame is a copy.
+fn frame_len(messages: impl Iterator<Item = (bool, usize)>) -> usize {
+    let mut bytes = 0_usize;
+    let its = messages.take_while(|(is_done, size)| {
+        let fits = !is_done && bytes < WRITE_AHEAD_BYTES;
+        bytes = bytes.saturating_add(*size);
+        fits
+    });
+    its.count()
+}
+
 enum Event {
     None,
     Heard,
@@ -580,4 +592,22 @@ pub(crate) fn incremented(value: Option<&Bytes>, by: i64) -> Bytes {
         .and_then(|v| <[u8; 8]>::try_from(&v[..]).ok())
         .map_or(0, i64::from_be_bytes);
     Bytes::copy_from_slice(&now.wrapping_add(by).to_be_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_ends_with_a_large_message_and_before_one_that_was_refused() {
+        let large = 5 * 1024 * 1024;
+        for (messages, count) in [
+            (&[(false, 100); 1000][..], 1000),
+            (&[(false, large); 1000], 1),
+            (&[(false, 100), (false, large), (false, 100)], 2),
+            (&[(false, 100), (true, 100), (false, 100)], 1),
+        ] {
+            assert_eq!(frame_len(messages.iter().copied()), count);
+        }
+    }
 }
