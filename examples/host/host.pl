@@ -1,4 +1,4 @@
-# A host for functions in Perl: all of Geminga's host protocol, and Perl's own library and nothing else.
+# A host for functions in Perl: Geminga's host protocol, but for windows and schemas, and Perl's own library and nothing else.
 # A function is a program that ends with `Host::serve(sub { my ($input, $message) = @_; ... })`.
 package Host;
 use strict;
