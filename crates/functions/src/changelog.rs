@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use geminga_client::{
-    Batching, Client, Compression, Error, InitialPosition, Message, MessageId, Producer,
+    Batching, Client, Compression, Consumer, Error, InitialPosition, Message, MessageId, Producer,
     ProducerAccessMode, Reader, Receipt, ReceivedMessage, Result, ServerError, SubType,
     Transaction, TransactionId,
 };
@@ -95,7 +95,7 @@ impl Changelog {
     ) -> Result<Self> {
         let mut last = None;
         if made == Made::Now || exists(client, topic).await? {
-            let keeper = keeper(client, topic).await?;
+            let keeper = keeper(client, topic, KEEPER).await?;
             last = Some(keeper.last_message_id().await?).filter(|last| last.entry_id >= 0);
             keeper.close().await?;
         }
@@ -163,7 +163,7 @@ impl Changelog {
         in_line: bool,
         mut take: impl FnMut(ReceivedMessage),
     ) -> Result<Self> {
-        let keeper = keeper(client, topic).await?;
+        let keeper = keeper(client, topic, KEEPER).await?;
         let producer = client.producer(topic).compression(Compression::Lz4);
         let producer = producer
             .batching(batching.clone())
@@ -252,7 +252,7 @@ impl Changelog {
             return Err(lost());
         }
         // Before the first record: it keeps the topic from there on.
-        let keeper = keeper(&self.client, &self.topic).await?;
+        let keeper = keeper(&self.client, &self.topic, KEEPER).await?;
         let producer = self.client.producer(&self.topic);
         let producer = producer.compression(Compression::Lz4);
         let producer = producer.access_mode(match self.writer {
@@ -368,7 +368,7 @@ impl Changelog {
             self.before.store(0, Ordering::Relaxed);
             // The last record names the place from now on.
             self.enqueue(Message::new(&b"end"[..])).await?.await?;
-            let keeper = keeper(&self.client, &self.topic).await?;
+            let keeper = keeper(&self.client, &self.topic, KEEPER).await?;
             keeper.seek(place).await?;
             keeper.close().await
         };
@@ -404,7 +404,7 @@ pub(crate) async fn empty(
         producer.close().await?;
     }
     if may && is_over {
-        keeper(client, topic).await?.unsubscribe().await?;
+        keeper(client, topic, KEEPER).await?.unsubscribe().await?;
     }
     Ok(())
 }
@@ -463,10 +463,11 @@ async fn exists(client: &Client, topic: &str) -> Result<bool> {
     }
 }
 
-async fn keeper(client: &Client, topic: &str) -> Result<geminga_client::Consumer> {
+/// The consumer of a subscription that is there to keep a topic from being trimmed.
+pub(crate) async fn keeper(client: &Client, topic: &str, name: &str) -> Result<Consumer> {
     client
         .consumer(topic)
-        .subscription(KEEPER)
+        .subscription(name)
         // Not Exclusive: after a crash the broker may not have noticed that the last one is gone.
         .sub_type(SubType::Failover)
         .initial_position(InitialPosition::Earliest)
@@ -475,16 +476,21 @@ async fn keeper(client: &Client, topic: &str) -> Result<geminga_client::Consumer
         .await
 }
 
-/// The place that the last record names.
-async fn last_place(client: &Client, topic: &str, last: MessageId) -> Result<Option<MessageId>> {
-    let mut reader = client
-        .reader(topic)
-        .start(last)
-        .start_inclusive(true)
-        .receiver_queue_size(1)
-        .build()
-        .await?;
+/// One message, that of this id.
+pub(crate) async fn read_one(
+    client: &Client,
+    topic: &str,
+    id: MessageId,
+) -> Result<ReceivedMessage> {
+    let reader = client.reader(topic).start(id).start_inclusive(true);
+    let mut reader = reader.receiver_queue_size(1).build().await?;
     let message = reader.next().await?;
     reader.close().await?;
+    Ok(message)
+}
+
+/// The place that the last record names.
+async fn last_place(client: &Client, topic: &str, last: MessageId) -> Result<Option<MessageId>> {
+    let message = read_one(client, topic, last).await?;
     Ok(message.property(FROM).and_then(|place| place.parse().ok()))
 }

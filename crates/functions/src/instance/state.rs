@@ -124,12 +124,7 @@ impl FunctionState {
         Ok(Self {
             map: RwLock::new(map),
             changelog: Some(changelog),
-            recording: tokio::sync::Mutex::new(()),
-            rewriting: tokio::sync::Mutex::new(()),
-            closed: AtomicBool::new(false),
-            outside: tokio::sync::RwLock::default(),
-            tasks: tasks.clone(),
-            alone: None,
+            ..Self::in_memory(tasks)
         })
     }
 
@@ -154,11 +149,7 @@ impl FunctionState {
             }),
             map: RwLock::new(map),
             changelog: Some(changelog),
-            recording: tokio::sync::Mutex::new(()),
-            rewriting: tokio::sync::Mutex::new(()),
-            closed: AtomicBool::new(false),
-            outside: tokio::sync::RwLock::default(),
-            tasks: tasks.clone(),
+            ..Self::in_memory(tasks)
         })
     }
 

@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use geminga_client::{Batching, Client, InitialPosition, Message, MessageId, SubType};
+use geminga_client::{Batching, Client, Message, MessageId};
 use geminga_stdx::Random;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::changelog::{keeper, read_one};
 use crate::component::Component;
 use crate::error::WorkerError;
 
@@ -255,15 +256,7 @@ pub(crate) async fn share(
         .await
         .map_err(io())?;
     let len = file.metadata().await.map_err(io())?.len();
-    let keeper = client
-        .consumer(topic.as_str())
-        .subscription(KEEPER)
-        .sub_type(SubType::Failover)
-        .initial_position(InitialPosition::Earliest)
-        .receiver_queue_size(1)
-        .build()
-        .await
-        .map_err(failed())?;
+    let keeper = keeper(client, &topic, KEEPER).await.map_err(failed())?;
     let last = keeper.last_message_id().await.map_err(failed())?;
     keeper.close().await.map_err(failed())?;
     if last.entry_id >= 0 && whole(client, &topic, last).await.map_err(failed())? {
@@ -303,13 +296,7 @@ pub(crate) async fn unshare(
     catalog_topic: &str,
     hash: &str,
 ) -> Result<(), geminga_client::Error> {
-    let keeper = client
-        .consumer(topic(catalog_topic, hash))
-        .subscription(KEEPER)
-        .sub_type(SubType::Failover)
-        .receiver_queue_size(1)
-        .build()
-        .await?;
+    let keeper = keeper(client, &topic(catalog_topic, hash), KEEPER).await?;
     keeper.unsubscribe().await
 }
 
@@ -319,10 +306,7 @@ async fn whole(
     topic: &str,
     last: MessageId,
 ) -> Result<bool, geminga_client::Error> {
-    let reader = client.reader(topic).start(last).start_inclusive(true);
-    let mut reader = reader.receiver_queue_size(1).build().await?;
-    let message = reader.next().await?;
-    reader.close().await?;
+    let message = read_one(client, topic, last).await?;
     Ok(message.property("last") == Some("true"))
 }
 

@@ -11,6 +11,18 @@ async fn java(code: &str, change: impl Fn(&mut HostSpec)) -> Started {
         .unwrap_or_else(|broken| panic!("{broken:?}\n{code}"))
 }
 
+/// What the JDK's tool makes of what is in a folder.
+fn jar(how: &str, file: &std::path::Path, folder: &std::path::Path, what: &str) {
+    let tool = std::process::Command::new(crate::runtime::java::tool("jar"))
+        .arg(how)
+        .arg(file)
+        .arg("-C")
+        .arg(folder)
+        .arg(what)
+        .status();
+    assert!(tool.expect("a JDK is installed").success());
+}
+
 /// Two messages in hand: the later one ends first, and one fails. Each keeps its own state and record.
 #[tokio::test]
 async fn state_of_a_future_belongs_to_its_message() {
@@ -185,14 +197,7 @@ async fn a_nar_names_its_class() {
     let about = "name: f\ndescription: x\nfunctionClass: deep.F\n";
     std::fs::write(services.join("pulsar-io.yaml"), about).expect("written");
     let nar = directory.path().join("f.nar");
-    let made = std::process::Command::new(crate::runtime::java::tool("jar"))
-        .arg("cf")
-        .arg(&nar)
-        .arg("-C")
-        .arg(&root)
-        .arg(".")
-        .status();
-    assert!(made.expect("a JDK is installed").success());
+    jar("cf", &nar, &root, ".");
     let spec = HostSpec {
         code: Code {
             path: nar,
@@ -218,14 +223,7 @@ async fn a_nar_does_not_fill_the_disk() {
     let seed = format!("{:?}", std::time::SystemTime::now());
     std::fs::write(root.join("small"), seed).expect("written");
     let nar = directory.path().join("f.nar");
-    let made = std::process::Command::new(crate::runtime::java::tool("jar"))
-        .arg("cfM")
-        .arg(&nar)
-        .arg("-C")
-        .arg(&root)
-        .arg(".")
-        .status();
-    assert!(made.expect("a JDK is installed").success());
+    jar("cfM", &nar, &root, ".");
     // The size of the large one, as the list at the end has it, and a lie.
     let mut bytes = std::fs::read(&nar).expect("read");
     let size = 0x0003_0d40_u32.to_le_bytes();
@@ -251,14 +249,7 @@ async fn a_nar_does_not_fill_the_disk() {
     std::fs::create_dir_all(deep.join(&inside)).expect("made");
     std::fs::write(deep.join(&inside).join("f"), "").expect("written");
     let folders = directory.path().join("folders.nar");
-    let made = std::process::Command::new(crate::runtime::java::tool("jar"))
-        .arg("cfM")
-        .arg(&folders)
-        .arg("-C")
-        .arg(&deep)
-        .arg(format!("{inside}/f"))
-        .status();
-    assert!(made.expect("a JDK is installed").success());
+    jar("cfM", &folders, &deep, &format!("{inside}/f"));
     for (nar, files, bytes) in [
         (&folders, 20, 100_000),
         (&nar, 100, 100_000),

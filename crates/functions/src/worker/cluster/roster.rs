@@ -189,19 +189,19 @@ impl Worker {
         Ok(())
     }
 
+    fn member(&self, worker_id: &str) -> Result<MemberInfo, WorkerError> {
+        let mut members = self.members().into_iter();
+        let member = members.find(|member| member.worker_id == worker_id);
+        member.ok_or_else(|| WorkerError::NoWorker(worker_id.to_owned()))
+    }
+
     /// Moves everything off a worker and gives it nothing more, until it begins anew.
     ///
     /// # Errors
     /// When there is no such worker, or this one does not lead.
     pub async fn drain(&self, worker_id: &str) -> Result<(), WorkerError> {
         let _one = self.inner.writing.lock().await;
-        let members = self.members();
-        let Some(member) = members
-            .into_iter()
-            .find(|member| member.worker_id == worker_id)
-        else {
-            return Err(WorkerError::NoWorker(worker_id.to_owned()));
-        };
+        let member = self.member(worker_id)?;
         let since = if member.identity == self.inner.cluster.identity {
             self.inner.cluster.since
         } else {
@@ -228,13 +228,7 @@ impl Worker {
     /// # Errors
     /// When there is no such worker.
     pub fn drain_status(&self, worker_id: &str) -> Result<DrainStatus, WorkerError> {
-        let members = self.members();
-        let Some(member) = members
-            .into_iter()
-            .find(|member| member.worker_id == worker_id)
-        else {
-            return Err(WorkerError::NoWorker(worker_id.to_owned()));
-        };
+        let member = self.member(worker_id)?;
         Ok(self.how_drained(&member.identity))
     }
 
