@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -19,8 +18,8 @@ use geminga_stdx::Tasks;
 
 use crate::instance::Gauge;
 use crate::instance::stats::{Exception, Told, USER_METRICS};
+use crate::plan::Compat;
 use crate::runtime::{HostSpec, Options, Processes, Services};
-use crate::worker::{Reach, broken_text};
 use control::{Control, Report};
 
 mod command;
@@ -28,7 +27,6 @@ mod control;
 mod listen;
 #[cfg(test)]
 mod matrix;
-pub(crate) mod program;
 
 /// How often a process is looked at while it starts, and then.
 const LOOK_STARTING: Duration = Duration::from_millis(100);
@@ -46,24 +44,12 @@ const COUNT_MAX: i64 = 1 << 53;
 /// The last words of a process that ended come within this.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// A function that runs in Pulsar's own instance.
-#[derive(Debug, Clone)]
-pub(crate) struct Compat {
-    pub(crate) kind: Kind,
-    pub(crate) spec: HostSpec,
-    /// `FunctionDetails`, as protobuf writes it in JSON.
-    pub(crate) details: Value,
-    /// Whether the program can show a token to the broker.
-    pub(crate) authenticates: bool,
-}
-
-/// Where Pulsar's instance is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// In the program itself.
-    Go,
-    /// In the operator's folder of Pulsar.
-    Java,
+/// Where a broker is, for clients outside of this process.
+#[derive(Clone)]
+pub struct Reach {
+    pub service_url: String,
+    /// Shown when the broker asks who a client is.
+    pub token: Option<String>,
 }
 
 /// What one run of an instance needs.
@@ -87,9 +73,7 @@ pub(crate) async fn run(
     mut stop: watch::Receiver<Option<Duration>>,
     ready: impl Fn(),
 ) -> Result<(), String> {
-    let started = command::start(&job)
-        .await
-        .map_err(|broken| broken_text(&broken))?;
+    let started = command::start(&job).await.map_err(|broken| broken.text())?;
     let command::Started {
         mut process,
         scope,

@@ -32,10 +32,10 @@ use self::state::FunctionState;
 use self::stats::Stats;
 use self::work::{Again, Held, Work};
 use crate::plan::Policy;
+use crate::rights::Limits;
 use crate::runtime::{
     Broken, Delivery, Failure, FailureKind, Host, Outcome, Output, Services, StateChange, Verdict,
 };
-use crate::worker::rights::Limits;
 
 pub(crate) mod commit;
 pub(crate) mod context;

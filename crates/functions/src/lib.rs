@@ -14,17 +14,20 @@ pub mod error;
 pub(crate) mod instance;
 pub mod pipe;
 pub(crate) mod plan;
+mod rights;
 pub mod runtime;
 mod schema;
 pub mod secret;
 pub mod trial;
 pub mod worker;
 
+pub use compat::Reach;
 pub use component::{Component, ComponentId, Kind};
 pub use connector::table::TableView;
 pub use error::WorkerError;
 pub use instance::sink::FUNCTION;
 pub use pipe::{PipeReport, run_pipe};
+pub use rights::{Registrant, Rights};
 pub use secret::SecretRules;
 pub use trial::{Trial, TrialReport, TrialValue, check_code, run_trial};
 pub use worker::report::{
@@ -32,8 +35,8 @@ pub use worker::report::{
 };
 pub use worker::{
     Answered, Asked, Backlogs, BrokenBuiltin, CATALOG_TOPIC, DrainStatus, FunctionDefinition,
-    MakeRuntime, MemberInfo, Owner, PACKAGE_BYTES_MAX, PackageMetadata, PackageName, Reach,
-    Registrant, Rights, Spool, Spooled, Timing, Upload, Version, Worker, WorkerConfig,
+    MakeRuntime, MemberInfo, Owner, PACKAGE_BYTES_MAX, PackageMetadata, PackageName, Spool,
+    Spooled, Timing, Upload, Version, Worker, WorkerConfig,
 };
 
 /// What of a component's configuration every worker would refuse, each with the field that it is about.

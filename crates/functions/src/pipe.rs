@@ -137,7 +137,7 @@ pub(crate) async fn start_host(
     let host = Runtimes::new(processes, tasks.clone(), wasm)
         .start(language, unread, services)
         .await
-        .map_err(|broken| WorkerError::Invalid(vec![crate::worker::broken_text(&broken)]))?;
+        .map_err(|broken| WorkerError::Invalid(vec![broken.text()]))?;
     Ok((plan.policy, plan.window.map(Gather::new), host))
 }
 

@@ -12,11 +12,10 @@ use geminga_client::{
 use geminga_mesh::builtin::{FileSink, FileSource, TableSink};
 use geminga_model::ProcessingGuarantees;
 
+pub(crate) use self::compat::{Compat, Kind};
 pub(crate) use self::schemas::Typed;
-pub(crate) use self::window::HELD_MAX;
-use crate::compat::Compat;
+pub(crate) use self::window::{EventTime, HELD_MAX, Shape};
 use crate::component::Component;
-use crate::instance::window::{EventTime, Shape};
 use crate::runtime::HostSpec;
 use crate::secret::Declared;
 
@@ -233,6 +232,19 @@ pub(crate) struct Policy {
     pub(crate) retry_first: Duration,
     /// A failed message keeps those after it waiting.
     pub(crate) ordered: bool,
+}
+
+/// The topics that a plan reads and writes by name.
+pub(crate) fn topics_of(plan: &Plan) -> (Vec<String>, Option<String>) {
+    let inputs = match &plan.input {
+        Input::Topics(subscription) => subscription.topics.clone(),
+        Input::File(_) => Vec::new(),
+    };
+    let output = match &plan.output {
+        Output::Topics { default, .. } => default.clone(),
+        Output::File(_) | Output::Table(_) => None,
+    };
+    (inputs, output)
 }
 
 /// What can not be honoured, one sentence a field, which it begins with: [`field`] reads it again.

@@ -128,7 +128,7 @@ pub async fn run_trial(
     tasks.join(STOP_GRACE).await;
     result.map_err(|fault| {
         WorkerError::Invalid(vec![match &fault {
-            crate::instance::Fault::Host(broken) => crate::worker::broken_text(broken),
+            crate::instance::Fault::Host(broken) => broken.text(),
             other => other.to_string(),
         }])
     })?;

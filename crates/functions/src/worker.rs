@@ -15,12 +15,14 @@ use geminga_stdx::Tasks;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::compat::Reach;
 use crate::component::{Component, ComponentId, Kind};
 use crate::connector::table::TableView;
 use crate::error::WorkerError;
 use crate::instance::state::{self, Unchanged};
-use crate::plan::{Input, Output, Plan, Process, plan};
-use crate::runtime::{Broken, LogLine, Processes, StateChange, toolchain};
+use crate::plan::{Input, Plan, Process, plan};
+use crate::rights::Rights;
+use crate::runtime::{LogLine, Processes, StateChange, toolchain};
 use crate::secret::{SecretRules, declared};
 
 mod backlog;
@@ -34,7 +36,6 @@ pub(crate) mod membership;
 pub(crate) mod package;
 pub(crate) mod packages;
 pub mod report;
-pub(crate) mod rights;
 pub(crate) mod runtimes;
 pub(crate) mod schedule;
 pub(crate) mod supervisor;
@@ -49,7 +50,6 @@ pub use self::change::Version;
 pub use self::cluster::{DrainStatus, MemberInfo, Owner};
 pub use self::package::{PACKAGE_BYTES_MAX, Spool, Spooled, Upload};
 pub use self::packages::{PackageMetadata, PackageName};
-pub use self::rights::{Registrant, Rights};
 pub use self::timings::Timing;
 pub use self::trigger::{Answered, Asked};
 
@@ -77,14 +77,6 @@ pub const CATALOG_TOPIC: &str = "persistent://public/functions/metadata";
 
 /// Takes log lines of all components, beside their log topics.
 pub type OnLog = Arc<dyn Fn(&ComponentId, u32, &LogLine) + Send + Sync>;
-
-/// Where a broker is, for clients outside of this process.
-#[derive(Clone)]
-pub struct Reach {
-    pub service_url: String,
-    /// Shown when the broker asks who a client is.
-    pub token: Option<String>,
-}
 
 /// What a worker needs.
 #[derive(Clone)]
@@ -214,11 +206,6 @@ impl std::fmt::Debug for Worker {
             .field("worker_id", &self.inner.config.worker_id)
             .finish_non_exhaustive()
     }
-}
-
-/// What is wrong with code that does not start, with its last words.
-pub(crate) fn broken_text(broken: &Broken) -> String {
-    broken.text()
 }
 
 impl Worker {
@@ -636,19 +623,6 @@ impl Inner {
     pub(crate) fn is_kept(&self) -> bool {
         self.catalog.is_kept()
     }
-}
-
-/// The topics that a plan reads and writes by name.
-pub(crate) fn topics_of(plan: &Plan) -> (Vec<String>, Option<String>) {
-    let inputs = match &plan.input {
-        Input::Topics(subscription) => subscription.topics.clone(),
-        Input::File(_) => Vec::new(),
-    };
-    let output = match &plan.output {
-        Output::Topics { default, .. } => default.clone(),
-        Output::File(_) | Output::Table(_) => None,
-    };
-    (inputs, output)
 }
 
 /// Since when something runs.

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{Compat, Job, Kind};
+use super::{Job, Reach};
+use crate::plan::{Compat, Kind};
 use crate::runtime::process::{Planned, Process, Scope, start_error};
 use crate::runtime::toolchain::deployment;
 use crate::runtime::{Broken, HostSpec, go, java};
-use crate::worker::Reach;
 
 /// Seconds between two health checks that the instance counts on; it ends itself after three without one. We
 /// look far more often.

@@ -11,9 +11,8 @@ use std::path::PathBuf;
 use geminga_model::FunctionConfig;
 use serde_json::{Value, json};
 
-use super::Kind;
 use super::command::{Start, go_conf, java_flags};
-use crate::plan::{Input, Plan, Process, plan};
+use crate::plan::{Input, Kind, Plan, Process, plan};
 
 const PAGE: &str = "\
 # Which field works in Pulsar's own instance

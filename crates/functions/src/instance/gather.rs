@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::source::Incoming;
-use super::window::{Added, Fired, Shape, Windows};
-use crate::plan::{HELD_MAX, Packing, Stamp, WindowPlan};
+use super::window::{Added, Fired, Windows};
+use crate::plan::{HELD_MAX, Packing, Shape, Stamp, WindowPlan};
 use crate::runtime::{Message, Window, headers};
 
 /// Bytes of messages that the windows of one instance may hold.

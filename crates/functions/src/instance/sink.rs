@@ -12,10 +12,10 @@ use geminga_stdx::Clock;
 use super::guarantee::Letter;
 use super::refusals::{Refusals, is_refusal};
 use crate::plan::ProducerPlan;
+use crate::rights::Limits;
 use crate::runtime::wire_base64::{base64, from_base64};
 use crate::runtime::{BoxFuture, Message, Output};
 use crate::schema::misfit;
-use crate::worker::rights::Limits;
 
 /// Topics that one instance may write to.
 const PRODUCERS_MAX: usize = 1000;

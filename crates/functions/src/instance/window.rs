@@ -12,34 +12,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use crate::plan::{EventTime, Shape};
+
 /// The latest time that a message may have: later ones are nobody's.
 const TIME_MAX: u64 = i64::MAX as u64 / 2;
 /// So far ahead of the clock a message moves the watermark: clocks differ.
 const AHEAD_MS: u64 = 60 * 60 * 1000;
 /// Windows that one tick completes: a watermark may jump over very many.
 const TICK_MAX: usize = 4;
-
-/// What a window is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shape {
-    /// The last `length` messages, after every `slide`.
-    Count { length: usize, slide: usize },
-    /// All messages of `length_ms`, every `slide_ms`.
-    Time { length_ms: u64, slide_ms: u64 },
-    /// Messages with less than `gap_ms` between neighbours.
-    Session { gap_ms: u64 },
-}
-
-/// Event time instead of the time of arrival.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct EventTime {
-    /// So much earlier than the newest a message may be.
-    pub(crate) lag_ms: u64,
-    /// The watermark moves this often.
-    pub(crate) emit_ms: u64,
-    /// Topics that must have been heard of before the watermark moves at all.
-    pub(crate) topics: usize,
-}
 
 /// A complete window.
 #[derive(Debug, Clone, PartialEq, Eq)]

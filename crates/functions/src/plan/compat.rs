@@ -9,12 +9,33 @@ use geminga_model::{
 };
 use serde_json::{Map, Value, json};
 
+use self::program::{Known, pulsars};
 use super::{Language, Refused, full_name};
-use crate::compat::program::{Known, pulsars};
-use crate::compat::{Compat, Kind};
 use crate::runtime::options::Choice;
 use crate::runtime::sandbox::Network;
 use crate::runtime::{HostSpec, Options, go};
+
+mod program;
+
+/// A function that runs in Pulsar's own instance.
+#[derive(Debug, Clone)]
+pub(crate) struct Compat {
+    pub(crate) kind: Kind,
+    pub(crate) spec: HostSpec,
+    /// `FunctionDetails`, as protobuf writes it in JSON.
+    pub(crate) details: Value,
+    /// Whether the program can show a token to the broker.
+    pub(crate) authenticates: bool,
+}
+
+/// Where Pulsar's instance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// In the program itself.
+    Go,
+    /// In the operator's folder of Pulsar.
+    Java,
+}
 
 /// Whether a function runs in Pulsar's instance, and what is known of the one in its program.
 pub(super) fn wanted(

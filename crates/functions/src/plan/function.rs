@@ -17,7 +17,6 @@ use super::{
     Input, Language, Output, Plan, Policy, Process, ProducerPlan, RETRY_FIRST, Refused,
     Subscription, full_name,
 };
-use crate::compat::Kind;
 use crate::runtime::options::Way;
 use crate::runtime::sandbox::{self, Abilities};
 use crate::runtime::{Code, HostSpec, Options};
@@ -252,7 +251,7 @@ pub(super) fn function(
             refuse_pools(&inputs, refused);
         }
         // pulsar-admin always sends it: to refuse it would refuse every program that it brings.
-        Some((Kind::Go, _)) if config.forward_source_message_property == Some(true) => {
+        Some((super::Kind::Go, _)) if config.forward_source_message_property == Some(true) => {
             warnings.push(
                 "`forwardSourceMessageProperty` has no effect: Pulsar's Go instance, which is in this program, \
                  copies no properties"

@@ -6,13 +6,34 @@ use std::sync::Arc;
 use geminga_model::{ConsumerConfig, FunctionConfig, TopicName, WindowConfig};
 
 use super::{Language, Packing, Refused, Stamp, WindowPlan, full_name};
-use crate::instance::window::{EventTime, Shape};
 
 /// Messages that the windows of one instance may hold: more are left with the broker, which gives a
 /// consumer no more than 50,000 that are not acknowledged.
 pub(crate) const HELD_MAX: usize = 40_000;
 /// How often the watermark moves, when the configuration does not say.
 const EMIT_MS: u64 = 1000;
+
+/// What a window is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// The last `length` messages, after every `slide`.
+    Count { length: usize, slide: usize },
+    /// All messages of `length_ms`, every `slide_ms`.
+    Time { length_ms: u64, slide_ms: u64 },
+    /// Messages with less than `gap_ms` between neighbours.
+    Session { gap_ms: u64 },
+}
+
+/// Event time instead of the time of arrival.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct EventTime {
+    /// So much earlier than the newest a message may be.
+    pub(crate) lag_ms: u64,
+    /// The watermark moves this often.
+    pub(crate) emit_ms: u64,
+    /// Topics that must have been heard of before the watermark moves at all.
+    pub(crate) topics: usize,
+}
 
 /// The windows of a function, if it has any.
 pub(super) fn window(

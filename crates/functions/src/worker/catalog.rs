@@ -17,11 +17,11 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::packages::PackageRecord;
-use super::rights::Registrant;
 use super::schedule::Unit;
 use crate::changelog::{Changelog, Made, Writer};
 use crate::component::{Component, ComponentId};
 use crate::error::WorkerError;
+use crate::rights::Registrant;
 
 /// Former versions of a component that are kept to go back to.
 const PAST_MAX: usize = 5;

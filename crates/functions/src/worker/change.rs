@@ -16,7 +16,6 @@ use tokio::sync::RwLockReadGuard;
 use self::judging::undoes;
 use super::catalog::{Key, Record};
 use super::package::{self, Upload};
-use super::rights::{Limits, Registrant};
 use super::supervisor::Crew;
 use super::turns::Turn;
 use super::warming::Beginning;
@@ -24,6 +23,7 @@ use super::{Entry, STOP_GRACE, Worker};
 use crate::component::{Component, ComponentId};
 use crate::error::WorkerError;
 use crate::plan::Plan;
+use crate::rights::{Limits, Registrant};
 
 mod judging;
 
@@ -618,7 +618,7 @@ impl Worker {
                 };
                 let parallelism = record.component.parallelism();
                 let rights = inner.config.rights.as_ref();
-                let limits = Limits::of(rights, id, &record, &plan);
+                let limits = Limits::of(rights, id, &record.component, record.by.as_ref(), &plan);
                 let crew = Crew::new(id.clone(), record.version, plan, parallelism, limits)
                     .timed_by(inner.timings.clone());
                 let mine =

@@ -13,9 +13,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Inner;
-use super::rights::Limits;
 use super::timings::{Timings, Work};
-use crate::compat::{self, Compat};
+use crate::compat;
 use crate::component::ComponentId;
 use crate::connector::table::TableView;
 use crate::error::WorkerError;
@@ -23,7 +22,8 @@ use crate::instance::Gauge;
 use crate::instance::context::Context;
 use crate::instance::source::{Declaring, Source, Taken, TopicSource};
 use crate::instance::state::FunctionState;
-use crate::plan::{Input, Language, Output, Plan, Process, Subscription};
+use crate::plan::{Compat, Input, Language, Output, Plan, Process, Subscription};
+use crate::rights::Limits;
 use crate::runtime::{Host, HostSpec};
 
 mod opening;
@@ -528,7 +528,7 @@ impl Crew {
             seat.fenced.store(true, Ordering::Release);
         }
         result.map_err(|fault| match &fault {
-            crate::instance::Fault::Host(broken) => super::broken_text(broken),
+            crate::instance::Fault::Host(broken) => broken.text(),
             other => other.to_string(),
         })
     }
@@ -549,7 +549,7 @@ impl Crew {
         let mut stopping = stop.clone();
         let unread = self.unread(inner, &compat.spec, number);
         let spec = tokio::select! {
-            read = unread.read() => read.map_err(|broken| super::broken_text(&broken))?,
+            read = unread.read() => read.map_err(|broken| broken.text())?,
             _ = stopping.wait_for(Option::is_some) => return Ok(()),
         };
         let job = compat::Job {

@@ -27,7 +27,7 @@ use crate::plan::{Input, Language, Output, Process, Typed};
 use crate::runtime::{Host, HostSpec, Level, LogLine, Services};
 use crate::schema;
 use crate::secret::Unread;
-use crate::worker::{Inner, broken_text};
+use crate::worker::Inner;
 
 /// What the two ends of an instance are opened with.
 struct Asks<'a> {
@@ -205,7 +205,7 @@ impl Crew {
             .runtimes
             .start(*language, unread, context.clone())
             .await;
-        let host = host.map_err(|broken| broken_text(&broken))?;
+        let host = host.map_err(|broken| broken.text())?;
         Ok((host, context))
     }
 

@@ -14,9 +14,10 @@ use super::{Answered, Asked};
 use crate::component::ComponentId;
 use crate::error::WorkerError;
 use crate::instance::sink::{FUNCTION, TRIGGER, pfn_id};
+use crate::plan::topics_of;
 use crate::runtime::wire_base64::from_base64;
+use crate::worker::Inner;
 use crate::worker::supervisor::Crew;
-use crate::worker::{Inner, topics_of};
 
 #[cfg(test)]
 mod tests;

@@ -12,9 +12,8 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::catalog::Record;
 use crate::component::{Component, ComponentId};
-use crate::plan::{Plan, full_name};
+use crate::plan::{Plan, full_name, topics_of};
 
 /// For so long an answer counts: rights that are taken away end within it.
 const KNOWN_FOR: Duration = Duration::from_secs(2);
@@ -83,16 +82,17 @@ impl Limits {
     pub(crate) fn of(
         rights: Option<&Arc<dyn Rights>>,
         id: &ComponentId,
-        record: &Record,
+        component: &Component,
+        by: Option<&Registrant>,
         plan: &Plan,
     ) -> Option<Self> {
-        let (_, output) = super::topics_of(plan);
+        let (_, output) = topics_of(plan);
         let named = [output, plan.policy.dead_letter_topic.clone()];
         Some(Self(Arc::new(Limited {
             rights: rights?.clone(),
             id: id.clone(),
-            component: record.component.clone(),
-            by: record.by.clone(),
+            component: component.clone(),
+            by: by.cloned(),
             named: named.into_iter().flatten().collect(),
             known: Mutex::default(),
         })))
@@ -214,12 +214,11 @@ mod tests {
         let one = Arc::new(One(AtomicBool::new(true)));
         let rights: Arc<dyn Rights> = one.clone();
         let limits = |by: Option<&str>| {
-            let mut record = Record::new(component.clone(), None);
-            record.by = by.map(|role| Registrant {
+            let by = by.map(|role| Registrant {
                 role: role.to_owned(),
                 original: None,
             });
-            Limits::of(Some(&rights), &id, &record, &plan).expect("asked")
+            Limits::of(Some(&rights), &id, &component, by.as_ref(), &plan).expect("asked")
         };
         let (good, bad, unknown) = (limits(Some("good")), limits(Some("bad")), limits(None));
         for (topic, of_good, of_others) in [
@@ -257,6 +256,6 @@ mod tests {
         one.0.store(false, Ordering::Relaxed);
         tokio::time::advance(KNOWN_FOR).await;
         assert!(good.may_publish("persistent://other/space/x").is_err());
-        assert!(Limits::of(None, &id, &Record::new(component, None), &plan).is_none());
+        assert!(Limits::of(None, &id, &component, None, &plan).is_none());
     }
 }
