@@ -32,6 +32,7 @@ pub mod options;
 mod pipe;
 pub(crate) mod process;
 pub mod python;
+mod removal;
 pub mod sandbox;
 pub(crate) mod sleeper;
 pub(crate) mod stderr;

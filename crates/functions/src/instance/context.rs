@@ -3,7 +3,6 @@
 //! Called from the host's task, so nothing here waits: what can not be taken at once is counted and
 //! dropped, and said.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
 
 use super::sink::{Sink, TopicSink, WriteError};
-use super::source::Taken;
+use super::source::{Declared, Taken};
 use super::state::FunctionState;
 use super::{Gauge, room};
 use crate::runtime::{
@@ -42,14 +41,6 @@ pub(crate) const NO_STATE: &str =
 
 /// Takes log lines that are also wanted elsewhere, such as the terminal of `geminga run`.
 pub(crate) type OnLog = Arc<dyn Fn(&LogLine) + Send + Sync>;
-
-/// What the host says of topics.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Declared {
-    pub(crate) output: Option<Schema>,
-    /// By the names that the greeting has.
-    pub(crate) inputs: BTreeMap<String, Schema>,
-}
 
 /// The services of one instance.
 pub(crate) struct Context {

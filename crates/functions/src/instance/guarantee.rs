@@ -7,6 +7,7 @@ use geminga_client::Message as Sent;
 use geminga_model::ProcessingGuarantees;
 
 use crate::plan::Policy;
+use crate::runtime::wire_base64::from_base64;
 use crate::runtime::{Failure, FailureKind, Message, Verdict};
 
 /// The longest wait between two tries.
@@ -66,7 +67,7 @@ fn copy(message: &Message) -> Sent {
     if message.event_time > 0 {
         copy = copy.event_time(message.event_time);
     }
-    super::sink::with_key(copy, message.key.as_deref(), message.key_is_base64)
+    with_key(copy, message.key.as_deref(), message.key_is_base64)
 }
 
 /// A message for another topic, and what is sent in its place when the whole is more than that one takes.
@@ -135,6 +136,18 @@ fn bare(message: &Message) -> Sent {
         message.properties.len()
     );
     origin(Sent::new(Bytes::new()), message).property("geminga.left-out", left_out)
+}
+
+/// `message` with a key as it was received.
+pub(crate) fn with_key(message: Sent, key: Option<&str>, is_base64: bool) -> Sent {
+    match key {
+        None => message,
+        Some(key) if is_base64 => match from_base64(key) {
+            Some(bytes) => message.key_bytes(&bytes),
+            None => message.key(key),
+        },
+        Some(key) => message.key(key),
+    }
 }
 
 #[cfg(test)]

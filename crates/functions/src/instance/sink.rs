@@ -9,11 +9,11 @@ use geminga_client::{
 };
 use geminga_stdx::Clock;
 
-use super::guarantee::Letter;
+use super::guarantee::{Letter, with_key};
 use super::refusals::{Refusals, is_refusal};
 use crate::plan::ProducerPlan;
 use crate::rights::Limits;
-use crate::runtime::wire_base64::{base64, from_base64};
+use crate::runtime::wire_base64::base64;
 use crate::runtime::{BoxFuture, Message, Output};
 use crate::schema::misfit;
 
@@ -376,18 +376,6 @@ pub(crate) async fn post_letter(
         posted => posted,
     };
     posted.map_err(|error| error.to_string())
-}
-
-/// `message` with a key as it was received.
-pub(crate) fn with_key(message: Sent, key: Option<&str>, is_base64: bool) -> Sent {
-    match key {
-        None => message,
-        Some(key) if is_base64 => match from_base64(key) {
-            Some(bytes) => message.key_bytes(&bytes),
-            None => message.key(key),
-        },
-        Some(key) => message.key(key),
-    }
 }
 
 /// A message id as Pulsar's functions write it into a property: base64 of its protobuf form.

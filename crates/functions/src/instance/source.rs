@@ -1,6 +1,6 @@
 //! Where an instance's messages come from, and how they are acknowledged there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -10,7 +10,6 @@ use geminga_client::{
 use geminga_model::TopicName;
 use parking_lot::Mutex;
 
-use super::context::Declared;
 use super::sink::TRIGGER;
 use crate::plan::{InputPlan, Patterned, Subscription, Typed, dead_letter_ending, full_name};
 use crate::runtime::{BoxFuture, Message};
@@ -162,6 +161,14 @@ impl ByPattern {
         self.known.insert(topic.clone(), input.clone());
         input
     }
+}
+
+/// What the host says of topics.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Declared {
+    pub(crate) output: Option<Schema>,
+    /// By the names that the greeting has.
+    pub(crate) inputs: BTreeMap<String, Schema>,
 }
 
 /// What is declared of inputs to the broker.

@@ -19,9 +19,10 @@ use tokio::sync::{RwLock, RwLockReadGuard};
 
 use super::guard::Guard;
 use super::options::{Limits, Options};
+use super::removal::remove_later;
 use super::sandbox::cgroup::{Cgroups, Group, Stay};
 use super::sandbox::watch::{Watch, Watched};
-use super::sandbox::{self, Cause, PROCESSES, Share, Verdict, Walls};
+use super::sandbox::{self, Cause, PROCESSES, Share, Verdict, Walled};
 use super::{Broken, HostSpec};
 
 mod environment;
@@ -143,15 +144,6 @@ pub(crate) struct Scope {
     /// Messages in hand share it, and its replacement is alone.
     room: RwLock<()>,
     next: AtomicU64,
-}
-
-/// The walls of a host, and the code that it must see inside.
-#[derive(Debug)]
-pub(crate) struct Walled {
-    pub(crate) walls: Walls,
-    pub(crate) code: PathBuf,
-    /// It runs as another user than the worker's.
-    pub(crate) changes_user: bool,
 }
 
 impl Scope {
@@ -332,15 +324,6 @@ const FULL_TRIES: u32 = 40;
 const FULL_PAUSE: Duration = Duration::from_millis(50);
 /// How gladly the kernel kills a process for want of memory: from -1000 to 1000.
 const OOM_SCORE: &str = "500";
-
-/// Removes a directory on a thread of its own: there may be a million files in it. A private one is below what the
-/// guard removes, so that it goes with the worker at the latest.
-pub(super) fn remove_later(directory: PathBuf) {
-    let remove = std::thread::Builder::new().name("geminga-remove".to_owned());
-    if let Err(error) = remove.spawn(move || std::fs::remove_dir_all(directory)) {
-        tracing::warn!(%error, "a directory stays for now");
-    }
-}
 
 impl Drop for Scope {
     fn drop(&mut self) {

@@ -24,7 +24,6 @@ use serde::{Deserialize, Serialize};
 use tokio::process::{Child, Command};
 
 use super::Failure;
-use super::process::Walled;
 
 pub(crate) mod cgroup;
 mod confine;
@@ -49,6 +48,15 @@ pub fn niceness() -> i32 {
     static OWN: OnceLock<i32> = OnceLock::new();
     let own = OWN.get_or_init(|| rustix::process::getpriority_process(None).unwrap_or(0));
     (own + NICE).min(19)
+}
+
+/// The walls of a host, and the code that it must see inside.
+#[derive(Debug)]
+pub(crate) struct Walled {
+    pub(crate) walls: Walls,
+    pub(crate) code: PathBuf,
+    /// It runs as another user than the worker's.
+    pub(crate) changes_user: bool,
 }
 
 /// What all processes of an instance may use together.

@@ -243,7 +243,7 @@ impl Next {
 impl Drop for Next {
     fn drop(&mut self) {
         if self.path.exists() {
-            super::process::remove_later(self.path.clone());
+            super::removal::remove_later(self.path.clone());
         }
     }
 }
