@@ -67,6 +67,8 @@ const UNCOMMITTED_MAX: usize = 16_384;
 const HELD_MAX: usize = 10_000;
 /// How long the last publications of a broken instance are waited for.
 const LAST_OF_BROKEN: Duration = Duration::from_secs(1);
+/// The same for log lines, of any.
+const LAST_LOGS: Duration = Duration::from_secs(1);
 
 /// What others may look at while an instance runs.
 #[derive(Debug, Default)]
@@ -88,6 +90,8 @@ pub(crate) struct Gauge {
     pub(crate) outside: Mutex<Vec<StateChange>>,
     /// Publications outside a message that are not stored yet.
     pub(crate) publishing: Room,
+    /// Log lines that are not on the log topic yet.
+    pub(crate) logging: Room,
     /// How effects happen once, of an instance that promises it.
     pub(crate) effectively_once: Mutex<Option<&'static str>>,
     /// Messages of which not all outputs can be written, and why: the transaction that has some of them is
@@ -227,6 +231,11 @@ impl Instance {
             let text = "what was published outside a message, last of all, is not stored in time";
             tracing::warn!("{text}");
             self.gauge.stats.system_exception(text.to_owned());
+        }
+        // Those of the last moment too; where the log topic takes none, nobody waits for long.
+        let logged = tokio::time::timeout(LAST_LOGS, self.gauge.logging.emptied());
+        if logged.await.is_err() {
+            tracing::warn!("the last log lines are not on the log topic in time");
         }
         work.commits = None;
         work.epochs = None;

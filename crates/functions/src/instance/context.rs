@@ -3,12 +3,13 @@
 //! Called from the host's task, so nothing here waits: what can not be taken at once is counted and
 //! dropped, and said.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use geminga_client::{Client, Message as Sent, Schema};
+use geminga_client::{Client, Message as Sent, Producer, Schema};
 use geminga_stdx::{Backoff, Random, Tasks};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc;
@@ -23,6 +24,8 @@ use crate::runtime::{
 
 /// Log lines that may wait for the log topic.
 const LOGS_WAITING: usize = 2000;
+/// So many of them are under way together.
+const LOGS_AT_ONCE: usize = 256;
 /// Pauses between two tries to open the log topic.
 const LOG_PAUSE_FIRST: Duration = Duration::from_millis(100);
 const LOG_PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -52,9 +55,7 @@ pub(crate) struct Context {
     pub(crate) on_log: Option<OnLog>,
     /// What the host says of topics.
     declared: Mutex<Declared>,
-    logs: Option<mpsc::Sender<(LogLine, room::Taken)>>,
-    /// For log lines that wait.
-    logs_room: room::Room,
+    logs: Option<mpsc::Sender<Line>>,
     /// The log topic takes lines now.
     log_is_open: Arc<AtomicBool>,
     publications: Option<mpsc::Sender<(Output, room::Taken)>>,
@@ -75,7 +76,6 @@ impl Context {
             declared: Mutex::default(),
             logs: None,
             log_is_open: Arc::default(),
-            logs_room: room::Room::default(),
             publications: None,
             topics: None,
         }
@@ -109,12 +109,13 @@ impl Context {
         instance: u32,
         tasks: &Tasks,
     ) {
-        let (sender, mut lines) = mpsc::channel::<(LogLine, _)>(LOGS_WAITING);
+        let (sender, mut lines) = mpsc::channel::<Line>(LOGS_WAITING);
         self.logs = Some(sender);
         let is_open = self.log_is_open.clone();
         tasks.spawn_cancellable("log topic", async move {
             let seed = Random::from_entropy().next_u64();
             let mut backoff = Backoff::new(LOG_PAUSE_FIRST, LOG_PAUSE_MAX, seed);
+            let mut turn = VecDeque::new();
             // Lines wait meanwhile, as many as there is room for.
             loop {
                 let opening = client.producer(&topic).property("function", fqfn.clone());
@@ -128,22 +129,14 @@ impl Context {
                     }
                 };
                 is_open.store(true, Ordering::Release);
-                loop {
-                    let Some((line, _room)) = lines.recv().await else {
-                        return;
-                    };
-                    let mut message = Sent::new(line.text.into_bytes())
-                        .property("loglevel", line.level.as_str())
-                        .property("instance", instance.to_string())
-                        .property("fqn", fqfn.clone());
-                    if let Some(id) = line.message_id {
-                        message = message.property("messageId", id);
-                    }
-                    if let Err(error) = producer.post(message).await {
-                        tracing::warn!(topic, %error, "log line not sent");
-                        break;
-                    }
-                    backoff.reset();
+                let head = |message: Sent| {
+                    let message = message.property("instance", instance.to_string());
+                    message.property("fqn", fqfn.clone())
+                };
+                let sent = post_lines(&producer, &mut lines, &mut turn, head, || backoff.reset());
+                match sent.await {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(topic, %error, "log line not sent"),
                 }
                 is_open.store(false, Ordering::Release);
                 tokio::time::sleep(backoff.next_delay()).await;
@@ -195,6 +188,36 @@ impl Context {
     }
 }
 
+/// A log line, and its room until it is stored.
+type Line = (LogLine, room::Taken);
+
+/// Sends lines until there will be none; those of `turn`, which an earlier producer left, come first.
+async fn post_lines(
+    producer: &Producer,
+    lines: &mut mpsc::Receiver<Line>,
+    turn: &mut VecDeque<Line>,
+    head: impl Fn(Sent) -> Sent,
+    mut stored: impl FnMut(),
+) -> Result<(), geminga_client::Error> {
+    let mut some = Vec::new();
+    while !turn.is_empty() || lines.recv_many(&mut some, LOGS_AT_ONCE).await > 0 {
+        turn.extend(some.drain(..));
+        let mut room = Vec::with_capacity(turn.len());
+        while let Some((line, taken)) = turn.pop_front() {
+            room.push(taken);
+            let mut message =
+                head(Sent::new(line.text.into_bytes())).property("loglevel", line.level.as_str());
+            if let Some(id) = line.message_id {
+                message = message.property("messageId", id);
+            }
+            producer.post(message).await?;
+        }
+        producer.flush().await?;
+        stored();
+    }
+    Ok(())
+}
+
 /// Shortens a log line that is too long.
 fn cut(text: &mut String) {
     let bytes = text.len();
@@ -225,7 +248,7 @@ impl Services for Context {
             "function log"
         );
         let Some(logs) = &self.logs else { return };
-        let room = self.logs_room.take(line.text.len() + LOG_LINE_BYTES);
+        let room = self.gauge.logging.take(line.text.len() + LOG_LINE_BYTES);
         if room.is_none_or(|room| logs.try_send((line, room)).is_err())
             && self.gauge.stats.log_dropped() == 0
         {
