@@ -63,6 +63,20 @@ async fn chunk(body: &mut Body) -> Answer<Option<Bytes>> {
     }
 }
 
+/// Reads a body that is not wanted here: a client that is answered before it has sent all may find its connection
+/// closed, and not see the answer.
+pub(crate) async fn discard(body: Body) {
+    let mut body = body;
+    let mut total = 0;
+    while let Ok(Ok(Some(bytes))) = tokio::time::timeout(FORM_IDLE_TIMEOUT, chunk(&mut body)).await
+    {
+        total += bytes.len() as u64;
+        if total > FORM_BYTES_MAX {
+            return;
+        }
+    }
+}
+
 /// The body as JSON; an empty body is an error.
 pub(crate) async fn json<T: DeserializeOwned>(request: Request) -> Answer<T> {
     from_json(&bytes(request).await?)

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use super::super::functions::state::Functions;
 use crate::client::{ASKED_BY_WORKER, AdminClient};
 use crate::error::{Answer, ApiError};
+use crate::request::discard;
 
 /// How long other workers may take to say how their instances are.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
@@ -61,7 +62,9 @@ pub(crate) async fn to_who_decides(
         .uri()
         .path_and_query()
         .map_or("/", |path| path.as_str());
-    match HeaderValue::from_str(&format!("{url}{path}")) {
+    let to = HeaderValue::from_str(&format!("{url}{path}"));
+    discard(request.into_body()).await;
+    match to {
         Ok(to) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response(),
         Err(_) => ApiError::internal("the leader has no address").into_response(),
     }
